@@ -1,0 +1,127 @@
+"""What a rank owns inside DeepSpeed: the only file that knows its private layout (0.19.8; a test fails when it changes).
+
+Every ZeRO stage keeps flat fp32 tensors ("partitions"), on which the optimizer works and which hold stretches of
+parameters ("fragments"):
+
+    stage 0      one partition a parameter, the parameter itself; every rank owns everything
+    stage 1, 2   one a parameter group: a rank's share of the flattened group; `param._hp_mapping` says what lies in it
+    stage 3      one a sub-group: of each parameter the rank-th slice of ceil(numel / world_size) elements
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from pretrain.engine import Engine
+
+ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class Fragment(NamedTuple):
+    """Elements [start, start + numel) of a flattened parameter lie at `offset` of a partition."""
+
+    name: str
+    start: int
+    offset: int
+    numel: int
+
+
+class Partition(NamedTuple):
+    """A flat fp32 master, the optimizer's state of it, and what lies in it."""
+
+    master: Tensor
+    state: dict[str, Any]
+    fragments: list[Fragment]
+
+    def flat(self, kind: str) -> Tensor:
+        """The tensor of a kind: the master, or a moment of Adam."""
+        return self.master if kind == "fp32" else self.state[kind].view(-1)
+
+
+def partitions(engine: Engine) -> list[Partition]:
+    """This rank's partitions, in a fixed order."""
+    found = {0: _whole_parameters, 1: _group_shares, 2: _group_shares, 3: _parameter_slices}[engine.stage]
+    return list(found(engine))
+
+
+def writes(engine: Engine) -> bool:
+    """Whether this rank saves what it owns: without ZeRO all ranks own the same."""
+    return engine.stage > 0 or dist.get_rank() == 0
+
+
+def prepare_state(partition: Partition, optimizer_steps: int) -> None:
+    """Give a fresh optimizer the state that AdamW makes at its first step, to be filled."""
+    partition.state["step"] = torch.tensor(float(optimizer_steps), device=partition.master.device)
+    for moment in ADAM_MOMENTS:
+        partition.state[moment] = torch.zeros_like(partition.master)
+
+
+def optimizer_steps(engine: Engine) -> int:
+    """Updates that Adam has made; fewer than the run's steps where fp16 overflowed."""
+    return next(int(part.state["step"]) for part in partitions(engine) if "step" in part.state)
+
+
+def publish_masters(engine: Engine) -> None:
+    """Make the model's weights follow the masters that were just loaded."""
+    optimizer = engine.optimizer
+    if engine.stage in (1, 2):
+        optimizer.update_lp_params()
+        optimizer._hp_optimizer_states_linked = False
+    elif engine.stage == 3:
+        optimizer.checkpoint_event_prologue()
+        for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
+            optimizer.fp16_partitioned_groups_flat[number].data.copy_(flat.data)
+            slices = optimizer.fp16_partitioned_groups[number]
+            values = optimizer.unflatten(optimizer.fp16_partitioned_groups_flat[number], slices)
+            for mine, value in zip(slices, values, strict=True):
+                mine.data = value.data
+        optimizer.checkpoint_event_epilogue()
+
+
+def loss_scale_state(engine: Engine) -> dict[str, float]:
+    """The numbers of DeepSpeed's loss scaler (they change in fp16 only)."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    return {} if scaler is None else {k: v for k, v in vars(scaler).items() if isinstance(v, (bool, int, float))}
+
+
+def load_loss_scale_state(engine: Engine, state: dict[str, float]) -> None:
+    """Put them back."""
+    scaler = getattr(engine.optimizer, "loss_scaler", None)
+    for name, value in state.items():
+        if scaler is not None and name in vars(scaler):
+            setattr(scaler, name, value)
+
+
+def _whole_parameters(engine: Engine) -> Iterator[Partition]:
+    for name, parameter in engine.model.named_parameters():
+        state = engine.optimizer.state[parameter]
+        yield Partition(parameter.data.view(-1), state, [Fragment(name, 0, 0, parameter.numel())])
+
+
+def _group_shares(engine: Engine) -> Iterator[Partition]:
+    optimizer = engine.optimizer
+    for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
+        fragments = []
+        for parameter in group:
+            mapping = parameter._hp_mapping
+            if mapping is not None:
+                there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
+                fragments.append(Fragment(optimizer.param_names[parameter], there.start, here.start, here.numel))
+        yield Partition(flat.data, optimizer.optimizer.state[flat], fragments)
+
+
+def _parameter_slices(engine: Engine) -> Iterator[Partition]:
+    optimizer = engine.optimizer
+    for group, flat in zip(optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat, strict=True):
+        fragments, offset = [], 0
+        for parameter in group:
+            width = parameter.partition_numel()
+            start = dist.get_rank(group=parameter.ds_process_group) * width
+            numel = max(0, min(width, parameter.ds_numel - start))
+            if numel:
+                fragments.append(Fragment(optimizer.param_names[parameter], start, offset, numel))
+            offset += width
+        yield Partition(flat.data, optimizer.optimizer.state[flat], fragments)

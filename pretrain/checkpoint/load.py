@@ -1,0 +1,61 @@
+"""Loading: whether a checkpoint fits the run (no torch needed), and putting it into the engine."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pretrain.checkpoint import layout
+from pretrain.config.load import load_config
+from pretrain.config.schema import Config
+from pretrain.data.order import differences
+from pretrain.errors import CheckpointError
+from pretrain.state import Progress
+
+if TYPE_CHECKING:
+    from pretrain.distributed import World
+    from pretrain.engine import Engine
+
+
+def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[str, Any]) -> None:
+    """Raise CheckpointError with everything in which a checkpoint and a run differ that must be equal."""
+    saved = load_config(folder / layout.CONFIG).config
+    problems = [
+        f"model.{key}: {getattr(saved.model, key)} → {value}"
+        for key, value in vars(config.model).items()
+        if key not in ("attention", "init_std") and value != getattr(saved.model, key)
+    ]
+    problems += [f"order: {line}" for line in differences(state["order"], order)]
+    if state["step"] > config.schedule.total_steps:
+        problems.append(f"schedule.total_steps={config.schedule.total_steps} is before the checkpoint's step")
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise CheckpointError(
+            f"checkpoint {folder} does not fit this run; what would change:\n{lines}",
+            hint="a new run.dir starts another run; checkpoint.resume=never makes sure of it",
+        )
+
+
+def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world: "World") -> Progress:
+    """Put a checkpoint into a freshly initialized engine, whatever stage and number of ranks wrote it."""
+    from pretrain.checkpoint.deepspeed_state import (
+        load_loss_scale_state,
+        partitions,
+        prepare_state,
+        publish_masters,
+    )
+    from pretrain.checkpoint.pieces import KINDS, PieceIndex
+    from pretrain.checkpoint.rng import set_rng_state
+
+    index = PieceIndex(folder.glob("rank-*.safetensors"))
+    for part in partitions(engine):
+        prepare_state(part, state["optimizer_steps"])
+        for fragment in part.fragments:
+            for kind in KINDS:
+                target = part.flat(kind).narrow(0, fragment.offset, fragment.numel)
+                index.read(kind, fragment.name, fragment.start, target)
+    publish_masters(engine)
+    load_loss_scale_state(engine, state["loss_scale"])
+    if state["world_size"] == world.size:
+        # With another number of ranks there is no state to continue; the seeds of the start remain.
+        set_rng_state(json.loads((folder / f"rank-{world.rank:05d}.rng.json").read_text()))
+    return Progress.from_json(state)

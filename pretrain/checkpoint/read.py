@@ -1,0 +1,54 @@
+"""Reading a checkpoint without an engine: for export, generation and inspection. One parameter at a time."""
+
+from pathlib import Path
+
+import torch
+
+from pretrain.checkpoint import layout
+from pretrain.checkpoint.pieces import PieceIndex
+from pretrain.config.load import load_config
+from pretrain.errors import CheckpointError, UserError
+from pretrain.model.decoder import Decoder
+from pretrain.state import RunFolder
+
+
+class CheckpointReader:
+    """A verified checkpoint: its configuration, the shape of each parameter, and each parameter on demand."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.state = layout.verify(folder)
+        self.step: int = self.state["step"]
+        self.config = load_config(folder / layout.CONFIG).config
+        with torch.device("meta"):
+            model = Decoder(self.config.model)
+        self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+        self._index = PieceIndex(folder.glob("rank-*.safetensors"))
+        if set(self._index.names()) != set(self.shapes):
+            odd = sorted(set(self._index.names()) ^ set(self.shapes))
+            raise CheckpointError(f"{folder}: parameters that only the checkpoint or only the model has: {', '.join(odd)}")
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The SentencePiece model that was saved with it."""
+        path = self.folder / layout.TOKENIZER
+        return path if path.is_file() else None
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """The fp32 master weights of a parameter, on the CPU."""
+        return self._index.whole("fp32", name, self.shapes[name])
+
+    def model(self) -> Decoder:
+        """The whole model in fp32, ready to run."""
+        model = Decoder(self.config.model)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                parameter.copy_(self.tensor(name))
+        return model.eval()
+
+
+def open_checkpoint(run_dir: Path, step: int | None = None) -> CheckpointReader:
+    """The newest checkpoint of a run, or that of a step. Raises UserError for what is not a run."""
+    if not run_dir.is_dir():
+        raise UserError(f"run folder {run_dir} does not exist", hint="it is the run.dir of a training")
+    return CheckpointReader(layout.find_step(RunFolder(run_dir).checkpoints, step))

@@ -1,0 +1,113 @@
+"""A plain tree held against the dataclasses of schema.py: names, types and ranges of single values."""
+
+import dataclasses
+import difflib
+import types
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from pretrain.config.schema import Config, SourceConfig
+
+TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
+
+
+def build(tree: dict[str, Any], problems: list[str]) -> Config:
+    """The Config of a tree. What does not fit is added to `problems`, and its default is used meanwhile."""
+    return _section(Config, tree, "", problems)
+
+
+def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
+    """Every dotted name, e.g. `model.n_layers`; a source's keys appear as `data.train.NAME.path`."""
+    names: list[str] = []
+    for name, kind in get_type_hints(cls).items():
+        if dataclasses.is_dataclass(kind):
+            names += known_keys(kind, f"{prefix}{name}.")
+        elif _is_sources(kind):
+            names += known_keys(SourceConfig, f"{prefix}{name}.NAME.")
+        else:
+            names.append(f"{prefix}{name}")
+    return names
+
+
+def _section(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
+    if tree is None:
+        tree = {}
+    if not isinstance(tree, dict):
+        problems.append(f"{prefix.rstrip('.')}={tree!r} is not a section with keys of its own")
+        return cls()
+    hints = get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    values = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if key not in fields:
+            problems.append(_unknown(name, prefix, list(fields)))
+        elif dataclasses.is_dataclass(hints[key]):
+            values[key] = _section(hints[key], value, f"{name}.", problems)  # type: ignore[arg-type]
+        elif _is_sources(hints[key]):
+            values[key] = _sources(value, name, problems)
+        else:
+            accepted = _leaf(value, hints[key], name, fields[key].metadata, problems)
+            if accepted is not dataclasses.MISSING:
+                values[key] = accepted
+    return cls(**values)
+
+
+def _sources(tree: Any, name: str, problems: list[str]) -> dict[str, SourceConfig]:
+    if not isinstance(tree, dict):
+        problems.append(f"{name}={tree!r} is not a set of named sources\n    hint: {name}.web.path=DIR")
+        return {}
+    return {str(key): _section(SourceConfig, value, f"{name}.{key}.", problems) for key, value in tree.items()}
+
+
+def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> Any:
+    """The value in its declared type, or MISSING after adding a problem."""
+    optional = get_origin(kind) in (Union, types.UnionType)
+    if optional:
+        if value is None:
+            return None
+        kind = next(arg for arg in get_args(kind) if arg is not type(None))
+    if get_origin(kind) is dict:
+        if isinstance(value, dict):
+            return value
+        problems.append(f"{name}={value!r} is not a mapping")
+        return dataclasses.MISSING
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if type(value) is not kind:
+        problems.append(f"{name}={value!r} is not {TYPE_NAMES[kind]}")
+        return dataclasses.MISSING
+    broken = _range_problem(value, rules)
+    if broken:
+        problems.append(f"{name}={value!r} {broken}")
+        return dataclasses.MISSING
+    return value
+
+
+def _range_problem(value: Any, rules: Any) -> str:
+    if rules["choices"] and value not in rules["choices"]:
+        near = difflib.get_close_matches(str(value), rules["choices"], n=1)
+        hint = f"\n    hint: did you mean {near[0]}?" if near else ""
+        return f"is not one of {', '.join(rules['choices'])}{hint}"
+    if isinstance(value, float) and value != value:
+        return "is not a number"
+    if rules["minimum"] is not None and value < rules["minimum"]:
+        return f"is below {rules['minimum']}"
+    if rules["above"] is not None and value <= rules["above"]:
+        return f"is not above {rules['above']}"
+    if rules["maximum"] is not None and value > rules["maximum"]:
+        return f"is above {rules['maximum']}"
+    return ""
+
+
+def _unknown(name: str, prefix: str, siblings: list[str]) -> str:
+    """Look for a near name first among the siblings, then anywhere: `lr` at top level is `optimizer.lr`."""
+    last = name.rsplit(".", 1)[-1]
+    near = [f"{prefix}{match}" for match in difflib.get_close_matches(last, siblings, n=1)]
+    near += [known for known in known_keys() if known.rsplit(".", 1)[-1] == last]
+    near += difflib.get_close_matches(name, known_keys(), n=1)
+    hint = f"did you mean {near[0]}?" if near else "`pretrain config show CONFIG` lists every key"
+    return f"{name} is not a known key\n    hint: {hint}"
+
+
+def _is_sources(kind: Any) -> bool:
+    return get_origin(kind) is dict and get_args(kind)[1] is SourceConfig

@@ -1,0 +1,142 @@
+"""Rules between values: what single ranges cannot say. Pure functions of numbers, so that a login node can run them."""
+
+import difflib
+
+from pretrain.config.schema import Config
+from pretrain.errors import ConfigError
+
+# What DeepSpeed 0.19 reads at the top level of its dictionary. It ignores a misspelt name, so we check it; a test compares
+# this list with DeepSpeed's own constants.
+DEEPSPEED_OPTIONS = frozenset(
+    """
+    activation_checkpointing aio amp autotuning bf16 checkpoint comms_logger communication_data_type compile
+    compression_training csv_monitor curriculum_learning data_efficiency data_types disable_allgather dump_state
+    elasticity eigenvalue flops_profiler fp16 fp32_allreduce gradient_accumulation_dtype gradient_predivide_factor
+    graph_harvesting hybrid_engine memory_breakdown nebula optimizer pipeline prescale_gradients progressive_layer_drop
+    quantize_training scheduler seq_parallel_communication_data_type sequence_parallel_size sparse_attention
+    sparse_gradients steps_per_print tensor_parallel tensorboard timers torch_autocast torch_distributed
+    use_data_before_expert_parallelism use_node_local_storage wandb wall_clock_breakdown weight_quantization
+    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
+    """.split()
+)
+# Derived from the sections of our own config; a second value could only contradict it.
+DERIVED_OPTIONS = {
+    "train_batch_size": "batch.global_batch_size",
+    "train_micro_batch_size_per_gpu": "batch.micro_batch_size",
+    "gradient_accumulation_steps": "batch.global_batch_size",
+    "gradient_clipping": "optimizer.clip_grad_norm",
+    "optimizer": "optimizer.lr and its neighbours",
+    "scheduler": "schedule.kind and its neighbours",
+    "bf16.enabled": "engine.precision",
+    "fp16.enabled": "engine.precision",
+    "zero_optimization.stage": "engine.zero_stage",
+}
+
+
+def check_config(config: Config) -> None:
+    """Raise ConfigError with every rule that the values break together."""
+    problems = find_conflicts(config)
+    if problems:
+        raise ConfigError(problems)
+
+
+def find_conflicts(config: Config) -> list[str]:
+    """The broken rules between values, each with a hint."""
+    return [*_model(config), *_batch(config), *_schedule(config), *_engine(config), *_deepspeed(config)]
+
+
+def check_world(config: Config, world_size: int) -> None:
+    """Raise ConfigError where the batch cannot be divided among `world_size` processes."""
+    size, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    if size % (micro * world_size) == 0:
+        return
+    fitting = [n for n in range(1, size // micro + 1) if size % (micro * n) == 0]
+    nearest = max(n * micro * world_size for n in (1, max(1, size // (micro * world_size))))
+    raise ConfigError(
+        [
+            f"batch.global_batch_size={size} is not a multiple of batch.micro_batch_size={micro} × {world_size} processes\n"
+            f"    hint: batch.global_batch_size={nearest}, or one of these numbers of processes: {_listing(fitting)}"
+        ]
+    )
+
+
+def _listing(numbers: list[int]) -> str:
+    shown = ", ".join(map(str, numbers[:12]))
+    return f"{shown}, … {numbers[-1]}" if len(numbers) > 12 else shown
+
+
+def _model(config: Config) -> list[str]:
+    model, problems = config.model, []
+    if model.d_model % model.n_heads:
+        problems.append(
+            f"model.d_model={model.d_model} is not a multiple of model.n_heads={model.n_heads}\n"
+            f"    hint: every head has d_model / n_heads channels"
+        )
+    elif model.positions == "rope" and model.head_dim % 2:
+        problems.append(
+            f"model.head_dim={model.head_dim} (d_model / n_heads) is odd, and rotary positions turn pairs of channels"
+        )
+    if model.positions == "sinusoidal" and model.d_model % 2:
+        problems.append(f"model.d_model={model.d_model} is odd, and sinusoidal positions fill pairs of channels")
+    if model.n_heads % model.n_kv_heads:
+        problems.append(
+            f"model.n_heads={model.n_heads} is not a multiple of model.n_kv_heads={model.n_kv_heads}\n"
+            f"    hint: every key head serves the same number of query heads"
+        )
+    if config.data.seq_len > model.max_seq_len:
+        problems.append(
+            f"data.seq_len={config.data.seq_len} is above model.max_seq_len={model.max_seq_len}\n"
+            f"    hint: model.max_seq_len={config.data.seq_len}"
+        )
+    return problems
+
+
+def _batch(config: Config) -> list[str]:
+    size, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    if size % micro:
+        return [
+            f"batch.global_batch_size={size} is not a multiple of batch.micro_batch_size={micro}\n"
+            f"    hint: batch.global_batch_size={max(1, size // micro) * micro}"
+        ]
+    return []
+
+
+def _schedule(config: Config) -> list[str]:
+    schedule, problems = config.schedule, []
+    if schedule.warmup_steps + schedule.decay_steps > schedule.total_steps:
+        problems.append(
+            f"schedule.warmup_steps={schedule.warmup_steps} and decay_steps={schedule.decay_steps} exceed "
+            f"schedule.total_steps={schedule.total_steps}\n    hint: schedule.warmup_steps={schedule.total_steps // 10}"
+        )
+    if schedule.decay_steps and schedule.kind != "wsd":
+        problems.append(
+            f"schedule.decay_steps={schedule.decay_steps} has no meaning for schedule.kind={schedule.kind}\n"
+            f"    hint: schedule.kind=wsd, or leave decay_steps at 0"
+        )
+    return problems
+
+
+def _engine(config: Config) -> list[str]:
+    engine = config.engine
+    if engine.zero_stage == 0 and engine.precision != "fp32":
+        return [
+            f"engine.zero_stage=0 with engine.precision={engine.precision}: DeepSpeed's half precision optimizers of stage 0 "
+            f"take a phantom step at start\n    hint: engine.zero_stage=1, the same memory on one process"
+        ]
+    if engine.precision == "fp16" and engine.device == "cpu":
+        return ["engine.precision=fp16 is not supported on CPU\n    hint: engine.precision=bf16"]
+    return []
+
+
+def _deepspeed(config: Config) -> list[str]:
+    problems = []
+    for name, value in config.engine.deepspeed.items():
+        inner = [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
+        owner = next((DERIVED_OPTIONS[key] for key in (name, *inner) if key in DERIVED_OPTIONS), None)
+        if owner is not None:
+            problems.append(f"engine.deepspeed.{name} is derived from {owner}\n    hint: set it there")
+        elif name not in DEEPSPEED_OPTIONS:
+            near = difflib.get_close_matches(name, DEEPSPEED_OPTIONS, n=1)
+            hint = f"\n    hint: did you mean {near[0]}?" if near else ""
+            problems.append(f"engine.deepspeed.{name} is not an option of DeepSpeed, which would ignore it{hint}")
+    return problems

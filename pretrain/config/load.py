@@ -1,0 +1,125 @@
+"""YAML files and `key=value` arguments → one checked, frozen Config.
+
+    1. a file and what it `extends:`, the parent first         (OmegaConf reads YAML and refuses duplicate keys)
+    2. `key=value` arguments, over it
+    3. ${interpolations} resolved
+    4. the tree held against the dataclasses: names, types, ranges     build.py
+    5. rules between values                                            check.py
+
+Each step adds to one list of problems; whatever is in the list at the end is reported together.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from pretrain.config.build import build
+from pretrain.config.check import find_conflicts
+from pretrain.config.schema import Config
+from pretrain.errors import ConfigError, UserError
+
+Tree = dict[str, Any]
+COMMAND_LINE = "command line"
+
+
+@dataclass(frozen=True)
+class LoadedConfig:
+    """A valid configuration, and which file (or the command line) each dotted key that is not a default came from."""
+
+    config: Config
+    origins: Mapping[str, str]
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
+    """Read, merge and check.
+
+    Raises UserError for a file that is missing, and ConfigError with every other problem at once.
+    """
+    problems: list[str] = []
+    tree: Tree = {}
+    origins: dict[str, str] = {}
+    for file, layer in _files(Path(path)):
+        _merge(tree, layer, file.name if file != Path(path) else str(path), origins)
+    _merge(tree, _parse_overrides(overrides, problems), COMMAND_LINE, origins)
+    config = build(_resolve(tree, problems), problems)
+    if not problems:
+        problems += find_conflicts(config)
+    if problems:
+        raise ConfigError(problems, source=str(path))
+    return LoadedConfig(config, origins)
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write every value as YAML; `load_config` of the file gives an equal Config."""
+    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+
+
+def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, Tree]]:
+    """The file and its ancestors, oldest first."""
+    if path.resolve() in seen:
+        raise ConfigError([f"{path} extends itself through {' → '.join(p.name for p in seen)}"], source=str(seen[0]))
+    layer = _read(path)
+    parent = layer.pop("extends", None)
+    if parent is None:
+        return [(path, layer)]
+    if not isinstance(parent, str):
+        raise ConfigError([f"extends={parent!r} is not the path of one file"], source=str(path))
+    return [*_files(path.parent / parent, (*seen, path.resolve())), (path, layer)]
+
+
+def _read(path: Path) -> Tree:
+    if not path.is_file():
+        raise UserError(f"config file {path} does not exist", hint="ready-made ones lie in configs/")
+    try:
+        layer = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise ConfigError([f"not valid YAML: {' '.join(str(error).split())}"], source=str(path)) from error
+    if not isinstance(layer, dict):
+        raise ConfigError(["the file holds no `section: {key: value}`"], source=str(path))
+    return {str(key): value for key, value in layer.items()}
+
+
+def _parse_overrides(overrides: Sequence[str], problems: list[str]) -> Tree:
+    tree: Tree = {}
+    for text in overrides:
+        key, equals, _ = text.partition("=")
+        if not equals or not key:
+            problems.append(f"argument {text!r} is not of the form key=value\n    hint: e.g. schedule.total_steps=100")
+            continue
+        try:
+            parsed = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
+        except (yaml.YAMLError, OmegaConfBaseException) as error:
+            problems.append(f"argument {text!r} cannot be read: {' '.join(str(error).split())}")
+            continue
+        assert isinstance(parsed, dict)
+        _merge(tree, {str(k): v for k, v in parsed.items()}, "", {})
+    return tree
+
+
+def _merge(tree: Tree, layer: Tree, origin: str, origins: dict[str, str], prefix: str = "") -> None:
+    """Lay `layer` over `tree` in place, noting where each leaf came from."""
+    for key, value in layer.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            below = tree.get(key)
+            tree[key] = below if isinstance(below, dict) else {}
+            _merge(tree[key], value, origin, origins, f"{name}.")
+        else:
+            tree[key] = value
+            origins[name] = origin
+
+
+def _resolve(tree: Tree, problems: list[str]) -> Tree:
+    try:
+        resolved = OmegaConf.to_container(OmegaConf.create(tree), resolve=True)
+    except OmegaConfBaseException as error:
+        problems.append(f"an interpolation cannot be resolved: {' '.join(str(error).split())}")
+        return {}
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}

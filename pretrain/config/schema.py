@@ -1,0 +1,180 @@
+"""Every knob of a run: its type, default, unit and range, declared once.
+
+The checks in `check.py`, the table in docs/reference/config.md and `pretrain config show` are all made from these
+declarations. Precedence: these defaults < the YAML file (after what it `extends:`) < `key=value` on the command line.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def knob(
+    default: Any,
+    help: str,
+    *,
+    choices: tuple[str, ...] = (),
+    minimum: float | None = None,
+    above: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    """A dataclass field with what the checks and the reference need to know of it."""
+    metadata = {"help": help, "choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
+    if isinstance(default, dict):
+        return field(default_factory=lambda: dict(default), metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Where a run lives and what makes it reproducible."""
+
+    dir: str = knob("runs/default", "Run folder: config, metrics, TensorBoard, checkpoints, status and logs.")
+    seed: int = knob(1234, "Seed of the weights' initialization and of each rank's generators.", minimum=0)
+    deterministic: bool = knob(True, "Use only kernels that give the same bits on every run.")
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Shape of the decoder. Symbols in the code: D = d_model, H = n_heads, K = n_kv_heads, F = d_ff, V = vocab_size."""
+
+    vocab_size: int = knob(32_000, "Rows of the embedding (V); equal to the tokenizer's.", minimum=2)
+    n_layers: int = knob(12, "Decoder blocks.", minimum=1)
+    d_model: int = knob(768, "Model width (D).", minimum=1)
+    n_heads: int = knob(12, "Query heads (H).", minimum=1)
+    n_kv_heads: int = knob(12, "Key and value heads (K); fewer than n_heads is grouped-query attention.", minimum=1)
+    d_ff: int = knob(2048, "Width of the feed-forward network (F).", minimum=1)
+    max_seq_len: int = knob(2048, "Longest sequence that the model is made for, in tokens.", minimum=1)
+    positions: str = knob("rope", "Positional embedding.", choices=("rope", "learned", "sinusoidal"))
+    rope_theta: float = knob(10_000.0, "Base of the rotary frequencies.", above=0)
+    norm: str = knob("rmsnorm", "Normalization before each sub-layer.", choices=("rmsnorm", "layernorm"))
+    norm_eps: float = knob(1e-5, "Added to the variance inside each normalization.", above=0)
+    ffn: str = knob("swiglu", "Feed-forward network.", choices=("swiglu", "gelu", "relu"))
+    tie_embeddings: bool = knob(False, "Use the input embedding as the output head.")
+    attention: str = knob("sdpa", "Attention path; `reference` is the formula itself.", choices=("sdpa", "reference"))
+    init_std: float = knob(0.02, "Standard deviation of the initial weights; residual outputs get less by depth.", above=0)
+
+    @property
+    def head_dim(self) -> int:
+        """Width of one head (C)."""
+        return self.d_model // self.n_heads
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One tokenized corpus."""
+
+    path: str = knob("", "Folder with manifest.json and shards, as `pretrain tokenizer encode` writes it.")
+    weight: float = knob(1.0, "Share of the samples, relative to the other sources.", above=0)
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What is read, and in which order."""
+
+    train: dict[str, SourceConfig] = knob({}, "Training sources by name, e.g. `data.train.web.path=DIR`.")
+    valid: dict[str, SourceConfig] = knob({}, "Held-out sources by name.")
+    tokenizer: str | None = knob(None, "SentencePiece model; its sha256 must be the one that the shards were made with.")
+    seq_len: int = knob(2048, "Tokens a sequence (T); must divide the block of the shards.", minimum=1)
+    lanes: int = knob(256, "Parallel read streams of the order. Part of the order: cannot change within a run.", minimum=1)
+    span: int = knob(64, "Consecutive sequences that a lane reads before it jumps. Part of the order.", minimum=1)
+    seed: int = knob(0, "Seed of the order.", minimum=0)
+    prefetch_batches: int = knob(4, "Batches that the reading thread keeps ready; 0 reads in the training thread.", minimum=0)
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """Global batch = micro batch × data-parallel processes × accumulation steps."""
+
+    global_batch_size: int = knob(32, "Sequences an optimizer step, over all processes.", minimum=1)
+    micro_batch_size: int = knob(8, "Sequences a process and forward pass.", minimum=1)
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW; weight decay applies to matrices only."""
+
+    lr: float = knob(3e-4, "Peak learning rate.", above=0)
+    beta1: float = knob(0.9, "Decay of the first moment.", minimum=0, maximum=1)
+    beta2: float = knob(0.95, "Decay of the second moment.", minimum=0, maximum=1)
+    eps: float = knob(1e-8, "Added to the root of the second moment.", above=0)
+    weight_decay: float = knob(0.1, "Decoupled weight decay of matrices.", minimum=0)
+    clip_grad_norm: float = knob(1.0, "Largest norm of the global gradient; 0 does not clip.", minimum=0)
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Learning rate as a pure function of the step."""
+
+    kind: str = knob("cosine", "Shape after the warmup.", choices=("cosine", "linear", "wsd", "constant"))
+    total_steps: int = knob(1000, "Optimizer steps of the whole run.", minimum=1)
+    warmup_steps: int = knob(100, "Steps of linear warmup from 0.", minimum=0)
+    decay_steps: int = knob(0, "wsd only: steps of the final linear decay; 0 means a tenth of total_steps.", minimum=0)
+    final_lr_fraction: float = knob(0.1, "Learning rate of the last step, as a fraction of the peak.", minimum=0, maximum=1)
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Cross-entropy over the true number of targets of the global batch."""
+
+    z_loss_weight: float = knob(0.0, "Weight of mean(logsumexp(logits)^2), which keeps logits small.", minimum=0)
+    chunk_tokens: int = knob(2048, "Tokens whose logits exist at once in fp32.", minimum=1)
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How DeepSpeed runs the model."""
+
+    zero_stage: int = knob(1, "ZeRO stage: 0 none, 1 optimizer states, 2 + gradients, 3 + parameters.", minimum=0, maximum=3)
+    precision: str = knob("bf16", "Forward and backward precision; master weights are fp32.", choices=("fp32", "bf16", "fp16"))
+    activation_checkpoint_every: int = knob(0, "Recompute every n-th block in backward: 0 none, 1 all.", minimum=0)
+    compile: bool = knob(False, "torch.compile each block; needs a C++ compiler on CPU.")
+    device: str = knob("auto", "Where to run; auto takes CUDA when there is one.", choices=("auto", "cpu", "cuda"))
+    threads_per_process: int = knob(0, "CPU threads of each process; 0 shares the cores evenly.", minimum=0)
+    deepspeed: dict[str, Any] = knob({}, "Native DeepSpeed options, passed through; top-level names are checked.")
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When to save, what to keep, and whether to resume."""
+
+    every_steps: int = knob(500, "Save every so many steps; 0 only at the end and when stopped.", minimum=0)
+    keep_last: int = knob(3, "Newest checkpoints that are kept.", minimum=1)
+    resume: str = knob(
+        "auto",
+        "auto: from the newest checkpoint, or from scratch where there is none; must: fail without one; never: refuse a "
+        "run folder that holds one.",
+        choices=("auto", "must", "never"),
+    )
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """Loss on the held-out sources."""
+
+    every_steps: int = knob(200, "Evaluate every so many steps, and at the start and the end; 0 never.", minimum=0)
+    max_sequences: int = knob(512, "Held-out sequences an evaluation, over all processes; the same ones each time.", minimum=1)
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """What is written while training."""
+
+    every_steps: int = knob(10, "Print a line every so many steps when the console is not a terminal.", minimum=1)
+    tensorboard: bool = knob(True, "Write scalars to RUN/tensorboard.")
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    run: RunConfig = field(default_factory=RunConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    batch: BatchConfig = field(default_factory=BatchConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
+    log: LogConfig = field(default_factory=LogConfig)

@@ -1,0 +1,110 @@
+"""The processes of a run: who am I, starting the group, and the few collectives that the trainer itself needs."""
+
+import os
+import socket
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from pretrain.errors import UserError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process's place, as torchrun (or the batch script) exported it; a single process without them."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
+        names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
+        try:
+            return cls(**{field: int(os.environ[name]) for field, name in names.items() if name in os.environ})
+        except ValueError as error:
+            raise UserError(
+                f"an environment variable among {', '.join(names.values())} is not a number: {error}",
+                hint="start several processes with `pretrain launch local` or torchrun",
+            ) from error
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
+
+
+def pick_device(wanted: str, local_rank: int) -> torch.device:
+    """The device of this process. Raises UserError where CUDA is wanted and there is none."""
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    if wanted == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError("engine.device=cuda, and torch sees no CUDA device", hint="engine.device=cpu")
+    if local_rank >= torch.cuda.device_count():
+        raise UserError(
+            f"local rank {local_rank} has no device of its own: this machine has {torch.cuda.device_count()}",
+            hint="start as many processes as there are devices",
+        )
+    return torch.device("cuda", local_rank)
+
+
+def start_group(world: World, device: torch.device, *, timeout_minutes: float = 30) -> None:
+    """Join the process group: nccl on CUDA, gloo on CPU."""
+    if "MASTER_ADDR" not in os.environ:
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(
+        "nccl" if device.type == "cuda" else "gloo",
+        rank=world.rank,
+        world_size=world.size,
+        timeout=timedelta(minutes=timeout_minutes),
+        device_id=device if device.type == "cuda" else None,
+    )
+
+
+def end_group() -> None:
+    """Leave together: a rank that goes early looks like a failure to the others."""
+    if dist.is_initialized():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()
+
+
+def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
+    """Element-wise sum in float64; one small collective."""
+    total = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
+def from_main(value: Any) -> Any:
+    """Rank 0's value, on every rank."""
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def gather_to_all(value: Any) -> list[Any]:
+    """Every rank's value, by rank."""
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -1,0 +1,155 @@
+"""The model under DeepSpeed: ZeRO stages 0–3, precision, accumulation, clipping.
+
+Only this file and checkpoint/deepspeed_state.py import deepspeed. What it does that is worth knowing is in
+docs/decisions/0002-deepspeed.md, with the measurements.
+"""
+
+import logging
+import os
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from pretrain.config.schema import Config
+from pretrain.distributed import World
+from pretrain.loss import LossSums
+from pretrain.model.decoder import Decoder
+from pretrain.model.init import init_weights
+from pretrain.optimizer import build_optimizer
+from pretrain.planning import count_parameters, plan_batch
+
+Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T)
+
+
+class StepSums(NamedTuple):
+    """What one optimizer step gives on this rank: sums over its own targets, and the norm over all ranks."""
+
+    cross_entropy: float
+    z_squared: float
+    grad_norm: float
+
+
+def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
+    """DeepSpeed's dictionary, derived. `engine.deepspeed` is laid over it, one level deep."""
+    plan = plan_batch(config, world_size)
+    # DeepSpeed's default of 5e8 elements is 2 GB, whatever the size of the model.
+    bucket = min(500_000_000, count_parameters(config.model))
+    derived: dict[str, Any] = {
+        "train_batch_size": config.batch.global_batch_size,
+        "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
+        "gradient_accumulation_steps": plan.grad_accum_steps,
+        "gradient_clipping": config.optimizer.clip_grad_norm,  # always: DeepSpeed's default is 1.0
+        "zero_optimization": {
+            "stage": config.engine.zero_stage,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
+        },
+        "bf16": {"enabled": config.engine.precision == "bf16"},
+        "fp16": {"enabled": config.engine.precision == "fp16"},
+        "steps_per_print": 10**12,
+    }
+    for name, value in config.engine.deepspeed.items():
+        base = derived.get(name)
+        derived[name] = {**base, **value} if isinstance(base, dict) and isinstance(value, dict) else value
+    return derived
+
+
+class Engine:
+    """A DeepSpeed engine around a freshly initialized Decoder."""
+
+    def __init__(self, config: Config, world: World, device: torch.device) -> None:
+        deepspeed = import_deepspeed(device)
+        self.config, self.device, self.stage = config, device, config.engine.zero_stage
+        options = deepspeed_config(config, world.size)
+        model = _build_model(deepspeed, config, device, options)
+        if config.engine.compile and self.stage == 3:
+            from deepspeed.utils import set_z3_leaf_modules
+
+            set_z3_leaf_modules(model, [type(model.blocks[0])])
+        self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
+            model=model, optimizer=build_optimizer(model, config.optimizer), config=options, dist_init_required=False
+        )
+        self.model: Decoder = self.deepspeed.module
+        if config.engine.compile:
+            for block in self.model.blocks:
+                block.forward = torch.compile(block.forward, dynamic=False, fullgraph=True)
+
+    def train_step(self, batches: Sequence[Batch], global_targets: int, lr: float) -> StepSums:
+        """One optimizer step over this rank's micro-batches.
+
+        `global_targets` is the number of targets of all ranks together: the loss is a mean over these, not a mean of
+        means. DeepSpeed divides by the accumulation steps and by the world size, which is undone here.
+        """
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        scale = len(batches) * self.deepspeed.world_size / max(1, global_targets)
+        cross_entropy = torch.zeros((), dtype=torch.float64, device=self.device)
+        z_squared, grad_norm = cross_entropy.clone(), 0.0
+        self.deepspeed.train()
+        for index, batch in enumerate(batches):
+            sums = self._loss(batch)
+            self.deepspeed.backward(sums.total * scale)
+            cross_entropy += sums.cross_entropy.detach()
+            z_squared += sums.z_squared.detach()
+            if self.stage == 0 and index == len(batches) - 1:
+                # After the last backward the gradients are averaged over ranks and not yet clipped.
+                grad_norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters()]))
+            self.deepspeed.step()
+        if self.stage > 0:
+            grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
+        return StepSums(float(cross_entropy), float(z_squared), grad_norm)
+
+    @torch.no_grad()
+    def evaluate(self, batch: Batch) -> float:
+        """Summed cross-entropy of one batch, in nats."""
+        self.deepspeed.eval()
+        return float(self._loss(batch).cross_entropy.detach())
+
+    def _loss(self, batch: Batch) -> LossSums:
+        inputs_BT, targets_BT = (part.to(self.device, non_blocking=True) for part in batch)
+        return self.deepspeed(inputs_BT, targets_BT, self.config.loss.z_loss_weight, self.config.loss.chunk_tokens)
+
+    def close(self) -> None:
+        """Drop DeepSpeed's hooks and buffers."""
+        self.deepspeed.destroy()
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """Import it quietly. On CPU: without its shared-memory operator, which it would compile for a minute."""
+    if device.type == "cpu":
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import deepspeed
+        import deepspeed.comm
+        import deepspeed.ops
+
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if device.type == "cpu":
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if not deepspeed.comm.is_initialized():
+        deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    return deepspeed
+
+
+def _build_model(deepspeed: Any, config: Config, device: torch.device, options: dict[str, Any]) -> Decoder:
+    """At ZeRO-3 each parameter is partitioned as soon as it is made, so that no rank ever holds the whole model."""
+    partitioned = config.engine.zero_stage == 3
+    making: AbstractContextManager = nullcontext()
+    if partitioned:
+        # No `dtype=`: DeepSpeed 0.19.8 ignores it on CPU and takes bf16; from the dictionary it takes the right one.
+        making = deepspeed.zero.Init(config_dict_or_path=options)
+    with making:
+        model = Decoder(config.model, activation_checkpoint_every=config.engine.activation_checkpoint_every)
+
+    def whole(parameter: nn.Parameter) -> AbstractContextManager:
+        return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0) if partitioned else nullcontext()
+
+    init_weights(model, config.model, config.run.seed, whole)
+    return model if partitioned else model.to(device)

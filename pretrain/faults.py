@@ -1,0 +1,36 @@
+"""Reasons to stop: signals and the stop file. A rank only notes them; all ranks stop together, at the next step.
+
+Standard library only, so that the handlers stand before the heavy imports: a signal that arrives during these must not
+kill the process half-way through joining a group.
+"""
+
+import signal
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGINT)
+
+
+class StopRequest:
+    """Collects reasons to stop. A second interrupt from the keyboard ends the process at once."""
+
+    def __init__(self) -> None:
+        self.reason: str | None = None
+        self.stop_file: Path | None = None
+
+    def install(self) -> "StopRequest":
+        """Take over the signals of this process."""
+        for number in SIGNALS:
+            signal.signal(number, self._note)
+        return self
+
+    def wanted(self) -> bool:
+        """Whether this rank has a reason to stop."""
+        if self.reason is None and self.stop_file is not None and self.stop_file.exists():
+            self.reason = f"stop file {self.stop_file}"
+        return self.reason is not None
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.reason is not None:
+            raise KeyboardInterrupt
+        self.reason = signal.Signals(number).name

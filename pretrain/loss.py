@@ -1,0 +1,97 @@
+"""Cross-entropy without the logits: the (B·T, V) matrix never exists at once in fp32.
+
+    1. hidden states (N, D) are cut into chunks of `chunk_tokens`
+    2. a chunk's logits (n, V) are computed, summed into the loss, and turned into their own gradient in place
+    3. the gradient of the chunk's hidden states and of the head's weight is kept; the logits are dropped
+
+The gradient is thus ready when forward ends, and backward only scales it. That costs the same three matrix products as the
+plain way (recomputing chunks in backward costs four), and the head's weight is needed in forward only, as ZeRO-3 wants.
+The idea is that of Hsu et al. 2024, "Liger Kernel", https://arxiv.org/abs/2410.10989.
+
+z-loss: Chowdhery et al. 2022, "PaLM", section 5, https://arxiv.org/abs/2204.02311.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+IGNORE = -100  # a target that does not count, as in torch's cross_entropy
+
+
+class LossSums(NamedTuple):
+    """Sums over targets, in fp32: what to minimize, the cross-entropy in nats, and the squared log-partition."""
+
+    total: Tensor
+    cross_entropy: Tensor
+    z_squared: Tensor
+
+
+def chunked_cross_entropy(
+    x_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor, z_loss_weight: float, chunk_tokens: int
+) -> LossSums:
+    """Summed loss of predicting `targets_BT` (IGNORE where there is none) from hidden states.
+
+    total = Σ cross-entropy + z_loss_weight · Σ logsumexp². Only `total` carries a gradient.
+    """
+    sums = _ChunkedLoss.apply(x_BTD.flatten(0, -2), weight_VD, targets_BT.flatten(), z_loss_weight, chunk_tokens)
+    return LossSums(*sums)
+
+
+class _ChunkedLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x_ND, weight_VD, targets_N, z_loss_weight, chunk_tokens):
+        want_x, want_weight = ctx.needs_input_grad[:2]
+        sums = torch.zeros(3, dtype=torch.float32, device=x_ND.device)
+        grad_x_ND = torch.empty_like(x_ND) if want_x else None
+        # Summed in fp32 over chunks: a bf16 sum would lose the small late terms.
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if want_weight else None
+        for start in range(0, x_ND.shape[0], chunk_tokens):
+            rows = slice(start, start + chunk_tokens)
+            x, targets = x_ND[rows], targets_N[rows]
+            logits = (x @ weight_VD.T).float()
+            chunk_sums, grad_logits = _loss_and_grad(logits, targets, z_loss_weight, want_x or want_weight)
+            sums += chunk_sums
+            if want_x:
+                grad_x_ND[rows] = grad_logits.to(x.dtype) @ weight_VD
+            if want_weight:
+                grad_weight_VD += grad_logits.to(x.dtype).T @ x
+        ctx.save_for_backward(grad_x_ND, grad_weight_VD)
+        ctx.weight_dtype = weight_VD.dtype
+        total, cross_entropy, z_squared = sums.unbind()
+        ctx.mark_non_differentiable(cross_entropy, z_squared)
+        return total.clone(), cross_entropy.clone(), z_squared.clone()
+
+    @staticmethod
+    def backward(ctx, grad_total, *_):
+        grad_x_ND, grad_weight_VD = ctx.saved_tensors
+        # grad_total is fp32 with no dimension: the product is computed in fp32 and keeps the dtype of grad_x_ND.
+        grad_x = None if grad_x_ND is None else grad_x_ND * grad_total
+        grad_weight = None if grad_weight_VD is None else (grad_weight_VD * grad_total).to(ctx.weight_dtype)
+        return grad_x, grad_weight, None, None, None
+
+
+def _loss_and_grad(logits: Tensor, targets: Tensor, z_loss_weight: float, want_grad: bool) -> tuple[Tensor, Tensor]:
+    """Sums of one chunk, and its gradient written over `logits`."""
+    counts = targets != IGNORE
+    safe_targets = targets.clamp_min(0)
+    log_z = torch.logsumexp(logits, dim=-1)
+    picked = logits.gather(-1, safe_targets[:, None]).squeeze(-1)
+    cross_entropy = ((log_z - picked) * counts).sum()
+    z_squared = (log_z.square() * counts).sum()
+    if want_grad:
+        # d/dlogits of (log_z - picked) + w · log_z² = softmax · (1 + 2 w log_z) - onehot(target)
+        probabilities = logits.sub_(log_z[:, None]).exp_()
+        grad = probabilities.mul_((1 + 2 * z_loss_weight * log_z)[:, None])
+        at_target = safe_targets[:, None]
+        grad.scatter_(-1, at_target, grad.gather(-1, at_target) - 1)  # scatter_add_ is not deterministic on CUDA
+        logits = grad.mul_(counts[:, None])
+    return torch.stack([cross_entropy + z_loss_weight * z_squared, cross_entropy, z_squared]), logits
+
+
+def plain_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
+    """The same cross-entropy sum by torch's own function: the reference of the tests and benchmarks."""
+    return F.cross_entropy(
+        logits_BTV.flatten(0, -2).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="sum"
+    )

@@ -1,0 +1,80 @@
+"""metrics.jsonl, evaluations.jsonl and TensorBoard: one line a step, in full precision, on rank 0."""
+
+import json
+from pathlib import Path
+from typing import IO, Any
+
+from pretrain.state import RunFolder
+
+TENSORBOARD_GROUPS = {
+    "loss": "train/loss",
+    "grad_norm": "train/grad_norm",
+    "lr": "train/lr",
+    "tokens_per_second": "speed/tokens_per_second",
+    "epoch": "data/epoch",
+}
+
+
+class MetricsWriter:
+    """Appends lines; after a resume at `step`, first takes away what an interrupted attempt wrote beyond it."""
+
+    def __init__(self, folder: RunFolder, *, resumed_step: int, tensorboard: bool) -> None:
+        for path in (folder.metrics, folder.evaluations):
+            keep_until(path, resumed_step, folder.logs)
+        self._steps = folder.metrics.open("a")
+        self._evaluations = folder.evaluations.open("a")
+        self._board: Any = None
+        if tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1 if resumed_step else None)
+
+    def step(self, values: dict[str, Any]) -> None:
+        """One optimizer step. Flushed at once: the file is what a killed run is judged by."""
+        _append(self._steps, values)
+        if self._board is not None:
+            for name, tag in TENSORBOARD_GROUPS.items():
+                self._board.add_scalar(tag, values[name], values["step"])
+
+    def evaluation(self, values: dict[str, Any]) -> None:
+        """One evaluation; every number in it but `step` becomes a scalar."""
+        _append(self._evaluations, values)
+        if self._board is not None:
+            for name, value in values.items():
+                if isinstance(value, float):
+                    self._board.add_scalar(f"valid/{name}", value, values["step"])
+            self._board.flush()
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._steps.close()
+        self._evaluations.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """All whole lines of a file; a line that a kill cut off at the end is left out."""
+    if not path.exists():
+        return []
+    lines = path.read_text().split("\n")[:-1]
+    return [json.loads(line) for line in lines]
+
+
+def keep_until(path: Path, step: int, logs: Path) -> None:
+    """Leave only lines up to `step`. What is taken away goes to logs/, numbered: those steps are about to be redone."""
+    lines = read_lines(path)
+    kept = [line for line in lines if line["step"] <= step]
+    ends_whole = not path.exists() or path.stat().st_size == 0 or path.read_bytes().endswith(b"\n")
+    if len(kept) == len(lines) and ends_whole:
+        return
+    number = len(list(logs.glob(f"replaced-*-{path.name}"))) + 1
+    (logs / f"replaced-{number:03d}-{path.name}").write_bytes(path.read_bytes())
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    temporary.replace(path)
+
+
+def _append(file: IO[str], values: dict[str, Any]) -> None:
+    file.write(json.dumps(values) + "\n")
+    file.flush()

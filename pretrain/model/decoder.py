@@ -1,0 +1,106 @@
+"""The language model: token embedding → blocks → norm → head.
+
+What it is made of
+- pre-norm decoder blocks ................................. block.py
+- self-attention, multi-head and grouped queries .......... attention.py
+- rotary, learned and sinusoidal positions ................ positions.py
+- ReLU, GELU and SwiGLU feed-forward networks ............. feed_forward.py
+- RMSNorm and LayerNorm ................................... norms.py
+- initialization scaled by depth .......................... init.py
+- tied or untied embeddings (Press & Wolf 2017, https://arxiv.org/abs/1608.05859)
+- activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174)
+
+Shape legend, for every file here: B batch, T time, D model width, H query heads, K key/value heads, C head width,
+F feed-forward width, V vocabulary.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pretrain.config.schema import ModelConfig
+from pretrain.loss import LossSums, chunked_cross_entropy
+from pretrain.model.block import Block
+from pretrain.model.norms import build_norm
+from pretrain.model.positions import Rotation, rotation, sinusoidal
+
+
+class Embedding(nn.Module):
+    """Token embedding, plus a positional one where positions are added to it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.kind = config.positions
+        self.tokens = nn.Embedding(config.vocab_size, config.d_model)
+        if config.positions == "learned":
+            self.positions = nn.Embedding(config.max_seq_len, config.d_model)
+
+    def forward(self, tokens_BT: Tensor, positions_T: Tensor) -> Tensor:
+        """(B, T) → (B, T, D)."""
+        x_BTD = self.tokens(tokens_BT)
+        if self.kind == "learned":
+            return x_BTD + self.positions(positions_T)
+        if self.kind == "sinusoidal":
+            return x_BTD + sinusoidal(positions_T, x_BTD.shape[-1]).to(x_BTD.dtype)
+        return x_BTD
+
+
+class Head(nn.Linear):
+    """Hidden states → logits, or straight → loss so that the logits never exist all at once.
+
+    The loss is computed inside this module because ZeRO-3 gathers a parameter only while its own module runs.
+    """
+
+    def forward(
+        self,
+        x_BTD: Tensor,
+        targets_BT: Tensor | None = None,
+        z_loss_weight: float = 0.0,
+        chunk_tokens: int = 2048,
+    ) -> Tensor | LossSums:
+        """(B, T, D) → (B, T, V) logits, or the summed loss where targets are given."""
+        if targets_BT is None:
+            return super().forward(x_BTD)
+        return chunked_cross_entropy(x_BTD, self.weight, targets_BT, z_loss_weight, chunk_tokens)
+
+
+class Decoder(nn.Module):
+    """A causal language model. `activation_checkpoint_every=n` recomputes every n-th block in backward."""
+
+    def __init__(self, config: ModelConfig, *, activation_checkpoint_every: int = 0) -> None:
+        super().__init__()
+        self.config = config
+        self.activation_checkpoint_every = activation_checkpoint_every
+        self.embedding = Embedding(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layers))
+        self.final_norm = build_norm(config)
+        self.head = Head(config.d_model, config.vocab_size, bias=False)
+        if config.tie_embeddings:
+            self.head.weight = self.embedding.tokens.weight
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        z_loss_weight: float = 0.0,
+        chunk_tokens: int = 2048,
+    ) -> Tensor | LossSums:
+        """Logits (B, T, V), or with `targets_BT` the summed loss. T must not exceed `max_seq_len`."""
+        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        x_BTD = self.embedding(tokens_BT, positions_T)
+        turn = self._rotation(positions_T, x_BTD.dtype)
+        for index, block in enumerate(self.blocks):
+            if self._recomputes(index):
+                x_BTD = checkpoint(block, x_BTD, turn, use_reentrant=False)
+            else:
+                x_BTD = block(x_BTD, turn)
+        return self.head(self.final_norm(x_BTD), targets_BT, z_loss_weight, chunk_tokens)
+
+    def _rotation(self, positions_T: Tensor, dtype: torch.dtype) -> Rotation | None:
+        if self.config.positions != "rope":
+            return None
+        return rotation(positions_T, self.config.head_dim, self.config.rope_theta, dtype)
+
+    def _recomputes(self, index: int) -> bool:
+        every = self.activation_checkpoint_every
+        return self.training and every > 0 and index % every == 0

@@ -1,0 +1,44 @@
+"""Feed-forward networks: two matrices with a non-linearity between them, at each position alone.
+
+- ReLU .......... Vaswani et al. 2017, section 3.3, https://arxiv.org/abs/1706.03762
+- GELU .......... Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415 (the exact form, not the tanh approximation)
+- SwiGLU ........ Shazeer 2020, "GLU Variants Improve Transformer", https://arxiv.org/abs/2002.05202
+"""
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pretrain.config.schema import ModelConfig
+
+
+class FeedForward(nn.Module):
+    """down(act(up(x))) with ReLU or GELU. (B, T, D) → (B, T, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.activation = F.relu if config.ffn == "relu" else F.gelu
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Apply to each position."""
+        return self.down(self.activation(self.up(x_BTD)))
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)): a third matrix decides what passes. (B, T, D) → (B, T, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+
+    def forward(self, x_BTD: Tensor) -> Tensor:
+        """Apply to each position."""
+        return self.down(F.silu(self.gate(x_BTD)) * self.up(x_BTD))
+
+
+def build_feed_forward(config: ModelConfig) -> nn.Module:
+    """The network that `model.ffn` names."""
+    return SwiGLU(config) if config.ffn == "swiglu" else FeedForward(config)

@@ -1,0 +1,46 @@
+"""Positional embeddings.
+
+- Sinusoidal .... Vaswani et al. 2017, section 3.5, https://arxiv.org/abs/1706.03762
+- Learned ....... Gehring et al. 2017, "Convolutional Sequence to Sequence Learning", https://arxiv.org/abs/1705.03122
+- Rotary ........ Su et al. 2021, "RoFormer", https://arxiv.org/abs/2104.09864, in the rotate-half layout of GPT-NeoX and
+                  of transformers' Llama, so that an export needs no permutation of weights
+
+Angles are computed in fp32 from the positions at each forward: a buffer would be rounded to bf16 together with the
+weights, and T × C/2 sines are nothing beside the blocks.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rotation(NamedTuple):
+    """Cosine and sine of each position and channel, (T, C) each, in the dtype of the activations."""
+
+    cos_TC: Tensor
+    sin_TC: Tensor
+
+
+def frequencies(width: int, theta: float, device: torch.device) -> Tensor:
+    """theta^(-2i / width) for i in 0 … width/2 - 1, in fp32."""
+    return 1.0 / theta ** (torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
+
+
+def sinusoidal(positions_T: Tensor, d_model: int) -> Tensor:
+    """Even channels sin, odd channels cos, of geometrically slower waves. Returns (T, D) in fp32."""
+    angles_TD2 = positions_T.float()[:, None] * frequencies(d_model, 10_000.0, positions_T.device)
+    return torch.stack([angles_TD2.sin(), angles_TD2.cos()], dim=-1).flatten(-2)
+
+
+def rotation(positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
+    """The rotation of each position; channel i is paired with channel i + C/2."""
+    angles_TC2 = positions_T.float()[:, None] * frequencies(head_dim, theta, positions_T.device)
+    angles_TC = torch.cat([angles_TC2, angles_TC2], dim=-1)
+    return Rotation(angles_TC.cos().to(dtype), angles_TC.sin().to(dtype))
+
+
+def rotate(x_BHTC: Tensor, by: Rotation) -> Tensor:
+    """Turn each pair of channels by its position's angle. Dot products then depend on distances only."""
+    first, second = x_BHTC.chunk(2, dim=-1)
+    return x_BHTC * by.cos_TC + torch.cat([-second, first], dim=-1) * by.sin_TC

@@ -1,0 +1,52 @@
+"""What a configuration amounts to, in numbers: parameters, floating-point operations, batch arithmetic.
+
+Standard library only: a login node without torch can plan. The tests hold each count against the real model.
+"""
+
+from dataclasses import dataclass
+
+from pretrain.config.schema import Config, ModelConfig
+
+
+def count_parameters(model: ModelConfig) -> int:
+    """Trainable parameters; a tied embedding counts once."""
+    width, kv_width = model.d_model, model.n_kv_heads * model.head_dim
+    attention = 2 * width * width + 2 * width * kv_width
+    feed_forward = (3 if model.ffn == "swiglu" else 2) * width * model.d_ff
+    norms = (2 * model.n_layers + 1) * width
+    embeddings = (1 if model.tie_embeddings else 2) * model.vocab_size * width
+    positions = model.max_seq_len * width if model.positions == "learned" else 0
+    return model.n_layers * (attention + feed_forward) + norms + embeddings + positions
+
+
+def flops_per_token(model: ModelConfig, seq_len: int) -> float:
+    """Operations of one training token, forward and backward, a multiply-add counted as two.
+
+    6 · (parameters that multiply) + 6 · n_layers · d_model · seq_len for the attention scores and mixing: Chowdhery et
+    al. 2022, "PaLM", appendix B, https://arxiv.org/abs/2204.02311, with half of its attention term, because a causal
+    model needs only the lower triangle. The lookup of the input embedding multiplies nothing and is left out;
+    recomputation by activation checkpointing is not counted.
+    """
+    lookups = 0 if model.tie_embeddings else model.vocab_size * model.d_model
+    if model.positions == "learned":
+        lookups += model.max_seq_len * model.d_model
+    return 6.0 * (count_parameters(model) - lookups) + 6.0 * model.n_layers * model.d_model * seq_len
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """How one optimizer step is cut up among the processes."""
+
+    sequences_per_rank: int
+    grad_accum_steps: int
+    tokens_per_step: int
+
+
+def plan_batch(config: Config, world_size: int) -> BatchPlan:
+    """The arithmetic of a step; `check_world` has made sure that it divides."""
+    per_rank = config.batch.global_batch_size // world_size
+    return BatchPlan(
+        sequences_per_rank=per_rank,
+        grad_accum_steps=per_rank // config.batch.micro_batch_size,
+        tokens_per_step=config.batch.global_batch_size * config.data.seq_len,
+    )

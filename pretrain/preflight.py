@@ -1,0 +1,93 @@
+"""Everything that can be known to be wrong before a process group starts, checked without torch.
+
+Every rank runs it, and `pretrain launch local` runs it before it starts any of them.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pretrain.checkpoint import layout
+from pretrain.checkpoint.load import check_fits
+from pretrain.config import Config, check_world
+from pretrain.data.order import Order
+from pretrain.data.source import Source, open_sources
+from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.state import RunFolder
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """The open sources of a run and the order over them."""
+
+    train: list[Source]
+    valid: list[Source]
+    order: Order
+
+
+def prepare(config: Config, world_size: int) -> Prepared:
+    """Open and check the data, the batch arithmetic and the checkpoint to resume from. Raises UserError."""
+    check_world(config, world_size)
+    if not config.data.train:
+        raise ConfigError(["data.train names no source\n    hint: data.train.web.path=DIR"])
+    train = open_sources(config.data.train, config.data.seq_len)
+    valid = open_sources(config.data.valid, config.data.seq_len)
+    for source in [*train, *valid]:
+        _check_vocabulary(source, config)
+    order = Order(
+        [source.ordered() for source in train],
+        seq_len=config.data.seq_len,
+        seed=config.data.seed,
+        lanes=config.data.lanes,
+        span=config.data.span,
+    )
+    _check_resume(config, order)
+    return Prepared(train, valid, order)
+
+
+def find_resume(config: Config, order: dict[str, Any], *, hashes: bool, skipped: Any) -> tuple[Path, dict] | None:
+    """The checkpoint to start from, if any, checked against the run."""
+    found = layout.find_newest(RunFolder(Path(config.run.dir)).checkpoints, hashes=hashes, skipped=skipped)
+    if found is not None:
+        check_fits(*found, config, order)
+    return found
+
+
+def _check_vocabulary(source: Source, config: Config) -> None:
+    manifest, where = source.manifest, f"source {source.name} ({source.folder})"
+    if manifest.vocab_size != config.model.vocab_size:
+        raise DataError(
+            f"{where} was encoded with a vocabulary of {manifest.vocab_size}, and model.vocab_size is "
+            f"{config.model.vocab_size}",
+            hint=f"model.vocab_size={manifest.vocab_size}",
+        )
+    if config.data.tokenizer is None:
+        return
+    path = Path(config.data.tokenizer)
+    if not path.is_file():
+        raise DataError(f"data.tokenizer={path} does not exist", hint="the tokenizer.model that encoded the shards")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != manifest.tokenizer_sha256:
+        raise DataError(
+            f"data.tokenizer={path} (sha256 {digest[:12]}…) is not the tokenizer that encoded {where} "
+            f"(sha256 {manifest.tokenizer_sha256[:12]}…)",
+            hint="name the tokenizer.model that was given to `pretrain tokenizer encode`, or encode again",
+        )
+
+
+def _check_resume(config: Config, order: Order) -> None:
+    checkpoints = RunFolder(Path(config.run.dir)).checkpoints
+    steps = layout.list_steps(checkpoints)
+    if config.checkpoint.resume == "never" and steps:
+        raise CheckpointError(
+            f"checkpoint.resume=never, and {checkpoints} holds a checkpoint of step {steps[-1]}",
+            hint="checkpoint.resume=auto, or a new run.dir",
+        )
+    # Sizes only: hashing is left to the one rank that then decides for all.
+    found = find_resume(config, order.description, hashes=False, skipped=lambda _: None)
+    if found is None and (steps or config.checkpoint.resume == "must"):
+        raise CheckpointError(
+            f"{checkpoints} holds no usable checkpoint" + (f" among {len(steps)}" if steps else ""),
+            hint="remove the damaged ones to start again" if steps else "checkpoint.resume=auto starts from scratch",
+        )

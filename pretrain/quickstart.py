@@ -1,0 +1,215 @@
+"""`pretrain quickstart`: the whole path on real text, through the same commands that a user types.
+
+    DIR/corpus/      train.jsonl, valid.jsonl: the Python standard library of this machine
+    DIR/tokenizer/   tokenizer.model
+    DIR/shards/      train/, valid/
+    DIR/run/         a run; killed with kill -9 after its first checkpoint, and resumed
+    DIR/export/      a Hugging Face directory, trained on for three steps by transformers
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from pretrain.config import load_config
+from pretrain.errors import PretrainError, UserError
+from pretrain.metrics import read_lines
+from pretrain.planning import count_parameters
+from pretrain.quickstart_corpus import Written, write_corpus
+from pretrain.state import RunFolder
+
+CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+MARKER = ".quickstart"
+PROCESSES = 2
+KILL_AFTER_STEPS = 25  # steps beyond the first checkpoint, which are lost and done again
+PROMPT = "def read_text(path"
+
+
+class Quickstart:
+    """One walk through everything, in DIR."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.console = Console(highlight=False)
+        self.run = RunFolder(out / "run")
+        self.config = load_config(CONFIG).config
+        self.killed_at = 0
+        self.sample = ""
+        self.tuned: list[str] = []
+
+    def walk(self) -> None:
+        """All steps, then the table."""
+        started = time.monotonic()
+        self._title("1  Corpus: the Python standard library of this machine")
+        corpus = write_corpus(self.out / "corpus")
+        self.console.print(
+            f"{corpus.files} source files below {corpus.root} and the documentation strings of {corpus.docstrings} "
+            f"built-in modules: {corpus.bytes / 1e6:.1f} MB",
+            soft_wrap=True,
+        )
+        self._title("2  Tokenizer: SentencePiece BPE, lossless")
+        train_text, valid_text = (str(self.out / "corpus" / f"{part}.jsonl") for part in ("train", "valid"))
+        model = str(self.out / "tokenizer" / "tokenizer.model")
+        size = str(self.config.model.vocab_size)
+        self._pretrain(
+            *("tokenizer", "train", "--input", train_text, "--vocab-size", size, "--sample-megabytes", "4"),
+            *("--output", str(self.out / "tokenizer")),
+        )
+        self._title("3  Shards: plain WebDataset tars with random access")
+        for part, text in (("train", train_text), ("valid", valid_text)):
+            shards = str(self.out / "shards" / part)
+            workers = ("--workers", str(PROCESSES))
+            self._pretrain("tokenizer", "encode", "--tokenizer", model, "--input", text, "--output", shards, *workers)
+        self._title(f"4  Training: {PROCESSES} processes under DeepSpeed ZeRO-{self.config.engine.zero_stage}, killed")
+        self._train_and_kill()
+        self._title("5  The same command again: it resumes")
+        self._pretrain(*self._train_command())
+        self._title("6  Export: a Hugging Face directory that proves itself")
+        self._pretrain("export", str(self.run.path), str(self.out / "export"))
+        self._title("7  Used by others: transformers trains it on")
+        fine_tune = [sys.executable, "-m", "pretrain.convert.fine_tune", str(self.out / "export"), valid_text]
+        self.tuned = self._command(fine_tune, shown="python -m " + " ".join(fine_tune[2:])).splitlines()
+        self._title("8  A sample")
+        self.sample = self._pretrain("generate", str(self.run.path), PROMPT, "--max-new-tokens", "60")
+        self._summary(corpus, time.monotonic() - started)
+
+    def _train_command(self) -> list[str]:
+        out = self.out
+        paths = {
+            "run.dir": self.run.path,
+            "data.train.stdlib.path": out / "shards" / "train",
+            "data.valid.stdlib.path": out / "shards" / "valid",
+            "data.tokenizer": out / "tokenizer" / "tokenizer.model",
+        }
+        config = os.path.relpath(CONFIG)
+        return ["launch", "local", config, "--nproc", str(PROCESSES), *(f"{k}={v}" for k, v in paths.items())]
+
+    def _train_and_kill(self) -> None:
+        """Start, wait until some steps after a checkpoint are done, and kill -9 every process."""
+        command = self._train_command()
+        self.console.print(f"[bold]$ pretrain {' '.join(command)}", soft_wrap=True)
+        child = subprocess.Popen([sys.executable, "-m", "pretrain.cli", *command])
+        goal = self.config.checkpoint.every_steps + KILL_AFTER_STEPS
+        while child.poll() is None and _last_step(self.run.metrics) < goal:
+            time.sleep(0.2)
+        if child.poll() is not None:
+            raise PretrainError(f"the training ended with exit code {child.returncode}", hint=f"see {self.run.logs}")
+        for process in [child.pid, *_descendants(child.pid)]:
+            os.kill(process, signal.SIGKILL)
+        child.wait()
+        self.killed_at = _last_step(self.run.metrics)
+        self.console.print(f"[red]kill -9 of every process after step {self.killed_at}")
+
+    def _pretrain(self, *arguments: str) -> str:
+        shown = " ".join(f'"{a}"' if " " in a else a for a in ("pretrain", *arguments))
+        return self._command([sys.executable, "-m", "pretrain.cli", *arguments], shown)
+
+    def _command(self, command: list[str], shown: str) -> str:
+        """Run it where the user sees it; returns what it printed."""
+        self.console.print(f"[bold]$ {shown}", soft_wrap=True)
+        # Only short outputs are read here; a training keeps the terminal to itself, for its progress bar.
+        if "launch" in command:
+            code, output = subprocess.run(command, check=False).returncode, ""
+        else:
+            done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+            code, output = done.returncode, done.stdout.rstrip("\n")
+            self.console.print(output, markup=False, soft_wrap=True)
+        if code:
+            raise PretrainError(f"`{shown}` ended with exit code {code}")
+        return output
+
+    def _title(self, text: str) -> None:
+        self.console.print()
+        self.console.rule(f"[bold cyan]{text}", align="left")
+
+    def _summary(self, corpus: Written, seconds: float) -> None:
+        evaluations, steps = read_lines(self.run.evaluations), read_lines(self.run.metrics)
+        first, last = evaluations[0]["bits_per_byte"], evaluations[-1]["bits_per_byte"]
+        manifest = json.loads((self.out / "shards" / "train" / "manifest.json").read_text())
+        proof = json.loads((self.out / "export" / "proof.json").read_text())
+        resumed = self.config.checkpoint.every_steps
+        trained = sum(step["seconds"] for step in steps)
+        table = Table(title=f"What happened in {seconds:.0f} seconds", title_justify="left", show_header=False)
+        table.add_column(style="bold")
+        table.add_column()
+        table.add_column(style="cyan")
+        for row in (
+            ("corpus", f"{corpus.files} files, {corpus.bytes / 1e6:.1f} MB", "corpus/"),
+            ("tokenizer", f"{self.config.model.vocab_size} pieces", "tokenizer/tokenizer.model"),
+            ("shards", f"{manifest['tokens']:,} tokens of {manifest['documents']} documents", "shards/"),
+            ("model", f"{count_parameters(self.config.model):,} parameters", "run/config.yaml"),
+            ("training", f"{len(steps)} steps, {steps[-1]['tokens']:,} tokens, {trained:.0f} s", "run/metrics.jsonl"),
+            ("killed", f"after step {self.killed_at}, resumed from step {resumed}", "run/checkpoints/"),
+            (
+                "bits per byte",
+                f"{first:.3f} → {last:.3f} on held-out files ({last / first - 1:+.0%})",
+                "run/evaluations.jsonl",
+            ),
+            (
+                "export",
+                f"logits differ by {proof['logits']['max_abs_difference']:.1e}, "
+                f"0 of {proof['tokenizer']['strings']} texts tokenize differently",
+                "export/",
+            ),
+            ("transformers", "\n".join(line.split(", ", 1)[-1] for line in self.tuned), ""),
+            ("sample", self.sample, ""),
+        ):
+            table.add_row(*row)
+        self.console.print()
+        self.console.print(table, markup=False)
+        out = self.out
+        self.console.print("[bold]Next:")
+        for command in (
+            f'pretrain generate {out}/run "class Path" --greedy',
+            f"tensorboard --logdir {out}/run/tensorboard",
+            f"pretrain launch local {out}/run/config.yaml --nproc {PROCESSES} run.dir={out}/longer "
+            "schedule.total_steps=2000",
+        ):
+            self.console.print(f"  {command}", soft_wrap=True)
+
+
+def run_quickstart(out: Path) -> None:
+    """Walk through everything in `out`; an earlier quickstart there is replaced.
+
+    Raises UserError where `out` holds anything else.
+    """
+    if not CONFIG.is_file():
+        raise UserError(f"{CONFIG} does not exist", hint="run the quickstart from a clone: pip install -e .")
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
+        raise UserError(f"{out} exists and is not an earlier quickstart", hint="--out DIR with a new name")
+    if out.exists():
+        shutil.rmtree(out)
+    out.mkdir(parents=True)
+    (out / MARKER).touch()
+    Quickstart(out).walk()
+
+
+def _last_step(metrics: Path) -> int:
+    lines = read_lines(metrics)
+    return int(lines[-1]["step"]) if lines else 0
+
+
+def _descendants(pid: int) -> list[int]:
+    """All processes below `pid`, from /proc."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rsplit(")", 1)[1].split()
+        except OSError:  # it ended meanwhile
+            continue
+        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found: list[int] = []
+    waiting = [pid]
+    while waiting:
+        below = children.get(waiting.pop(), [])
+        found += below
+        waiting += below
+    return found

@@ -1,0 +1,100 @@
+"""What a person sees while training: a progress bar on a terminal, plain lines elsewhere; the plain lines also in logs/."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.text import Text
+
+
+class Reporter:
+    """Rank 0's voice. `step` is called at every step and decides by itself what to show."""
+
+    def __init__(self, log_file: Path, *, total_steps: int, every_steps: int, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+        self._log = log_file.open("a")
+        self._total, self._every = total_steps, every_steps
+        self._speed = self._seconds_per_step = 0.0
+        self._bar: Progress | None = None
+        self._task: Any = None
+
+    def start(self, done_steps: int) -> None:
+        """Show the bar, from where the run stands."""
+        if self.console.is_terminal:
+            self._bar = _make_bar(self.console)
+            self._task = self._bar.add_task("train", total=self._total, completed=done_steps, status="", left="")
+            self._bar.start()
+
+    def say(self, text: str) -> None:
+        """A line of its own, above the bar, and in the log."""
+        self.console.print(text, markup=False, soft_wrap=True)
+        self._write(text)
+
+    def step(self, values: dict[str, Any]) -> None:
+        """Progress after a step with its metrics."""
+        self._smooth(values)
+        step, left = values["step"], (self._total - values["step"]) * self._seconds_per_step
+        status = f"loss {values['loss']:.4f}  {format_count(self._speed)} tok/s"
+        line = (
+            f"step {step:>{len(str(self._total))}}/{self._total}  loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  "
+            f"lr {values['lr']:.2e}  {format_count(self._speed)} tok/s  left {format_seconds(left)}"
+        )
+        if self._bar is not None:
+            self._bar.update(self._task, completed=step, status=status, left=format_seconds(left))
+        if step % self._every == 0 or step in (1, self._total):
+            if self._bar is None:
+                self.console.print(line, markup=False, soft_wrap=True)
+            self._write(line)
+
+    def close(self) -> None:
+        """Leave the terminal as it was."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._log.close()
+
+    def _smooth(self, values: dict[str, Any]) -> None:
+        """Exponential mean: one slow step must not double the time left."""
+        fresh = self._speed == 0
+        for name, value in (("_speed", values["tokens_per_second"]), ("_seconds_per_step", values["seconds"])):
+            setattr(self, name, value if fresh else 0.9 * getattr(self, name) + 0.1 * value)
+
+    def _write(self, text: str) -> None:
+        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
+        self._log.flush()
+
+
+class _Steps(ProgressColumn):
+    def render(self, task: Task) -> Text:
+        """Done and total."""
+        return Text(f"{int(task.completed)}/{int(task.total or 0)}", style="progress.download")
+
+
+def _make_bar(console: Console) -> Progress:
+    return Progress(
+        TextColumn("[bold]{task.description}"),
+        BarColumn(bar_width=None),
+        _Steps(),
+        TextColumn("{task.fields[status]}", style="cyan"),
+        TextColumn("left {task.fields[left]}"),
+        console=console,
+        expand=True,
+        refresh_per_second=4,
+    )
+
+
+def format_count(value: float) -> str:
+    """1234 → 1.2k, 5600000 → 5.6M."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.1f}{unit}"
+    return f"{value:.0f}"
+
+
+def format_seconds(seconds: float) -> str:
+    """75 → 1:15, 7384 → 2:03:04."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

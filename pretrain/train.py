@@ -1,0 +1,90 @@
+"""Entry point of a training process: `python -m pretrain.train CONFIG [key=value …]`, under torchrun or alone.
+
+Checks come first and need no torch; then the signal handlers; then the heavy imports; then the process group.
+"""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretrain.config import Config, load_config
+from pretrain.errors import PretrainError
+from pretrain.faults import StopRequest
+from pretrain.preflight import prepare
+from pretrain.state import RunFolder
+
+
+def train(config: Config, world_size: int, stop: StopRequest) -> str:
+    """Run this process's part of a training. Returns the status that was left."""
+    data = prepare(config, world_size)
+
+    import torch
+
+    from pretrain.distributed import World, end_group, pick_device, start_group
+
+    world = World.from_environment()
+    device = pick_device(config.engine.device, world.local_rank)
+    _configure_torch(config, world.local_size)
+    start_group(world, device)
+
+    from pretrain.trainer import Trainer
+
+    torch.manual_seed(config.run.seed + world.rank)
+    trainer = Trainer(config, world, device, data, stop)
+    status = trainer.run()
+    trainer.engine.close()
+    end_group()
+    return status
+
+
+def _configure_torch(config: Config, local_size: int) -> None:
+    import torch
+
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(config.engine.threads_per_process or max(1, cores // local_size))
+    if config.run.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        # Left on, every torch.empty is filled with NaN: DeepSpeed's gigabyte buckets made a step eight times as long.
+        torch.utils.deterministic.fill_uninitialized_memory = False
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Train, then leave the process with the exit code of errors.py."""
+    if not arguments or arguments[0].startswith("-"):
+        print("usage: python -m pretrain.train CONFIG [key=value …]", file=sys.stderr)
+        leave(2)
+    stop = StopRequest().install()
+    folder: RunFolder | None = None
+    try:
+        config = load_config(arguments[0], arguments[1:]).config
+        world_size = int(os.environ.get("WORLD_SIZE", "1"))
+        folder = RunFolder(Path(config.run.dir))
+        if os.environ.get("RANK", "0") == "0":
+            folder.stop_file.unlink(missing_ok=True)  # of an earlier stop
+        train(config, world_size, stop)
+    except PretrainError as error:
+        if os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+            if error.exit_code != 2 and folder is not None:
+                folder.set_status("failed")
+        leave(error.exit_code)
+    except KeyboardInterrupt:
+        leave(130)
+    leave(0)
+
+
+def leave(code: int) -> None:
+    """End the process without tearing down the interpreter.
+
+    gloo's worker threads may still drop their last tensor, which needs the interpreter: about one process in twenty was
+    aborted at exit otherwise. Everything of ours is closed by now.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,205 @@
+"""The training loop.
+
+    1. agree         one small all-reduce: targets of the global batch, and whether any rank wants to stop
+    2. train_step    forward and backward over this rank's micro-batches, clip, update          engine.py
+    3. write down    metrics.jsonl, TensorBoard, the console                                    metrics.py, reporting.py
+    4. sometimes     evaluate, save                                                             evaluate.py, checkpoint/
+"""
+
+import math
+import time
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pretrain.checkpoint import layout
+from pretrain.checkpoint.load import load_checkpoint
+from pretrain.checkpoint.save import save_checkpoint
+from pretrain.config.load import save_config
+from pretrain.config.schema import Config
+from pretrain.data.stream import RankBatches, build_stream
+from pretrain.distributed import World, from_main, sum_over_ranks
+from pretrain.engine import Engine
+from pretrain.errors import TrainingError
+from pretrain.evaluate import evaluate
+from pretrain.faults import StopRequest
+from pretrain.loss import IGNORE
+from pretrain.metrics import MetricsWriter
+from pretrain.planning import count_parameters, flops_per_token, plan_batch
+from pretrain.preflight import Prepared, find_resume
+from pretrain.reporting import Reporter, format_count
+from pretrain.schedule import lr_fraction
+from pretrain.state import Progress, RunFolder
+
+
+class Trainer:
+    """One process of a run. The process group must be up."""
+
+    def __init__(self, config: Config, world: World, device: torch.device, data: Prepared, stop: StopRequest) -> None:
+        self.config, self.world, self.device, self.data, self.stop = config, world, device, data, stop
+        self.folder = RunFolder(Path(config.run.dir))
+        self.plan = plan_batch(config, world.size)
+        self.order = data.order.description
+        self.engine = Engine(config, world, device)
+        self.progress = Progress()
+        self.saved_step = -1
+        self.reporter: Reporter | None = None
+        self.metrics: MetricsWriter | None = None
+
+    def run(self) -> str:
+        """Train to the end or to a stop. Returns the status that was left: `done` or `unfinished`."""
+        self._open()
+        total = self.config.schedule.total_steps
+        steps = self._micro_batches()
+        if self.progress.step == 0:
+            self._evaluate()
+        while self.progress.step < total:
+            batches = list(islice(steps, self.plan.grad_accum_steps))
+            targets, stopping = self._agree(batches)
+            if stopping:
+                return self._finish("unfinished")
+            self._step(batches, int(targets))
+            step = self.progress.step
+            if self._due(self.config.eval.every_steps, step) or step == total:
+                self._evaluate()
+            if self._due(self.config.checkpoint.every_steps, step):
+                self._save()
+        return self._finish("done")
+
+    def _step(self, batches: list[dict[str, Any]], targets: int) -> None:
+        started = time.perf_counter()
+        lr = self.config.optimizer.lr * lr_fraction(self.progress.step + 1, self.config.schedule)
+        pairs = [(batch["inputs"], batch["targets"]) for batch in batches]
+        sums = self.engine.train_step(pairs, targets, lr)
+        cross_entropy, z_squared = sum_over_ranks([sums.cross_entropy, sums.z_squared], self.device)
+        self.progress = self.progress.advanced(self.config.batch.global_batch_size, targets)
+        seconds = time.perf_counter() - started
+        loss = cross_entropy / targets
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"the loss of step {self.progress.step} is {loss}",
+                hint="a lower optimizer.lr or a longer schedule.warmup_steps; the last checkpoint is from before it",
+            )
+        values = {
+            "step": self.progress.step,
+            "loss": loss,
+            "grad_norm": sums.grad_norm,
+            "lr": lr,
+            "tokens": self.progress.tokens,
+            "tokens_per_second": targets / seconds,
+            "samples": self.progress.samples,
+            "seconds": seconds,
+            "z_squared": z_squared / targets,
+            "epoch": self.progress.samples / sum(len(source) for source in self.data.train),
+            "model_flops_per_second": targets * flops_per_token(self.config.model, self.config.data.seq_len) / seconds,
+        }
+        if self.metrics is not None and self.reporter is not None:
+            self.metrics.step(values)
+            self.reporter.step(values)
+
+    def _agree(self, batches: list[dict[str, Any]]) -> tuple[float, float]:
+        """Targets of the global batch, and the number of ranks that want to stop."""
+        mine = sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)
+        targets, stopping = sum_over_ranks([mine, float(self.stop.wanted())], self.device)
+        return targets, stopping
+
+    def _micro_batches(self) -> Any:
+        batches = RankBatches(
+            global_batch_size=self.config.batch.global_batch_size,
+            micro_batch_size=self.config.batch.micro_batch_size,
+            rank=self.world.rank,
+            world_size=self.world.size,
+        )
+        return iter(
+            build_stream(
+                self.data.order,
+                self.data.train,
+                batches,
+                start=self.progress.samples,
+                prefetch_batches=self.config.data.prefetch_batches,
+            )
+        )
+
+    def _open(self) -> None:
+        """Make the run folder, resume, and start the files that rank 0 writes."""
+        notes: list[str] = []
+        found = None
+        if self.world.is_main:
+            self.folder.make()
+            layout.clean(self.folder.checkpoints)
+            self.stop.stop_file = self.folder.stop_file
+            found = find_resume(self.config, self.order, hashes=True, skipped=notes.append)
+            save_config(self.config, self.folder.config)
+            self.folder.set_status("running")
+        found = from_main(found)
+        if found is not None:
+            self.progress = load_checkpoint(*found, self.engine, self.world)
+            self.saved_step = self.progress.step
+        if self.world.is_main:
+            self.metrics = MetricsWriter(
+                self.folder, resumed_step=self.progress.step, tensorboard=self.config.log.tensorboard
+            )
+            self.reporter = Reporter(
+                self.folder.logs / "train.log",
+                total_steps=self.config.schedule.total_steps,
+                every_steps=self.config.log.every_steps,
+            )
+            for note in notes:
+                self.reporter.say(f"skipped a checkpoint: {note}")
+            self.reporter.say(self._headline())
+            self.reporter.start(self.progress.step)
+
+    def _headline(self) -> str:
+        start = f"resumed at step {self.progress.step}" if self.progress.step else "from scratch"
+        size = format_count(count_parameters(self.config.model))
+        return (
+            f"{self.folder.path}: {size} parameters, ZeRO stage {self.engine.stage}, {self.config.engine.precision}, "
+            f"{self.world.size} process{'es' if self.world.size > 1 else ''} on {self.device.type}, "
+            f"{format_count(self.plan.tokens_per_step)} tokens a step, {start}"
+        )
+
+    def _evaluate(self) -> None:
+        if not self.data.valid or not self.config.eval.every_steps:
+            return
+        values = evaluate(
+            self.data.valid,
+            self.engine.evaluate,
+            max_sequences=self.config.eval.max_sequences,
+            micro_batch_size=self.config.batch.micro_batch_size,
+            world=self.world,
+            device=self.device,
+        )
+        if self.metrics is not None and self.reporter is not None:
+            self.metrics.evaluation({"step": self.progress.step, **values})
+            self.reporter.say(
+                f"validation at step {self.progress.step}: loss {values['loss']:.4f}, "
+                f"{values['bits_per_byte']:.4f} bits per byte"
+            )
+
+    def _save(self) -> None:
+        if self.progress.step in (0, self.saved_step):
+            return
+        keep = self.config.checkpoint.keep_last
+        folder = save_checkpoint(
+            self.folder.checkpoints, self.engine, self.world, self.progress, self.order, keep_last=keep
+        )
+        self.saved_step = self.progress.step
+        if self.reporter is not None:
+            self.reporter.say(f"saved {folder}")
+
+    def _finish(self, status: str) -> str:
+        self._save()
+        if self.metrics is not None and self.reporter is not None:
+            self.metrics.close()
+            self.folder.set_status(status)
+            reason = f" ({self.stop.reason})" if self.stop.reason else ""
+            again = "; the same command goes on from here" if status == "unfinished" else ""
+            self.reporter.say(f"{status} at step {self.progress.step}{reason}{again}")
+            self.reporter.close()
+        return status
+
+    @staticmethod
+    def _due(every: int, step: int) -> bool:
+        return every > 0 and step % every == 0

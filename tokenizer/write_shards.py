@@ -1,0 +1,202 @@
+"""Writing token shards: the layout of `pretrain/data/shards.py`, committed so that a kill never leaves half a corpus.
+
+1. `ShardWriter.add` takes whole documents and cuts the stream into blocks.
+2. A full shard is closed: the tar is fsynced, read back against its index, the index written, both renamed into place.
+3. The caller writes the manifest last: a folder without one holds leftovers, which the next run removes.
+"""
+
+import contextlib
+import hashlib
+import io
+import mmap
+import os
+import zlib
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from pretrain.data.manifest import MANIFEST_NAME, ShardEntry, sync_folder, token_dtype
+from pretrain.data.shards import BLOCK_TOKENS, ENDS_MEMBER, TOKENS_MEMBER, block_key, index_name, shard_name
+from pretrain.errors import DataError, PretrainError
+
+SHARD_BYTES = 256 << 20
+_TAR_RECORD = 512
+
+
+class ShardWriter:
+    """Cuts documents into blocks of `block_tokens`+1 ids and writes them to tars of about `shard_bytes` in `folder`.
+
+    Use as a context manager; `finish` returns the entries for the manifest. An exception removes the open temporary
+    file.
+    """
+
+    def __init__(
+        self, folder: Path, *, vocab_size: int, block_tokens: int = BLOCK_TOKENS, shard_bytes: int = SHARD_BYTES
+    ) -> None:
+        self.folder = folder
+        self.vocab_size = vocab_size
+        self.block_tokens = block_tokens
+        self.dtype = np.dtype(token_dtype(vocab_size))
+        self.blocks_per_shard = max(1, shard_bytes // (block_tokens * self.dtype.itemsize))
+        self.entries: list[ShardEntry] = []
+        self._pending: list[np.ndarray] = []  # ids not yet in a block
+        self._pending_ends: list[np.ndarray] = []  # int64, document ends counted from the first pending id
+        self._pending_tokens = 0
+        self._shard: _OpenShard | None = None
+
+    def __enter__(self) -> "ShardWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._shard is not None:
+            self._shard.abandon()
+
+    def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
+        """Append whole documents: integer `ids` [N], and `lengths` [documents] that sum to N.
+
+        Raises DataError for an id outside the vocabulary: a cast would wrap it into a valid one.
+        """
+        if not len(ids):
+            return
+        if ids.min() < 0 or ids.max() >= self.vocab_size:
+            wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]
+            raise DataError(f"token id {wrong} is not between 0 and vocab_size-1 = {self.vocab_size - 1}")
+        self._pending.append(ids.astype(self.dtype))
+        self._pending_ends.append(self._pending_tokens + np.cumsum(lengths, dtype=np.int64))
+        self._pending_tokens += len(ids)
+        # Strictly more than a block: at least one more target must remain, so that the last block is never a lone
+        # token.
+        if self._pending_tokens > self.block_tokens + 1:
+            self._write_blocks(at_end=False)
+
+    def finish(self) -> tuple[ShardEntry, ...]:
+        """Write what is pending and close the last shard. Raises DataError if there was not a single target."""
+        if self._pending_tokens < 2:
+            raise DataError(f"the corpus has {self._pending_tokens} tokens; at least 2 are needed for one target")
+        self._write_blocks(at_end=True)
+        self._close_shard()
+        return tuple(self.entries)
+
+    def _write_blocks(self, *, at_end: bool) -> None:
+        ids, ends = np.concatenate(self._pending), np.concatenate(self._pending_ends)
+        start, T = 0, self.block_tokens
+        while len(ids) - start > T + 1:
+            stop = start + T
+            self._write_block(ids[start : stop + 1], ends[(ends > start) & (ends <= stop)] - start)
+            start = stop
+        if at_end:
+            self._write_block(ids[start:], ends[ends > start] - start)
+        self._pending = [ids[start:]]
+        self._pending_ends = [ends[ends > start] - start]
+        self._pending_tokens = len(ids) - start
+
+    def _write_block(self, ids: np.ndarray, ends: np.ndarray) -> None:
+        if self._shard is None:
+            self._shard = _OpenShard(self.folder, number=len(self.entries), itemsize=self.dtype.itemsize)
+        self._shard.write(ids, ends.astype("<i4"))
+        if len(self._shard.rows) == self.blocks_per_shard:
+            self._close_shard()
+
+    def _close_shard(self) -> None:
+        if self._shard is not None:
+            self.entries.append(self._shard.commit())
+            self._shard = None
+
+
+class _OpenShard:
+    """One tar being written under a temporary name, and the rows of its index."""
+
+    def __init__(self, folder: Path, *, number: int, itemsize: int) -> None:
+        # Imported here, since webdataset imports torch, which processes that encode have no use for.
+        from webdataset.writer import TarWriter
+
+        self.number = number
+        self.itemsize = itemsize
+        self.path = folder / shard_name(number)
+        self.temporary = self.path.with_name(f"{self.path.name}.tmp")
+        self.rows: list[tuple[int, int, int, int]] = []
+        self.position = 0  # bytes written to the tar, headers and padding included
+        self.file: BinaryIO = self.temporary.open("wb")
+        # An integer mtime, and no names of this machine: the same bytes everywhere (a float adds a PAX header a
+        # member).
+        self.tar: Any = TarWriter(self.file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False)
+
+    def write(self, ids: np.ndarray, ends: np.ndarray) -> None:
+        """Append one block. TarWriter writes the members of a sample sorted by name: the ends, then the tokens."""
+        ends_file, ids_file = _npy(ends), _npy(ids)
+        payload = ids.tobytes()
+        self.tar.write(
+            {"__key__": block_key(self.number, len(self.rows)), ENDS_MEMBER: ends_file, TOKENS_MEMBER: ids_file}
+        )
+        ids_end = self.position + _member_size(ends_file) + _TAR_RECORD + len(ids_file)
+        self.rows.append((ids_end - len(payload), len(ids), len(ends), zlib.crc32(payload)))
+        self.position += _member_size(ends_file) + _member_size(ids_file)
+
+    def commit(self) -> ShardEntry:
+        """Close, verify and publish the shard."""
+        self.tar.close()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        index = np.array(self.rows, dtype="<i8")
+        sha256 = _verify(self.temporary, index, itemsize=self.itemsize)
+        index_path = self.path.with_name(index_name(self.path.name))
+        index_temporary = index_path.with_name(f"{index_path.name}.tmp")
+        with index_temporary.open("wb") as file:
+            file.write(_npy(index))
+            file.flush()
+            os.fsync(file.fileno())
+        index_temporary.replace(index_path)
+        self.temporary.replace(self.path)
+        sync_folder(self.path.parent)
+        return ShardEntry(
+            name=self.path.name,
+            bytes=self.path.stat().st_size,
+            sha256=sha256,
+            blocks=len(index),
+            tokens=int((index[:, 1] - 1).sum()),
+            documents=int(index[:, 2].sum()),
+        )
+
+    def abandon(self) -> None:
+        """Drop what was written."""
+        # First the tar: it would flush into a closed file when it is collected. On a full disk that fails too.
+        with contextlib.suppress(OSError):
+            self.tar.close()
+        with contextlib.suppress(OSError):
+            self.file.close()
+        self.temporary.unlink(missing_ok=True)
+
+
+def clear_output(folder: Path) -> None:
+    """Remove an earlier corpus, or leftovers of a killed run. The manifest goes first: no folder is ever half new."""
+    (folder / MANIFEST_NAME).unlink(missing_ok=True)
+    sync_folder(folder)
+    for pattern in ("shard-*.tar", "shard-*.idx.npy", "shard-*.tmp", f"{MANIFEST_NAME}.tmp"):
+        for path in folder.glob(pattern):
+            path.unlink()
+
+
+def _verify(path: Path, index: np.ndarray, *, itemsize: int) -> str:
+    """SHA-256 (hex) of a finished tar. Raises PretrainError unless each payload lies where the index says."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        for block, (offset, tokens, _, crc32) in enumerate(index.tolist()):
+            if zlib.crc32(data[offset : offset + tokens * itemsize]) != crc32:
+                raise PretrainError(
+                    f"{path}: block {block} is not at offset {offset} as it was written",
+                    hint="the disk may be failing; if it repeats, report it with the versions of webdataset and numpy",
+                )
+        return hashlib.sha256(data).hexdigest()
+
+
+def _npy(array: np.ndarray) -> bytes:
+    """`array` as an npy file, version 1.0."""
+    file = io.BytesIO()
+    np.lib.format.write_array(file, array, version=(1, 0), allow_pickle=False)
+    return file.getvalue()
+
+
+def _member_size(data: bytes) -> int:
+    """Bytes that a member takes in a tar: its header, its data, and zeros up to a whole record."""
+    return _TAR_RECORD + -(-len(data) // _TAR_RECORD) * _TAR_RECORD
