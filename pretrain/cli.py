@@ -26,14 +26,16 @@ cli.add_command(tokenizer)
 
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("quickstart"), show_default=True, metavar="DIR")
-def quickstart(out: Path) -> None:
+@OVERRIDES
+def quickstart(out: Path, overrides: tuple[str, ...]) -> None:
     """Watch the whole path in a few minutes.
 
     Corpus, tokenizer, shards, training by two processes, kill -9, resume, export, and training on with transformers.
+    KEY=VALUE changes configs/quickstart.yaml, e.g. engine.device=auto.
     """
     from pretrain.quickstart import run_quickstart
 
-    run_quickstart(out)
+    run_quickstart(out, overrides)
 
 
 @cli.command()

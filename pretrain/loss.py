@@ -35,6 +35,8 @@ def chunked_cross_entropy(
 
     total = Σ cross-entropy + z_loss_weight · Σ logsumexp². Only `total` carries a gradient.
     """
+    if not torch.is_grad_enabled():  # a Function is told that the weight wants a gradient even then
+        weight_VD = weight_VD.detach()
     sums = _ChunkedLoss.apply(x_BTD.flatten(0, -2), weight_VD, targets_BT.flatten(), z_loss_weight, chunk_tokens)
     return LossSums(*sums)
 
@@ -59,9 +61,9 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_weight_VD += grad_logits.to(x.dtype).T @ x
         ctx.save_for_backward(grad_x_ND, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
-        total, cross_entropy, z_squared = sums.unbind()
+        total, cross_entropy, z_squared = (part.clone() for part in sums)
         ctx.mark_non_differentiable(cross_entropy, z_squared)
-        return total.clone(), cross_entropy.clone(), z_squared.clone()
+        return total, cross_entropy, z_squared
 
     @staticmethod
     def backward(ctx, grad_total, *_):

@@ -10,37 +10,40 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from pretrain.config import load_config
 from pretrain.errors import PretrainError, UserError
 from pretrain.metrics import read_lines
 from pretrain.planning import count_parameters
+from pretrain.processes import kill_tree
 from pretrain.quickstart_corpus import Written, write_corpus
 from pretrain.state import RunFolder
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 MARKER = ".quickstart"
 PROCESSES = 2
-KILL_AFTER_STEPS = 25  # steps beyond the first checkpoint, which are lost and done again
 PROMPT = "def read_text(path"
 
 
 class Quickstart:
     """One walk through everything, in DIR."""
 
-    def __init__(self, out: Path) -> None:
-        self.out = out
+    def __init__(self, out: Path, overrides: Sequence[str]) -> None:
+        self.out, self.overrides = out, overrides
         self.console = Console(highlight=False)
+        if not self.console.is_terminal:
+            self.console.width = 120
         self.run = RunFolder(out / "run")
-        self.config = load_config(CONFIG).config
+        self.config = load_config(CONFIG, overrides).config
         self.killed_at = 0
         self.sample = ""
         self.tuned: list[str] = []
@@ -76,7 +79,7 @@ class Quickstart:
         self._pretrain("export", str(self.run.path), str(self.out / "export"))
         self._title("7  Used by others: transformers trains it on")
         fine_tune = [sys.executable, "-m", "pretrain.convert.fine_tune", str(self.out / "export"), valid_text]
-        self.tuned = self._command(fine_tune, shown="python -m " + " ".join(fine_tune[2:])).splitlines()
+        self.tuned = self._command(fine_tune, "python -m " + " ".join(fine_tune[2:])).splitlines()
         self._title("8  A sample")
         self.sample = self._pretrain("generate", str(self.run.path), PROMPT, "--max-new-tokens", "60")
         self._summary(corpus, time.monotonic() - started)
@@ -90,20 +93,21 @@ class Quickstart:
             "data.tokenizer": out / "tokenizer" / "tokenizer.model",
         }
         config = os.path.relpath(CONFIG)
-        return ["launch", "local", config, "--nproc", str(PROCESSES), *(f"{k}={v}" for k, v in paths.items())]
+        keys = [*(f"{key}={value}" for key, value in paths.items()), *self.overrides]
+        return ["launch", "local", config, "--nproc", str(PROCESSES), *keys]
 
     def _train_and_kill(self) -> None:
         """Start, wait until some steps after a checkpoint are done, and kill -9 every process."""
         command = self._train_command()
         self.console.print(f"[bold]$ pretrain {' '.join(command)}", soft_wrap=True)
         child = subprocess.Popen([sys.executable, "-m", "pretrain.cli", *command])
-        goal = self.config.checkpoint.every_steps + KILL_AFTER_STEPS
+        # Some steps beyond the first checkpoint, which are lost and done again.
+        goal = self.config.checkpoint.every_steps * 4 // 3
         while child.poll() is None and _last_step(self.run.metrics) < goal:
             time.sleep(0.2)
         if child.poll() is not None:
             raise PretrainError(f"the training ended with exit code {child.returncode}", hint=f"see {self.run.logs}")
-        for process in [child.pid, *_descendants(child.pid)]:
-            os.kill(process, signal.SIGKILL)
+        kill_tree(child.pid)
         child.wait()
         self.killed_at = _last_step(self.run.metrics)
         self.console.print(f"[red]kill -9 of every process after step {self.killed_at}")
@@ -159,8 +163,8 @@ class Quickstart:
                 f"0 of {proof['tokenizer']['strings']} texts tokenize differently",
                 "export/",
             ),
-            ("transformers", "\n".join(line.split(", ", 1)[-1] for line in self.tuned), ""),
-            ("sample", self.sample, ""),
+            ("transformers", "trains it on: loss " + " → ".join(line.rsplit(" ", 1)[-1] for line in self.tuned), ""),
+            ("sample", Text(self.sample), ""),
         ):
             table.add_row(*row)
         self.console.print()
@@ -176,8 +180,8 @@ class Quickstart:
             self.console.print(f"  {command}", soft_wrap=True)
 
 
-def run_quickstart(out: Path) -> None:
-    """Walk through everything in `out`; an earlier quickstart there is replaced.
+def run_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
+    """Walk through everything in `out`; an earlier quickstart there is replaced. `overrides` go to the training.
 
     Raises UserError where `out` holds anything else.
     """
@@ -185,31 +189,14 @@ def run_quickstart(out: Path) -> None:
         raise UserError(f"{CONFIG} does not exist", hint="run the quickstart from a clone: pip install -e .")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
         raise UserError(f"{out} exists and is not an earlier quickstart", hint="--out DIR with a new name")
+    quickstart = Quickstart(out, overrides)
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
     (out / MARKER).touch()
-    Quickstart(out).walk()
+    quickstart.walk()
 
 
 def _last_step(metrics: Path) -> int:
     lines = read_lines(metrics)
     return int(lines[-1]["step"]) if lines else 0
-
-
-def _descendants(pid: int) -> list[int]:
-    """All processes below `pid`, from /proc."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:  # it ended meanwhile
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found

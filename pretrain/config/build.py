@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import math
 import types
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
@@ -88,8 +89,8 @@ def _range_problem(value: Any, rules: Any) -> str:
         near = difflib.get_close_matches(str(value), rules["choices"], n=1)
         hint = f"\n    hint: did you mean {near[0]}?" if near else ""
         return f"is not one of {', '.join(rules['choices'])}{hint}"
-    if isinstance(value, float) and value != value:
-        return "is not a number"
+    if isinstance(value, float) and not math.isfinite(value):
+        return "is not a finite number"
     if rules["minimum"] is not None and value < rules["minimum"]:
         return f"is below {rules['minimum']}"
     if rules["above"] is not None and value <= rules["above"]:

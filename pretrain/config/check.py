@@ -5,17 +5,16 @@ import difflib
 from pretrain.config.schema import Config
 from pretrain.errors import ConfigError
 
-# What DeepSpeed 0.19 reads at the top level of its dictionary. It ignores a misspelt name, so we check it; a test compares
-# this list with DeepSpeed's own constants.
+# What DeepSpeed 0.19 reads at the top level of its dictionary, without what it has removed and would only refuse once
+# all processes run. It ignores a misspelt name, so we check it; tests/unit/test_deepspeed_options.py compares.
 DEEPSPEED_OPTIONS = frozenset(
     """
-    activation_checkpointing aio amp autotuning bf16 checkpoint comms_logger communication_data_type compile
-    compression_training csv_monitor curriculum_learning data_efficiency data_types disable_allgather dump_state
-    elasticity eigenvalue flops_profiler fp16 fp32_allreduce gradient_accumulation_dtype gradient_predivide_factor
-    graph_harvesting hybrid_engine memory_breakdown nebula optimizer pipeline prescale_gradients progressive_layer_drop
-    quantize_training scheduler seq_parallel_communication_data_type sequence_parallel_size sparse_attention
-    sparse_gradients steps_per_print tensor_parallel tensorboard timers torch_autocast torch_distributed
-    use_data_before_expert_parallelism use_node_local_storage wandb wall_clock_breakdown weight_quantization
+    activation_checkpointing aio autotuning bf16 checkpoint comet comms_logger communication_data_type compile
+    csv_monitor data_efficiency data_parallel_size data_types dataloader_drop_last datastates_ckpt disable_allgather
+    disable_python_gc dump_state expert_parallel flops_profiler fp16 gradient_allreduce_op gradient_predivide_factor
+    hybrid_engine log_level managed_gradient_accumulation memory_breakdown pipeline prescale_gradients
+    seq_parallel_communication_data_type sequence_parallel_size steps_per_print tensor_parallel tensorboard timers
+    torch_autocast use_data_before_expert_parallelism vocabulary_size wall_clock_breakdown wandb weight_quantization
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
     """.split()
 )
@@ -136,7 +135,7 @@ def _deepspeed(config: Config) -> list[str]:
         if owner is not None:
             problems.append(f"engine.deepspeed.{name} is derived from {owner}\n    hint: set it there")
         elif name not in DEEPSPEED_OPTIONS:
-            near = difflib.get_close_matches(name, DEEPSPEED_OPTIONS, n=1)
+            near = difflib.get_close_matches(str(name), DEEPSPEED_OPTIONS, n=1)
             hint = f"\n    hint: did you mean {near[0]}?" if near else ""
             problems.append(f"engine.deepspeed.{name} is not an option of DeepSpeed, which would ignore it{hint}")
     return problems

@@ -78,7 +78,7 @@ def _read(path: Path) -> Tree:
         raise UserError(f"config file {path} does not exist", hint="ready-made ones lie in configs/")
     try:
         layer = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ConfigError([f"not valid YAML: {' '.join(str(error).split())}"], source=str(path)) from error
     if not isinstance(layer, dict):
         raise ConfigError(["the file holds no `section: {key: value}`"], source=str(path))
@@ -110,6 +110,8 @@ def _merge(tree: Tree, layer: Tree, origin: str, origins: dict[str, str], prefix
             below = tree.get(key)
             tree[key] = below if isinstance(below, dict) else {}
             _merge(tree[key], value, origin, origins, f"{name}.")
+        elif value is None and isinstance(tree.get(key), dict):
+            continue  # `model:` with nothing under it changes nothing
         else:
             tree[key] = value
             origins[name] = origin

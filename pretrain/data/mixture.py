@@ -22,7 +22,9 @@ class SlotTable:
         owners = np.repeat(np.arange(len(self.quanta)), self.quanta)
         self.owner: I64 = owners[np.lexsort((owners, wishes))]
         self.positions = [np.flatnonzero(self.owner == source) for source in range(len(self.quanta))]
-        self.phase: I64 = np.arange(lanes, dtype=np.int64) * period // lanes % period
+        # Neighbouring lanes read neighbouring slots, so any run of lanes has each source's share to within a slot.
+        # Phases spread over the table resonate with it: of two equal sources 256 lanes 16 slots apart all had one.
+        self.phase: I64 = np.arange(lanes, dtype=np.int64) % period
 
     def source(self, t: I64, lane: I64) -> I64:
         """Who owns slot t of each lane."""
@@ -53,8 +55,7 @@ def quanta(weights: Sequence[float], period: int) -> list[int]:
     exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * period
     floor = np.maximum(np.floor(exact).astype(np.int64), 1)
     missing = period - int(floor.sum())
-    if missing < 0:
-        floor[int(np.argmax(floor))] += missing
-        missing = 0
-    floor[np.argsort(-(exact - floor), kind="stable")[:missing]] += 1
+    for _ in range(-missing):  # what tiny sources got is taken from the largest, one by one
+        floor[int(np.argmax(floor))] -= 1
+    floor[np.argsort(-(exact - floor), kind="stable")[: max(0, missing)]] += 1
     return [int(value) for value in floor]

@@ -1,0 +1,42 @@
+# make quickstart   the whole path on this machine, in minutes        make test       the test-suite without its slow part
+# make test-all     everything                                        make check      lint and types
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: quickstart test test-all check reference clean
+
+quickstart: $(VENV)/.installed
+	$(BIN)/pretrain quickstart
+
+test: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest
+
+test-all: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "slow or not slow"
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+reference: $(VENV)/.installed
+	$(BIN)/python -m pretrain.config.reference > docs/reference/config.md
+
+# torch comes first and alone: the other packages then find it, whatever build of it this machine's index offers.
+$(VENV)/.torch: constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	touch $@
+
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml
+	$(PIP) --editable '.[export]'
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(PIP) --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) quickstart runs build *.egg-info

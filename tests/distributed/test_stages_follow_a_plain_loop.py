@@ -1,0 +1,76 @@
+"""ZeRO stages 0–3 on two processes against a loop in which nothing of DeepSpeed runs."""
+
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+
+from pretrain.config import load_config
+from pretrain.data.stream import RankBatches, build_stream
+from pretrain.loss import plain_cross_entropy
+from pretrain.model.decoder import Decoder
+from pretrain.model.init import init_weights
+from pretrain.optimizer import build_optimizer
+from pretrain.preflight import prepare
+from pretrain.schedule import lr_fraction
+from tests.support.processes import losses, train
+from tests.support.runs import EAGER_ZERO3, make_run
+
+STEPS = 30
+
+
+def plain_losses(config_path: Path) -> dict[int, float]:
+    """One process, torch's own cross-entropy and clipping, the whole global batch at once."""
+    config = load_config(config_path).config
+    data = prepare(config, 1)
+    model = Decoder(config.model)
+    init_weights(model, config.model, config.run.seed)
+    optimizer = build_optimizer(model, config.optimizer)
+    size = config.batch.global_batch_size
+    whole = RankBatches(global_batch_size=size, micro_batch_size=size, rank=0, world_size=1)
+    found = {}
+    for step, batch in enumerate(
+        islice(build_stream(data.order, data.train, whole, start=0, prefetch_batches=0), STEPS), start=1
+    ):
+        for group in optimizer.param_groups:
+            group["lr"] = config.optimizer.lr * lr_fraction(step, config.schedule)
+        loss = plain_cross_entropy(model(batch["inputs"]), batch["targets"]) / batch["targets"].numel()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        found[step] = loss.item()
+    return found
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_run(tmp_path_factory.mktemp("stages"), engine={"deepspeed": EAGER_ZERO3})
+
+
+@pytest.fixture(scope="module")
+def expected(config: Path) -> dict[int, float]:
+    torch.set_num_threads(1)
+    return plain_losses(config)
+
+
+def test_the_plain_loop_learns(expected: dict[int, float]) -> None:
+    assert expected[STEPS] < 0.8 * expected[1]
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_losses_of_a_stage_are_those_of_the_plain_loop(
+    stage: int, config: Path, expected: dict[int, float], tmp_path: Path
+) -> None:
+    train(config, 2, f"engine.zero_stage={stage}", f"run.dir={tmp_path}")
+    found = losses(tmp_path / "metrics.jsonl")
+    assert set(found) == set(expected)
+    assert max(abs(found[step] - expected[step]) for step in expected) <= 1e-5
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_runs_of_the_same_command_are_bitwise_equal(stage: int, config: Path, tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        train(config, 2, f"engine.zero_stage={stage}", f"run.dir={tmp_path / name}", "schedule.total_steps=12")
+    assert losses(tmp_path / "first" / "metrics.jsonl") == losses(tmp_path / "second" / "metrics.jsonl")

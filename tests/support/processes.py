@@ -1,0 +1,56 @@
+"""Real processes for tests: commands, trainings of several ranks, and killing them."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from pretrain.processes import kill_tree
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+def pretrain(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """One `pretrain` command to its end."""
+    command = [sys.executable, "-m", "pretrain.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
+
+
+def train(config: Path, nproc: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+    """A training by `nproc` processes; asserts that it succeeded."""
+    done = pretrain("launch", "local", config, "--nproc", str(nproc), *overrides)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+def start(config: Path, nproc: int, *overrides: str) -> "subprocess.Popen[bytes]":
+    """The same, not waited for."""
+    command = [sys.executable, "-m", "pretrain.cli", "launch", "local", str(config), "--nproc", str(nproc), *overrides]
+    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def kill_all(process: "subprocess.Popen[bytes]") -> None:
+    """kill -9 of a process and of everything below it."""
+    kill_tree(process.pid)
+    process.wait()
+
+
+def wait_for_step(metrics: Path, step: int, process: "subprocess.Popen[bytes]", timeout: float = 120) -> None:
+    """Until the metrics hold a step; fails when the process ends before."""
+    deadline = time.monotonic() + timeout
+    while len(losses(metrics)) < step:
+        assert process.poll() is None, f"ended with {process.returncode} before step {step}"
+        assert time.monotonic() < deadline, f"no step {step} in {timeout} s"
+        time.sleep(0.05)
+
+
+def losses(metrics: Path) -> dict[int, float]:
+    """Loss by step; a line that is being written is left out."""
+    if not metrics.exists():
+        return {}
+    lines = metrics.read_text().split("\n")[:-1]
+    entries: Sequence[dict] = [json.loads(line) for line in lines]
+    return {entry["step"]: entry["loss"] for entry in entries}

@@ -1,0 +1,203 @@
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+
+from pretrain.config.schema import ModelConfig
+from pretrain.loss import IGNORE, plain_cross_entropy
+from pretrain.model.decoder import Decoder
+from pretrain.model.init import init_weights
+
+
+def config(**changes: Any) -> ModelConfig:
+    shape = {
+        "vocab_size": 61,
+        "n_layers": 3,
+        "d_model": 24,
+        "n_heads": 6,
+        "n_kv_heads": 2,
+        "d_ff": 40,
+        "max_seq_len": 20,
+    }
+    return ModelConfig(**(shape | changes))
+
+
+def model_of(c: ModelConfig, seed: int = 0, **options: Any) -> Decoder:
+    model = Decoder(c, **options)
+    init_weights(model, c, seed)
+    return model
+
+
+def batch(c: ModelConfig, length: int = 12, rows: int = 2) -> torch.Tensor:
+    return torch.randint(c.vocab_size, (rows, length + 1), generator=torch.Generator().manual_seed(1))
+
+
+VARIANTS = list(
+    itertools.product(
+        ("rope", "learned", "sinusoidal"), ("rmsnorm", "layernorm"), ("swiglu", "gelu", "relu"), (True, False)
+    )
+)
+
+
+@pytest.mark.parametrize(("positions", "norm", "ffn", "tie"), VARIANTS)
+def test_every_variant_gives_logits_and_a_gradient_to_every_parameter(
+    positions: str, norm: str, ffn: str, tie: bool
+) -> None:
+    c = config(positions=positions, norm=norm, ffn=ffn, tie_embeddings=tie)
+    model, tokens = model_of(c), batch(c)
+    assert model(tokens[:, :-1]).shape == (2, 12, c.vocab_size)
+    model(tokens[:, :-1], tokens[:, 1:]).total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_the_loss_is_the_cross_entropy_of_the_logits() -> None:
+    c = config()
+    model, tokens = model_of(c), batch(c)
+    targets = tokens[:, 1:].clone()
+    targets[0, :3] = IGNORE
+    sums = model(tokens[:, :-1], targets, chunk_tokens=5)
+    torch.testing.assert_close(sums.total, plain_cross_entropy(model(tokens[:, :-1]), targets))
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned", "sinusoidal"])
+@pytest.mark.parametrize("attention", ["sdpa", "reference"])
+def test_a_later_token_changes_no_earlier_logit(positions: str, attention: str) -> None:
+    c = config(positions=positions, attention=attention)
+    model, tokens = model_of(c), batch(c)
+    changed = tokens.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % c.vocab_size
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(before[:, :7], after[:, :7], atol=1e-6, rtol=1e-6)
+    assert (before[:, 7:] != after[:, 7:]).any(-1).all()
+
+
+@pytest.mark.parametrize("positions", ["rope", "learned", "sinusoidal"])
+def test_positions_matter(positions: str) -> None:
+    c = config(positions=positions, init_std=0.3)
+    model = model_of(c)
+    first, second = model(torch.tensor([[3, 9, 9, 5]])), model(torch.tensor([[9, 3, 9, 5]]))
+    assert (first[0, -1] - second[0, -1]).abs().max() > 1e-3
+
+
+def test_tied_weights_are_one_parameter() -> None:
+    tied, untied = model_of(config(tie_embeddings=True)), model_of(config())
+    assert tied.head.weight is tied.embedding.tokens.weight
+    assert "head.weight" not in dict(tied.named_parameters())
+    assert "head.weight" in dict(untied.named_parameters())
+    tokens = batch(config())
+    tied(tokens[:, :-1], tokens[:, 1:]).total.backward()
+    unused = torch.tensor([token not in tokens for token in range(61)])
+    assert (tied.head.weight.grad[unused].abs().sum(-1) > 0).all()  # from the output
+    untied(tokens[:, :-1], tokens[:, 1:]).total.backward()
+    assert (untied.embedding.tokens.weight.grad[unused] == 0).all()
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputing_activations_gives_bitwise_the_same_gradients(every: int, dtype: torch.dtype) -> None:
+    c, gradients = config(), []
+    for option in (0, every):
+        model = model_of(c, activation_checkpoint_every=option).to(dtype)
+        tokens = batch(c)
+        model(tokens[:, :-1], tokens[:, 1:]).total.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize(("every", "runs"), [(0, 3), (1, 6), (2, 5), (3, 4)])
+def test_every_nth_block_is_recomputed_in_training_only(every: int, runs: int) -> None:
+    model = model_of(config(), activation_checkpoint_every=every)
+    calls = 0
+
+    def count(*_: Any) -> None:
+        nonlocal calls
+        calls += 1
+
+    for block in model.blocks:
+        block.attention_norm.register_forward_pre_hook(count)
+    tokens = batch(config())
+    model(tokens[:, :-1], tokens[:, 1:]).total.backward()
+    assert calls == runs
+    model.eval()
+    model(tokens[:, :-1], tokens[:, 1:]).total.backward()
+    assert calls == runs + 3
+
+
+# --- initial weights --------------------------------------------------------------------------------------------------
+
+
+def test_weights_depend_on_seed_and_name_and_not_on_what_was_drawn_before() -> None:
+    first = model_of(config(), seed=5)
+    torch.manual_seed(99)
+    torch.randn(1_000)
+    second = model_of(config(), seed=5)
+    other = model_of(config(), seed=6)
+    for (name, a), b, c in zip(first.named_parameters(), second.parameters(), other.parameters(), strict=True):
+        assert torch.equal(a, b), name
+        assert a.dim() == 1 or not torch.equal(a, c), name
+
+
+def test_filling_in_another_order_or_only_some_gives_the_same_weights() -> None:
+    whole, c = model_of(config()), config()
+    alone = Decoder(c)
+    for prefix, module in reversed(list(alone.named_children())):
+        holder = torch.nn.Module()
+        holder.add_module(prefix, module)
+        init_weights(holder, c, 0)
+    for (name, a), b in zip(whole.named_parameters(), alone.parameters(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_a_deeper_model_begins_with_the_same_matrices_but_for_the_scaled_ones() -> None:
+    shallow, deep = dict(model_of(config()).named_parameters()), dict(model_of(config(n_layers=12)).named_parameters())
+    for name, a in shallow.items():
+        scaled = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+        torch.testing.assert_close(deep[name] * (2.0 if scaled else 1.0), a)
+
+
+@pytest.mark.parametrize("ffn", ["swiglu", "relu"])
+def test_standard_deviations_are_those_asked_for_and_less_on_the_residual_stream(ffn: str) -> None:
+    c = config(d_model=192, d_ff=512, vocab_size=700, n_layers=8, init_std=0.05, ffn=ffn, positions="learned")
+    scaled = 0
+    for name, parameter in model_of(c).named_parameters():
+        if parameter.dim() == 1:
+            assert (parameter == 1).all(), name
+            continue
+        residual = name.endswith(("attention.output.weight", "feed_forward.down.weight"))
+        scaled += residual
+        expected = 0.05 / math.sqrt(16) if residual else 0.05
+        assert parameter.std().item() == pytest.approx(expected, rel=0.04), name
+        assert abs(parameter.mean().item()) < 0.1 * expected, name
+    assert scaled == 16
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_the_first_loss_is_that_of_a_guess(tie: bool) -> None:
+    c = config(vocab_size=5_000, d_model=48, tie_embeddings=tie)
+    model, tokens = model_of(c), batch(c, 20, 16)
+    loss = model(tokens[:, :-1], tokens[:, 1:]).cross_entropy.item() / (16 * 20)
+    assert loss == pytest.approx(math.log(5_000), abs=0.1)
+
+
+def test_a_weight_wrapper_sees_each_parameter_once_while_it_is_filled() -> None:
+    c, seen = config(), []
+
+    class Whole:
+        def __init__(self, parameter: torch.nn.Parameter) -> None:
+            self.parameter = parameter
+
+        def __enter__(self) -> None:
+            self.before = self.parameter.detach().clone()
+
+        def __exit__(self, *_: object) -> None:
+            seen.append((self.parameter, not torch.equal(self.before, self.parameter)))
+
+    model = Decoder(c)
+    init_weights(model, c, 0, Whole)
+    assert [id(p) for p, _ in seen] == [id(p) for p in model.parameters()]
+    assert all(changed for p, changed in seen if p.dim() == 2)

@@ -1,0 +1,135 @@
+import io
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from pretrain.reporting import Reporter, format_count, format_seconds
+
+
+def reporter(
+    folder: Path, *, terminal: bool = False, total: int = 100, every: int = 10
+) -> tuple[Reporter, io.StringIO]:
+    screen = io.StringIO()
+    console = Console(file=screen, force_terminal=terminal, width=60, highlight=False)
+    return Reporter(folder / "train.log", total_steps=total, every_steps=every, console=console), screen
+
+
+def values(step: int, speed: float = 1_000.0, seconds: float = 0.5) -> dict[str, float]:
+    return {"step": step, "loss": 2.5, "grad_norm": 0.25, "lr": 1e-3, "tokens_per_second": speed, "seconds": seconds}
+
+
+def log_lines(folder: Path) -> list[str]:
+    return [line.split("  ", 1)[1] for line in (folder / "train.log").read_text().splitlines()]
+
+
+def test_without_a_terminal_lines_are_plain_and_unbroken(tmp_path: Path) -> None:
+    report, screen = reporter(tmp_path)
+    report.start(0)
+    report.step(values(10))
+    report.close()
+    (line,) = screen.getvalue().splitlines()
+    assert line == "step  10/100  loss 2.5000  grad 0.250  lr 1.00e-03  1.0k tok/s  left 0:45"
+    assert "\x1b" not in screen.getvalue()
+
+
+def test_the_first_the_last_and_every_nth_step_are_shown(tmp_path: Path) -> None:
+    report, screen = reporter(tmp_path, total=35)
+    report.start(0)
+    for step in range(1, 36):
+        report.step(values(step))
+    report.close()
+    shown = [int(line.split("/")[0].removeprefix("step")) for line in screen.getvalue().splitlines()]
+    assert shown == [1, 10, 20, 30, 35]
+    assert log_lines(tmp_path) == screen.getvalue().splitlines()
+
+
+def test_on_a_terminal_a_bar_shows_and_the_log_stays_plain(tmp_path: Path) -> None:
+    report, screen = reporter(tmp_path, terminal=True)
+    report.start(40)
+    report.step(values(50))
+    report.say("saved step-00000050")
+    report.close()
+    assert "50/100" in screen.getvalue()
+    assert log_lines(tmp_path) == [
+        "step  50/100  loss 2.5000  grad 0.250  lr 1.00e-03  1.0k tok/s  left 0:25",
+        "saved step-00000050",
+    ]
+    assert "\x1b" not in (tmp_path / "train.log").read_text()
+    assert screen.getvalue().count("\x1b[?25l") == screen.getvalue().count("\x1b[?25h")  # the cursor is back
+
+
+def test_text_in_brackets_is_no_markup(tmp_path: Path) -> None:
+    report, screen = reporter(tmp_path)
+    report.say("shards [bold]/data/web[/bold] [0:3]")
+    report.close()
+    assert screen.getvalue() == "shards [bold]/data/web[/bold] [0:3]\n"
+
+
+def test_the_log_is_continued_by_the_next_attempt(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        report, _ = reporter(tmp_path)
+        report.say(text)
+        report.close()
+    assert log_lines(tmp_path) == ["first", "second"]
+
+
+def test_one_slow_step_does_not_double_the_time_left(tmp_path: Path) -> None:
+    report, screen = reporter(tmp_path, every=1)
+    report.start(0)
+    report.step(values(1, seconds=1.0))
+    report.step(values(2, seconds=11.0, speed=0.0))
+    report.close()
+    first, second = screen.getvalue().splitlines()
+    assert first.endswith("1.0k tok/s  left 1:39")
+    assert second.endswith(" 900 tok/s  left 3:16")  # 98 steps of 0.9 · 1 + 0.1 · 11 seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (7.4, "7"),
+        (999, "999"),
+        (1_000, "1.0k"),
+        (1_234, "1.2k"),
+        (5_600_000, "5.6M"),
+        (6.74e9, "6.7B"),
+        (2e12, "2.0T"),
+        (3e15, "3000.0T"),
+    ],
+)
+def test_counts_are_short(value: float, text: str) -> None:
+    assert format_count(value) == text
+
+
+@pytest.mark.xfail(reason="rounding comes after the unit is chosen: 999,950 is shown as 1000.0k", strict=True)
+@pytest.mark.parametrize("value", [999.5, 999_950, 999_999_999])
+def test_counts_never_show_a_thousand_of_a_unit(value: float) -> None:
+    assert "1000" not in format_count(value)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0:00"),
+        (59.4, "0:59"),
+        (59.6, "1:00"),
+        (75, "1:15"),
+        (3_599.6, "1:00:00"),
+        (7_384, "2:03:04"),
+        (360_000, "100:00:00"),
+    ],
+)
+def test_seconds_are_a_clock(seconds: float, text: str) -> None:
+    assert format_seconds(seconds) == text
+
+
+@given(st.floats(0, 1e7))
+def test_a_clock_can_be_read_back(seconds: float) -> None:
+    total = 0
+    for part in format_seconds(seconds).split(":"):
+        total = 60 * total + int(part)
+    assert total == round(seconds)
