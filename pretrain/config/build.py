@@ -54,6 +54,8 @@ def _section(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
 
 
 def _sources(tree: Any, name: str, problems: list[str]) -> dict[str, SourceConfig]:
+    if tree is None:  # `data.valid=null` takes away what a file named
+        return {}
     if not isinstance(tree, dict):
         problems.append(f"{name}={tree!r} is not a set of named sources\n    hint: {name}.web.path=DIR")
         return {}

@@ -10,6 +10,7 @@ Each step adds to one list of problems; whatever is in the list at the end is re
 """
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from pretrain.errors import ConfigError, UserError
 
 Tree = dict[str, Any]
 COMMAND_LINE = "command line"
+_KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def _parse_overrides(overrides: Sequence[str], problems: list[str]) -> Tree:
     tree: Tree = {}
     for text in overrides:
         key, equals, _ = text.partition("=")
-        if not equals or not key:
+        if not equals or not _KEY.fullmatch(key):
             problems.append(f"argument {text!r} is not of the form key=value\n    hint: e.g. schedule.total_steps=100")
             continue
         try:
@@ -110,8 +112,8 @@ def _merge(tree: Tree, layer: Tree, origin: str, origins: dict[str, str], prefix
             below = tree.get(key)
             tree[key] = below if isinstance(below, dict) else {}
             _merge(tree[key], value, origin, origins, f"{name}.")
-        elif value is None and isinstance(tree.get(key), dict):
-            continue  # `model:` with nothing under it changes nothing
+        elif value is None and not prefix and isinstance(tree.get(key), dict):
+            continue  # a section `model:` with nothing under it changes nothing
         else:
             tree[key] = value
             origins[name] = origin

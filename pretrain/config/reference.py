@@ -1,0 +1,77 @@
+"""docs/reference/config.md, made from schema.py: `python -m pretrain.config.reference` prints it.
+
+`make reference` writes the file; a test fails when it is not what this prints.
+"""
+
+import dataclasses
+import types
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from pretrain.config.check import DEEPSPEED_OPTIONS, DERIVED_OPTIONS
+from pretrain.config.schema import Config, SourceConfig
+
+HEADER = """\
+# Configuration
+
+Made from `pretrain/config/schema.py` by `make reference`; do not edit. A value comes from these defaults, then from a
+YAML file (what it `extends:` first), then from `key=value` on the command line, each over the one before.
+`pretrain config show CONFIG` prints the outcome and where each value came from. Rules between values are in
+`pretrain/config/check.py`.
+"""
+TYPE_NAMES = {int: "integer", float: "number", str: "string", bool: "true or false"}
+
+
+def reference() -> str:
+    """The whole page; the same text each time."""
+    sections = [_section(kind, name) for name, kind in get_type_hints(Config).items()]
+    return "\n".join([HEADER, *sections, _deepspeed()])
+
+
+def _section(cls: type, prefix: str) -> str:
+    """A heading, the docstring and a table; below it the table of a source, where the section holds sources."""
+    hints = get_type_hints(cls)
+    lines = [f"## {prefix}", "", " ".join((cls.__doc__ or "").split()), ""]
+    lines += ["| key | type | default | rule | meaning |", "|---|---|---|---|---|"]
+    for field in dataclasses.fields(cls):
+        default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+        cells = [f"`{prefix}.{field.name}`", _type(hints[field.name]), f"`{_yaml(default)}`"]
+        cells += [_rule(field.metadata), field.metadata["help"]]
+        lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
+    sources = [f"{prefix}.{name}.NAME" for name, kind in hints.items() if SourceConfig in get_args(kind)]
+    below = ["", *(_section(SourceConfig, name) for name in sources)] if sources else [""]
+    return "\n".join([*lines, *below])
+
+
+def _type(kind: Any) -> str:
+    if get_origin(kind) in (Union, types.UnionType):
+        return " or ".join("null" if part is type(None) else TYPE_NAMES[part] for part in get_args(kind))
+    if get_origin(kind) is dict:
+        return "sources by name" if SourceConfig in get_args(kind) else "mapping"
+    return TYPE_NAMES[kind]
+
+
+def _rule(metadata: Any) -> str:
+    """Choices, or a range such as `≥ 0, ≤ 1`; empty where every value of the type is right."""
+    signs = (("≥", metadata["minimum"]), (">", metadata["above"]), ("≤", metadata["maximum"]))
+    limits = (f"{sign} {limit}" for sign, limit in signs if limit is not None)
+    return ", ".join([*(f"`{choice}`" for choice in metadata["choices"]), *limits])
+
+
+def _yaml(value: Any) -> str:
+    """A default as a configuration file would hold it."""
+    return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()
+
+
+def _deepspeed() -> str:
+    derived = [f"- `{name}`: from {owner}" for name, owner in sorted(DERIVED_OPTIONS.items())]
+    passed = [f"- `{name}`" for name in sorted(DEEPSPEED_OPTIONS)]
+    intro = ["## Options of `engine.deepspeed`", "", "Refused, because they are derived from other keys:", ""]
+    return "\n".join(
+        [*intro, *derived, "", "Passed through as they are, for DeepSpeed's documentation to explain:", "", *passed]
+    )
+
+
+if __name__ == "__main__":
+    print(reference())
