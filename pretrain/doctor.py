@@ -33,7 +33,11 @@ def findings() -> Iterator[Finding]:
     yield from _packages_in_the_way()
     yield from _devices()
     compiler = shutil.which("c++") or shutil.which("g++")
-    yield Finding("ok", f"C++ compiler {compiler}") if compiler else Finding("limit", "no C++ compiler: no engine.compile")
+    yield (
+        Finding("ok", f"C++ compiler {compiler}")
+        if compiler
+        else Finding("limit", "no C++ compiler: no engine.compile")
+    )
 
 
 def run_doctor() -> int:

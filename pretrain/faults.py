@@ -16,6 +16,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self._interrupted = False
         self.stop_file: Path | None = None
 
     def install(self) -> "StopRequest":
@@ -31,6 +32,7 @@ class StopRequest:
         return self.reason is not None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.reason is not None:
+        if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
+        self._interrupted |= number == signal.SIGINT
         self.reason = signal.Signals(number).name

@@ -35,7 +35,7 @@ def next_token_probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
     """Probabilities (V,) after temperature, then top-k, then top-p; never empty."""
     if sampling.temperature == 0:
         return torch.nn.functional.one_hot(logits_V.argmax(), len(logits_V)).float()
-    logits_V = logits_V.float() / sampling.temperature
+    logits_V = (logits_V.float() - logits_V.max()) / sampling.temperature  # the largest stays finite at any temperature
     if 0 < sampling.top_k < len(logits_V):
         threshold = logits_V.topk(sampling.top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < threshold, float("-inf"))

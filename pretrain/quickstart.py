@@ -1,10 +1,10 @@
 """`pretrain quickstart`: the whole path on real text, through the same commands that a user types.
 
-    DIR/corpus/      train.jsonl, valid.jsonl: the Python standard library of this machine
-    DIR/tokenizer/   tokenizer.model
-    DIR/shards/      train/, valid/
-    DIR/run/         a run; killed with kill -9 after its first checkpoint, and resumed
-    DIR/export/      a Hugging Face directory, trained on for three steps by transformers
+DIR/corpus/      train.jsonl, valid.jsonl: the Python standard library of this machine
+DIR/tokenizer/   tokenizer.model
+DIR/shards/      train/, valid/
+DIR/run/         a run; killed with kill -9 after its first checkpoint, and resumed
+DIR/export/      a Hugging Face directory, trained on for three steps by transformers
 """
 
 import json

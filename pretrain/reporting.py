@@ -88,7 +88,7 @@ def _make_bar(console: Console) -> Progress:
 def format_count(value: float) -> str:
     """1234 → 1.2k, 5600000 → 5.6M."""
     for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
+        if value >= size * (1 - (0.0005 if unit == "k" else 0.00005)):  # or it is shown as 1000 of the smaller unit
             return f"{value / size:.1f}{unit}"
     return f"{value:.0f}"
 

@@ -1,12 +1,12 @@
 """What a run is on disk, and how far it has come.
 
-    RUN/config.yaml                the resolved configuration of the last start
-    RUN/status                     running | unfinished (stopped, resumable) | done | failed
-    RUN/metrics.jsonl              one line an optimizer step
-    RUN/evaluations.jsonl          one line an evaluation
-    RUN/tensorboard/               the same, for TensorBoard
-    RUN/checkpoints/step-00000100/ complete checkpoints; checkpoint/layout.py
-    RUN/logs/                      what was printed, and metrics that a resume replaced
+RUN/config.yaml                the resolved configuration of the last start
+RUN/status                     running | unfinished (stopped, resumable) | done | failed
+RUN/metrics.jsonl              one line an optimizer step
+RUN/evaluations.jsonl          one line an evaluation
+RUN/tensorboard/               the same, for TensorBoard
+RUN/checkpoints/step-00000100/ complete checkpoints; checkpoint/layout.py
+RUN/logs/                      what was printed, and metrics that a resume replaced
 """
 
 from dataclasses import asdict, dataclass

@@ -1,9 +1,9 @@
 """The training loop.
 
-    1. agree         one small all-reduce: targets of the global batch, and whether any rank wants to stop
-    2. train_step    forward and backward over this rank's micro-batches, clip, update          engine.py
-    3. write down    metrics.jsonl, TensorBoard, the console                                    metrics.py, reporting.py
-    4. sometimes     evaluate, save                                                             evaluate.py, checkpoint/
+1. agree         one small all-reduce: targets of the global batch, and whether any rank wants to stop
+2. train_step    forward and backward over this rank's micro-batches, clip, update          engine.py
+3. write down    metrics.jsonl, TensorBoard, the console                                    metrics.py, reporting.py
+4. sometimes     evaluate, save                                                             evaluate.py, checkpoint/
 """
 
 import math

@@ -77,10 +77,12 @@ def commit(checkpoints: Path, step: int, files: list[FileEntry]) -> Path:
     write_json(staging / MANIFEST, {"format": FORMAT, "step": step, "files": [vars(file) for file in files]})
     describe(staging / MANIFEST)
     _sync_folder(staging)
-    if final.exists():  # saved before, and resumed from an older one since
-        _remove(final)
+    replaced = checkpoints / f".replaced-{final.name}"
+    if final.exists():  # saved before, and passed over since because it was damaged
+        final.rename(replaced)
     staging.rename(final)
     _sync_folder(checkpoints)
+    shutil.rmtree(replaced, ignore_errors=True)
     return final
 
 
@@ -90,9 +92,12 @@ def clean(checkpoints: Path) -> None:
         shutil.rmtree(leftover)
 
 
-def prune(checkpoints: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints."""
-    for step in list_steps(checkpoints)[:-keep_last]:
+def prune(checkpoints: Path, keep_last: int, *, saved_step: int) -> None:
+    """Delete all but the newest `keep_last` checkpoints up to the one just saved.
+
+    Later ones are not counted: a resume has passed them over as damaged, and they must not push out what is good.
+    """
+    for step in [step for step in list_steps(checkpoints) if step <= saved_step][:-keep_last]:
         _remove(checkpoints / checkpoint_name(step))
 
 
@@ -105,12 +110,22 @@ def verify(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
         manifest = json.loads((folder / MANIFEST).read_text())
         if manifest["format"] != FORMAT:
             raise CheckpointError(f"{folder}: format {manifest['format']!r} is not {FORMAT!r}")
+        if checkpoint_name(manifest["step"]) != folder.name:
+            raise CheckpointError(f"{folder}: the manifest is that of step {manifest['step']}")
         entries = [FileEntry(**entry) for entry in manifest["files"]]
         for entry in entries:
             _verify_file(folder, entry, hashes)
-        return json.loads((folder / STATE).read_text())
+        state: dict[str, Any] = json.loads((folder / STATE).read_text())
+        return state
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{folder}: not a complete checkpoint ({type(error).__name__}: {error})") from error
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with tensors, as the manifest lists them: whatever else lies there is not read."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    names = sorted(entry["name"] for entry in manifest["files"])
+    return [folder / name for name in names if name.endswith(".safetensors")]
 
 
 def find_newest(

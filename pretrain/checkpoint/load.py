@@ -46,7 +46,7 @@ def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world
     from pretrain.checkpoint.pieces import KINDS, PieceIndex
     from pretrain.checkpoint.rng import set_rng_state
 
-    index = PieceIndex(folder.glob("rank-*.safetensors"))
+    index = PieceIndex(layout.weight_files(folder))
     for part in partitions(engine):
         prepare_state(part, state["optimizer_steps"])
         for fragment in part.fragments:

@@ -23,10 +23,12 @@ class CheckpointReader:
         with torch.device("meta"):
             model = Decoder(self.config.model)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        self._index = PieceIndex(folder.glob("rank-*.safetensors"))
+        self._index = PieceIndex(layout.weight_files(folder))
         if set(self._index.names()) != set(self.shapes):
             odd = sorted(set(self._index.names()) ^ set(self.shapes))
-            raise CheckpointError(f"{folder}: parameters that only the checkpoint or only the model has: {', '.join(odd)}")
+            raise CheckpointError(
+                f"{folder}: parameters that only the checkpoint or only the model has: {', '.join(odd)}"
+            )
 
     @property
     def tokenizer(self) -> Path | None:

@@ -34,7 +34,7 @@ def save_checkpoint(
     everything = [entry for entries in gather_to_all(files) for entry in entries]
     if world.is_main:
         layout.commit(checkpoints, progress.step, everything)
-        layout.prune(checkpoints, keep_last)
+        layout.prune(checkpoints, keep_last, saved_step=progress.step)
     barrier()
     return checkpoints / layout.checkpoint_name(progress.step)
 

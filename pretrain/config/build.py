@@ -13,14 +13,16 @@ TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true
 
 def build(tree: dict[str, Any], problems: list[str]) -> Config:
     """The Config of a tree. What does not fit is added to `problems`, and its default is used meanwhile."""
-    return _section(Config, tree, "", problems)
+    config = _section(Config, tree, "", problems)
+    assert isinstance(config, Config)
+    return config
 
 
 def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
     """Every dotted name, e.g. `model.n_layers`; a source's keys appear as `data.train.NAME.path`."""
     names: list[str] = []
     for name, kind in get_type_hints(cls).items():
-        if dataclasses.is_dataclass(kind):
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             names += known_keys(kind, f"{prefix}{name}.")
         elif _is_sources(kind):
             names += known_keys(SourceConfig, f"{prefix}{name}.NAME.")
@@ -43,7 +45,7 @@ def _section(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
         if key not in fields:
             problems.append(_unknown(name, prefix, list(fields)))
         elif dataclasses.is_dataclass(hints[key]):
-            values[key] = _section(hints[key], value, f"{name}.", problems)  # type: ignore[arg-type]
+            values[key] = _section(hints[key], value, f"{name}.", problems)
         elif _is_sources(hints[key]):
             values[key] = _sources(value, name, problems)
         else:
@@ -99,6 +101,8 @@ def _range_problem(value: Any, rules: Any) -> str:
         return f"is not above {rules['above']}"
     if rules["maximum"] is not None and value > rules["maximum"]:
         return f"is above {rules['maximum']}"
+    if rules["below"] is not None and value >= rules["below"]:
+        return f"is not below {rules['below']}"
     return ""
 
 

@@ -103,9 +103,10 @@ def _batch(config: Config) -> list[str]:
 def _schedule(config: Config) -> list[str]:
     schedule, problems = config.schedule, []
     if schedule.warmup_steps + schedule.decay_steps > schedule.total_steps:
+        fitting = max(0, min(schedule.total_steps // 10, schedule.total_steps - schedule.decay_steps))
         problems.append(
             f"schedule.warmup_steps={schedule.warmup_steps} and decay_steps={schedule.decay_steps} exceed "
-            f"schedule.total_steps={schedule.total_steps}\n    hint: schedule.warmup_steps={schedule.total_steps // 10}"
+            f"schedule.total_steps={schedule.total_steps}\n    hint: schedule.warmup_steps={fitting}"
         )
     if schedule.decay_steps and schedule.kind != "wsd":
         problems.append(
@@ -130,6 +131,12 @@ def _engine(config: Config) -> list[str]:
 def _deepspeed(config: Config) -> list[str]:
     problems = []
     for name, value in config.engine.deepspeed.items():
+        if name in ("zero_optimization", "bf16", "fp16") and not isinstance(value, dict):
+            problems.append(
+                f"engine.deepspeed.{name}={value!r} would replace a derived section\n"
+                f"    hint: name the options below it, e.g. engine.deepspeed.zero_optimization.overlap_comm=true"
+            )
+            continue
         inner = [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
         owner = next((DERIVED_OPTIONS[key] for key in (name, *inner) if key in DERIVED_OPTIONS), None)
         if owner is not None:

@@ -59,7 +59,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
 
 def save_config(config: Config, path: Path) -> None:
     """Write every value as YAML; `load_config` of the file gives an equal Config."""
-    path.write_text(yaml.safe_dump(dataclasses.asdict(config), sort_keys=False))
+    # OmegaConf's writer, because its reader takes more for a number than YAML's does: a folder may be called 1e3.
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
 def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, Tree]]:

@@ -21,6 +21,7 @@ YAML file (what it `extends:` first), then from `key=value` on the command line,
 `pretrain/config/check.py`.
 """
 TYPE_NAMES = {int: "integer", float: "number", str: "string", bool: "true or false"}
+SIGNS = {"minimum": "≥", "above": ">", "maximum": "≤", "below": "<"}
 
 
 def reference() -> str:
@@ -54,9 +55,9 @@ def _type(kind: Any) -> str:
 
 def _rule(metadata: Any) -> str:
     """Choices, or a range such as `≥ 0, ≤ 1`; empty where every value of the type is right."""
-    signs = (("≥", metadata["minimum"]), (">", metadata["above"]), ("≤", metadata["maximum"]))
-    limits = (f"{sign} {limit}" for sign, limit in signs if limit is not None)
-    return ", ".join([*(f"`{choice}`" for choice in metadata["choices"]), *limits])
+    limits = {name: limit for name, limit in metadata.items() if name not in ("help", "choices")}
+    ranges = (f"{SIGNS[name]} {limit}" for name, limit in limits.items() if limit is not None)
+    return ", ".join([*(f"`{choice}`" for choice in metadata["choices"]), *ranges])
 
 
 def _yaml(value: Any) -> str:

@@ -16,9 +16,17 @@ def knob(
     minimum: float | None = None,
     above: float | None = None,
     maximum: float | None = None,
+    below: float | None = None,
 ) -> Any:
     """A dataclass field with what the checks and the reference need to know of it."""
-    metadata = {"help": help, "choices": choices, "minimum": minimum, "above": above, "maximum": maximum}
+    metadata = {
+        "help": help,
+        "choices": choices,
+        "minimum": minimum,
+        "above": above,
+        "maximum": maximum,
+        "below": below,
+    }
     if isinstance(default, dict):
         return field(default_factory=lambda: dict(default), metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -51,7 +59,9 @@ class ModelConfig:
     ffn: str = knob("swiglu", "Feed-forward network.", choices=("swiglu", "gelu", "relu"))
     tie_embeddings: bool = knob(False, "Use the input embedding as the output head.")
     attention: str = knob("sdpa", "Attention path; `reference` is the formula itself.", choices=("sdpa", "reference"))
-    init_std: float = knob(0.02, "Standard deviation of the initial weights; residual outputs get less by depth.", above=0)
+    init_std: float = knob(
+        0.02, "Standard deviation of the initial weights; residual outputs get less by depth.", above=0
+    )
 
     @property
     def head_dim(self) -> int:
@@ -73,12 +83,18 @@ class DataConfig:
 
     train: dict[str, SourceConfig] = knob({}, "Training sources by name, e.g. `data.train.web.path=DIR`.")
     valid: dict[str, SourceConfig] = knob({}, "Held-out sources by name.")
-    tokenizer: str | None = knob(None, "SentencePiece model; its sha256 must be the one that the shards were made with.")
+    tokenizer: str | None = knob(
+        None, "SentencePiece model; its sha256 must be the one that the shards were made with."
+    )
     seq_len: int = knob(2048, "Tokens a sequence (T); must divide the block of the shards.", minimum=1)
-    lanes: int = knob(256, "Parallel read streams of the order. Part of the order: cannot change within a run.", minimum=1)
+    lanes: int = knob(
+        256, "Parallel read streams of the order. Part of the order: cannot change within a run.", minimum=1
+    )
     span: int = knob(64, "Consecutive sequences that a lane reads before it jumps. Part of the order.", minimum=1)
     seed: int = knob(0, "Seed of the order.", minimum=0)
-    prefetch_batches: int = knob(4, "Batches that the reading thread keeps ready; 0 reads in the training thread.", minimum=0)
+    prefetch_batches: int = knob(
+        4, "Batches that the reading thread keeps ready; 0 reads in the training thread.", minimum=0
+    )
 
 
 @dataclass(frozen=True)
@@ -94,8 +110,8 @@ class OptimizerConfig:
     """AdamW; weight decay applies to matrices only."""
 
     lr: float = knob(3e-4, "Peak learning rate.", above=0)
-    beta1: float = knob(0.9, "Decay of the first moment.", minimum=0, maximum=1)
-    beta2: float = knob(0.95, "Decay of the second moment.", minimum=0, maximum=1)
+    beta1: float = knob(0.9, "Decay of the first moment.", minimum=0, below=1)
+    beta2: float = knob(0.95, "Decay of the second moment.", minimum=0, below=1)
     eps: float = knob(1e-8, "Added to the root of the second moment.", above=0)
     weight_decay: float = knob(0.1, "Decoupled weight decay of matrices.", minimum=0)
     clip_grad_norm: float = knob(1.0, "Largest norm of the global gradient; 0 does not clip.", minimum=0)
@@ -109,7 +125,9 @@ class ScheduleConfig:
     total_steps: int = knob(1000, "Optimizer steps of the whole run.", minimum=1)
     warmup_steps: int = knob(100, "Steps of linear warmup from 0.", minimum=0)
     decay_steps: int = knob(0, "wsd only: steps of the final linear decay; 0 means a tenth of total_steps.", minimum=0)
-    final_lr_fraction: float = knob(0.1, "Learning rate of the last step, as a fraction of the peak.", minimum=0, maximum=1)
+    final_lr_fraction: float = knob(
+        0.1, "Learning rate of the last step, as a fraction of the peak.", minimum=0, maximum=1
+    )
 
 
 @dataclass(frozen=True)
@@ -124,8 +142,12 @@ class LossConfig:
 class EngineConfig:
     """How DeepSpeed runs the model."""
 
-    zero_stage: int = knob(1, "ZeRO stage: 0 none, 1 optimizer states, 2 + gradients, 3 + parameters.", minimum=0, maximum=3)
-    precision: str = knob("bf16", "Forward and backward precision; master weights are fp32.", choices=("fp32", "bf16", "fp16"))
+    zero_stage: int = knob(
+        1, "ZeRO stage: 0 none, 1 optimizer states, 2 + gradients, 3 + parameters.", minimum=0, maximum=3
+    )
+    precision: str = knob(
+        "bf16", "Forward and backward precision; master weights are fp32.", choices=("fp32", "bf16", "fp16")
+    )
     activation_checkpoint_every: int = knob(0, "Recompute every n-th block in backward: 0 none, 1 all.", minimum=0)
     compile: bool = knob(False, "torch.compile each block; needs a C++ compiler on CPU.")
     device: str = knob("auto", "Where to run; auto takes CUDA when there is one.", choices=("auto", "cpu", "cuda"))
@@ -152,7 +174,9 @@ class EvalConfig:
     """Loss on the held-out sources."""
 
     every_steps: int = knob(200, "Evaluate every so many steps, and at the start and the end; 0 never.", minimum=0)
-    max_sequences: int = knob(512, "Held-out sequences an evaluation, over all processes; the same ones each time.", minimum=1)
+    max_sequences: int = knob(
+        512, "Held-out sequences an evaluation, over all processes; the same ones each time.", minimum=1
+    )
 
 
 @dataclass(frozen=True)

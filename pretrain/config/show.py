@@ -27,4 +27,5 @@ def _rows(tree: dict[str, Any], prefix: str, depth: int, loaded: LoadedConfig) -
 
 
 def _scalar(value: Any) -> str:
-    return yaml.safe_dump(value, default_flow_style=True, width=10_000).removesuffix("...\n").strip()
+    text: str = yaml.safe_dump(value, default_flow_style=True, width=10_000)
+    return text.removesuffix("...\n").strip()

@@ -4,6 +4,7 @@ Weights become integers that sum to `period` (largest remainder). A table of `pe
 as it can; each lane walks the table from a phase of its own, so that the sources are mixed within a batch too.
 """
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,9 +23,11 @@ class SlotTable:
         owners = np.repeat(np.arange(len(self.quanta)), self.quanta)
         self.owner: I64 = owners[np.lexsort((owners, wishes))]
         self.positions = [np.flatnonzero(self.owner == source) for source in range(len(self.quanta))]
-        # Neighbouring lanes read neighbouring slots, so any run of lanes has each source's share to within a slot.
-        # Phases spread over the table resonate with it: of two equal sources 256 lanes 16 slots apart all had one.
-        self.phase: I64 = np.arange(lanes, dtype=np.int64) % period
+        # Phases a golden section apart: any run of lanes is spread evenly over the table, and for no weights in step with
+        # it. (Phases 16 slots apart gave all lanes the same one of two equal sources.) Odd, so that it visits every slot
+        # of a table whose size is a power of two.
+        stride = round(period * (math.sqrt(5) - 1) / 2) | 1
+        self.phase: I64 = np.arange(lanes, dtype=np.int64) * stride % period
 
     def source(self, t: I64, lane: I64) -> I64:
         """Who owns slot t of each lane."""

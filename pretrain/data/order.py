@@ -25,8 +25,9 @@ from numpy.typing import ArrayLike
 
 from pretrain.data.mixture import SlotTable
 from pretrain.data.permute import I64, hash64, permute
+from pretrain.errors import DataError
 
-PERIOD = 4096
+PERIODS = (4096, 65_536)  # slots of the mixture's table; the larger where a source has less than a slot of the smaller
 
 
 class OrderedSource(NamedTuple):
@@ -51,7 +52,8 @@ class Order:
 
     def __init__(self, sources: Sequence[OrderedSource], *, seq_len: int, seed: int, lanes: int, span: int) -> None:
         self.sources, self.lanes, self.span, self.seed = list(sources), lanes, span, seed
-        self.table = SlotTable([source.weight for source in sources], PERIOD, lanes)
+        weights = [source.weight for source in sources]
+        self.table = SlotTable(weights, _period(weights), lanes)
         # A source's permutation depends on its content and not on its place in the list.
         self.keys = [int(source.fingerprint[:15], 16) for source in sources]
         self.spans = [source.sequences // span for source in sources]
@@ -61,9 +63,10 @@ class Order:
             "seed": seed,
             "lanes": lanes,
             "span": span,
-            "period": PERIOD,
+            "period": self.table.period,
             "sources": {source.name: source.fingerprint for source in sources},
-            "quanta": {source.name: q for source, q in zip(sources, self.table.quanta, strict=True)},
+            # A list: which of two sources comes first decides ties between their slots.
+            "quanta": [[source.name, q] for source, q in zip(sources, self.table.quanta, strict=True)],
         }
 
     @property
@@ -99,6 +102,18 @@ class Order:
 
     def _key(self, source: int, epoch: I64) -> np.ndarray:
         return hash64(self.seed, self.keys[source], epoch)
+
+
+def _period(weights: Sequence[float]) -> int:
+    """The smallest table in which every source has at least one whole slot. Raises DataError where none has."""
+    smallest = min(weights) / sum(weights)
+    for period in PERIODS:
+        if smallest * period >= 1:
+            return period
+    raise DataError(
+        f"the smallest weight is {smallest:.2g} of all weights, less than one sample in {PERIODS[-1]}",
+        hint="leave the source out, or give it more weight",
+    )
 
 
 def differences(expected: dict[str, object], found: dict[str, object]) -> list[str]:

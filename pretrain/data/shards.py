@@ -134,7 +134,7 @@ def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
 def check_shards(folder: Path, manifest: Manifest) -> None:
     """Verify that each shard and index of `manifest` is there with its size. Raises one DataError with all problems.
 
-    Hashes are not computed: a block's crc32 is checked when it is read.
+    Hashes are not computed: that takes reading everything.
     """
     problems = []
     for entry in manifest.shards:

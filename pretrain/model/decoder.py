@@ -14,6 +14,8 @@ Shape legend, for every file here: B batch, T time, D model width, H query heads
 F feed-forward width, V vocabulary.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -90,10 +92,8 @@ class Decoder(nn.Module):
         x_BTD = self.embedding(tokens_BT, positions_T)
         turn = self._rotation(positions_T, x_BTD.dtype)
         for index, block in enumerate(self.blocks):
-            if self._recomputes(index):
-                x_BTD = checkpoint(block, x_BTD, turn, use_reentrant=False)
-            else:
-                x_BTD = block(x_BTD, turn)
+            run = partial(checkpoint, block, use_reentrant=False) if self._recomputes(index) else block
+            x_BTD = run(x_BTD, turn)
         return self.head(self.final_norm(x_BTD), targets_BT, z_loss_weight, chunk_tokens)
 
     def _rotation(self, positions_T: Tensor, dtype: torch.dtype) -> Rotation | None:

@@ -13,9 +13,9 @@ SMALL = OrderedSource("small", 1.0, 301, "e7" * 32)
 ORDER = Order([LARGE, SMALL], seq_len=2_048, seed=1_234, lanes=16, span=8)
 
 DIGESTS = {
-    "source": "a7d5e75ee641168bae4c1ea3653fddff5bd1df6192dd21a59227a6bf267012fd",
-    "epoch": "32343817e13cef58d1c1aa9ef6d445b653f1832855b9efedb365f39b0612ef1d",
-    "sequence": "28814935e73c8a49ae36c7158990f209b67fee3fd991d63a73a53779d9de110a",
+    "source": "92fc490b1dea28bdb045013d4198a48e0f7a7c5abfba707778ab0710a976a818",
+    "epoch": "d39ea0d48ad0e4b61a159fe1c2d7c095e37c2ad9e1f80d8acde9bf476441cd78",
+    "sequence": "03fe75b92809eac459213f53d71cc641cc6f85bdca74eae7e7c1bf8e4af49c8e",
 }
 
 
@@ -32,4 +32,4 @@ def test_the_first_ten_thousand_samples_never_change(column: str) -> None:
 
 
 def test_the_fingerprint_never_changes() -> None:
-    assert ORDER.fingerprint == "7cf01e912c387b3f1e10ca4636653c6db6cf2efcdb8cbb75585ebb74ddbc7ba8"
+    assert ORDER.fingerprint == "d89d8b350bc202a1010d59eacbff0653528f8ec6c9977a130adffc62d2fc55c4"

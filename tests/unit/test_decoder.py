@@ -142,6 +142,12 @@ def test_weights_depend_on_seed_and_name_and_not_on_what_was_drawn_before() -> N
         assert a.dim() == 1 or not torch.equal(a, c), name
 
 
+def test_matrices_of_one_shape_begin_different() -> None:
+    parameters = dict(model_of(config()).named_parameters())
+    assert not torch.equal(parameters["blocks.0.attention.query.weight"], parameters["blocks.1.attention.query.weight"])
+    assert not torch.equal(parameters["blocks.0.attention.key.weight"], parameters["blocks.0.attention.value.weight"])
+
+
 def test_filling_in_another_order_or_only_some_gives_the_same_weights() -> None:
     whole, c = model_of(config()), config()
     alone = Decoder(c)

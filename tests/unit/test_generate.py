@@ -40,7 +40,7 @@ def test_probabilities_are_never_empty_and_sum_to_one(
     assert probabilities.isfinite().all()
     assert (probabilities >= 0).all()
     assert probabilities.sum().item() == pytest.approx(1, abs=1e-5)
-    assert probabilities[logits.argmax()] > 0
+    assert logits[probabilities > 0].max() >= logits.max() - 1e-3  # one of those that are equal after rounding
 
 
 @given(st.permutations(range(12)), st.integers(1, 12))

@@ -14,8 +14,8 @@ from launch.torchrun import launch_local, torchrun_command
 def test_torchrun_understands_the_command_and_passes_all_arguments_on() -> None:
     from torch.distributed.run import get_args_parser
 
-    # The last two begin like options of torchrun's own.
-    overrides = ["run.seed=3", "--max-restarts=9", "--nnodes=2"]
+    # The last two are options of torchrun's own, and the ambiguous beginning of several.
+    overrides = ["run.seed=3", "--max-restarts=9", "--n=2"]
     command = torchrun_command("conf dir/run.yaml", overrides, 3)
     assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
     options = get_args_parser().parse_args(command[3:])

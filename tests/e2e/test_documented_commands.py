@@ -1,0 +1,34 @@
+"""Every command that the README and the guides show is run, in the order in which it stands."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import REPOSITORY, run_in
+
+DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs/guides").glob("*.md"))]
+# This test runs under `make test`, in the environment that these made.
+MAKING = re.compile(r"make (?P<target>[\w-]+)|python3 -m venv .*|pretrain quickstart")
+
+
+def commands(document: Path) -> list[str]:
+    """Lines that begin with `$ ` in blocks marked `console`; a backslash at the end joins the next line."""
+    blocks = re.findall(r"```console\n(.*?)```", document.read_text(), flags=re.DOTALL)
+    joined = "\n".join(blocks).replace("\\\n", " ")
+    return [line[2:] for line in joined.splitlines() if line.startswith("$ ")]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
+def test_commands_of_a_document_run(document: Path, workplace: Path) -> None:
+    makefile = (REPOSITORY / "Makefile").read_text()
+    shown = commands(document)
+    assert shown
+    for command in shown:
+        making = MAKING.fullmatch(command)
+        if making is not None:
+            assert making["target"] is None or f"\n{making['target']}:" in makefile
+            continue
+        done = run_in(workplace, command)
+        assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, f"$ {command}\n{done.stderr}"
