@@ -87,9 +87,10 @@ def our_step(trainer: Trainer) -> Step:
     stream = trainer._micro_batches()
 
     def step() -> None:
+        started = time.perf_counter()
         batches = list(islice(stream, trainer.plan.grad_accum_steps))
         targets, _ = trainer._agree(batches)
-        trainer._step(batches, int(targets))
+        trainer._step(batches, int(targets), started)
 
     return step
 

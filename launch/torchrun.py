@@ -51,7 +51,7 @@ def _pass_on(asked: list[int], child: "subprocess.Popen[bytes]", stop_file: Path
     if asked.count(signal.SIGINT) >= 2:
         child.terminate()
     elif asked and stop_file.parent.is_dir():
-        stop_file.touch()
+        stop_file.write_text(signal.Signals(asked[0]).name)
 
 
 def _threads(nproc: int) -> str:

@@ -28,7 +28,8 @@ class StopRequest:
     def wanted(self) -> bool:
         """Whether this rank has a reason to stop."""
         if self.reason is None and self.stop_file is not None and self.stop_file.exists():
-            self.reason = f"stop file {self.stop_file}"
+            # The launcher writes there what it was asked by.
+            self.reason = self.stop_file.read_text().strip() or f"stop file {self.stop_file}"
         return self.reason is not None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

@@ -4,6 +4,7 @@ Every rank runs it, and `pretrain launch local` runs it before it starts any of 
 """
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,15 +43,39 @@ def prepare(config: Config, world_size: int) -> Prepared:
         lanes=config.data.lanes,
         span=config.data.span,
     )
-    _check_resume(config, order)
+    # Sizes only: hashing is left to the one rank that then decides for all.
+    find_resume(config, order.description, hashes=False, skipped=lambda _: None)
     return Prepared(train, valid, order)
 
 
-def find_resume(config: Config, order: dict[str, Any], *, hashes: bool, skipped: Any) -> tuple[Path, dict] | None:
-    """The checkpoint to start from, if any, checked against the run."""
-    found = layout.find_newest(RunFolder(Path(config.run.dir)).checkpoints, hashes=hashes, skipped=skipped)
+def find_resume(
+    config: Config, order: dict[str, Any], *, hashes: bool, skipped: Callable[[str], None]
+) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to start from with its state, None for a start from scratch.
+
+    Raises CheckpointError where `checkpoint.resume` forbids what is there, where nothing that is there verifies (a run must
+    not start again silently), and where it does not fit the run.
+    """
+    checkpoints = RunFolder(Path(config.run.dir)).checkpoints
+    steps = layout.list_steps(checkpoints)
+    if config.checkpoint.resume == "never" and steps:
+        raise CheckpointError(
+            f"checkpoint.resume=never, and {checkpoints} holds a checkpoint of step {steps[-1]}",
+            hint="checkpoint.resume=auto, or a new run.dir",
+        )
+    reasons: list[str] = []
+    found = layout.find_newest(checkpoints, hashes=hashes, skipped=reasons.append)
+    if found is None and (steps or config.checkpoint.resume == "must"):
+        raise CheckpointError(
+            "\n  - ".join(
+                [f"{checkpoints} holds no usable checkpoint" + (f" among {len(steps)}:" if steps else ""), *reasons]
+            ),
+            hint="remove the damaged ones to start again" if steps else "checkpoint.resume=auto starts from scratch",
+        )
     if found is not None:
         check_fits(*found, config, order)
+    for reason in reasons:
+        skipped(reason)
     return found
 
 
@@ -73,21 +98,4 @@ def _check_vocabulary(source: Source, config: Config) -> None:
             f"data.tokenizer={path} (sha256 {digest[:12]}…) is not the tokenizer that encoded {where} "
             f"(sha256 {manifest.tokenizer_sha256[:12]}…)",
             hint="name the tokenizer.model that was given to `pretrain tokenizer encode`, or encode again",
-        )
-
-
-def _check_resume(config: Config, order: Order) -> None:
-    checkpoints = RunFolder(Path(config.run.dir)).checkpoints
-    steps = layout.list_steps(checkpoints)
-    if config.checkpoint.resume == "never" and steps:
-        raise CheckpointError(
-            f"checkpoint.resume=never, and {checkpoints} holds a checkpoint of step {steps[-1]}",
-            hint="checkpoint.resume=auto, or a new run.dir",
-        )
-    # Sizes only: hashing is left to the one rank that then decides for all.
-    found = find_resume(config, order.description, hashes=False, skipped=lambda _: None)
-    if found is None and (steps or config.checkpoint.resume == "must"):
-        raise CheckpointError(
-            f"{checkpoints} holds no usable checkpoint" + (f" among {len(steps)}" if steps else ""),
-            hint="remove the damaged ones to start again" if steps else "checkpoint.resume=auto starts from scratch",
         )

@@ -5,11 +5,12 @@ Checks come first and need no torch; then the signal handlers; then the heavy im
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.config import Config, load_config
-from pretrain.errors import PretrainError
+from pretrain.errors import PretrainError, UserError
 from pretrain.faults import StopRequest
 from pretrain.preflight import prepare
 from pretrain.state import RunFolder
@@ -25,6 +26,8 @@ def train(config: Config, world_size: int, stop: StopRequest) -> str:
 
     world = World.from_environment()
     device = pick_device(config.engine.device, world.local_rank)
+    if device.type == "cpu" and config.engine.precision == "fp16":
+        raise UserError("engine.precision=fp16 is not supported on CPU", hint="engine.precision=bf16")
     _configure_torch(config, world.local_size)
     start_group(world, device)
 
@@ -72,6 +75,11 @@ def main(arguments: Sequence[str]) -> None:
         leave(error.exit_code)
     except KeyboardInterrupt:
         leave(130)
+    except Exception:
+        traceback.print_exc()
+        if folder is not None and os.environ.get("RANK", "0") == "0":
+            folder.set_status("failed")
+        leave(1)
     leave(0)
 
 

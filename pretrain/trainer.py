@@ -22,7 +22,7 @@ from pretrain.config.schema import Config
 from pretrain.data.stream import RankBatches, build_stream
 from pretrain.distributed import World, from_main, sum_over_ranks
 from pretrain.engine import Engine
-from pretrain.errors import TrainingError
+from pretrain.errors import PretrainError, TrainingError
 from pretrain.evaluate import evaluate
 from pretrain.faults import StopRequest
 from pretrain.loss import IGNORE
@@ -56,11 +56,12 @@ class Trainer:
         if self.progress.step == 0:
             self._evaluate()
         while self.progress.step < total:
+            started = time.perf_counter()
             batches = list(islice(steps, self.plan.grad_accum_steps))
             targets, stopping = self._agree(batches)
             if stopping:
                 return self._finish("unfinished")
-            self._step(batches, int(targets))
+            self._step(batches, int(targets), started)
             step = self.progress.step
             if self._due(self.config.eval.every_steps, step) or step == total:
                 self._evaluate()
@@ -68,8 +69,8 @@ class Trainer:
                 self._save()
         return self._finish("done")
 
-    def _step(self, batches: list[dict[str, Any]], targets: int) -> None:
-        started = time.perf_counter()
+    def _step(self, batches: list[dict[str, Any]], targets: int, started: float) -> None:
+        """One update, written down. `started` is before the wait for data: a run that starves must look slow."""
         lr = self.config.optimizer.lr * lr_fraction(self.progress.step + 1, self.config.schedule)
         pairs = [(batch["inputs"], batch["targets"]) for batch in batches]
         sums = self.engine.train_step(pairs, targets, lr)
@@ -125,15 +126,20 @@ class Trainer:
     def _open(self) -> None:
         """Make the run folder, resume, and start the files that rank 0 writes."""
         notes: list[str] = []
-        found = None
+        found, error = None, None
         if self.world.is_main:
-            self.folder.make()
-            layout.clean(self.folder.checkpoints)
-            self.stop.stop_file = self.folder.stop_file
-            found = find_resume(self.config, self.order, hashes=True, skipped=notes.append)
-            save_config(self.config, self.folder.config)
-            self.folder.set_status("running")
-        found = from_main(found)
+            try:
+                self.folder.make()
+                layout.clean(self.folder.checkpoints)
+                self.stop.stop_file = self.folder.stop_file
+                found = find_resume(self.config, self.order, hashes=True, skipped=notes.append)
+                save_config(self.config, self.folder.config)
+                self.folder.set_status("running")
+            except PretrainError as problem:
+                error = problem
+        found, error = from_main((found, error))
+        if error is not None:  # on every rank: one that waited for rank 0 would hang
+            raise error
         if found is not None:
             self.progress = load_checkpoint(*found, self.engine, self.world)
             self.saved_step = self.progress.step

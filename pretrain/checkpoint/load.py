@@ -25,13 +25,16 @@ def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[
         if key not in ("attention", "init_std") and value != getattr(saved.model, key)
     ]
     problems += [f"order: {line}" for line in differences(state["order"], order)]
-    if state["step"] > config.schedule.total_steps:
-        problems.append(f"schedule.total_steps={config.schedule.total_steps} is before the checkpoint's step")
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         raise CheckpointError(
             f"checkpoint {folder} does not fit this run; what would change:\n{lines}",
             hint="a new run.dir starts another run; checkpoint.resume=never makes sure of it",
+        )
+    if state["step"] > config.schedule.total_steps:
+        raise CheckpointError(
+            f"schedule.total_steps={config.schedule.total_steps} is below the step of checkpoint {folder}",
+            hint=f"schedule.total_steps={state['step']} or more",
         )
 
 

@@ -31,6 +31,11 @@ class CheckpointReader:
             )
 
     @property
+    def tokens(self) -> int:
+        """Targets that it was trained on."""
+        return int(self.state["tokens"])
+
+    @property
     def tokenizer(self) -> Path | None:
         """The SentencePiece model that was saved with it."""
         path = self.folder / layout.TOKENIZER
@@ -53,4 +58,11 @@ def open_checkpoint(run_dir: Path, step: int | None = None) -> CheckpointReader:
     """The newest checkpoint of a run, or that of a step. Raises UserError for what is not a run."""
     if not run_dir.is_dir():
         raise UserError(f"run folder {run_dir} does not exist", hint="it is the run.dir of a training")
-    return CheckpointReader(layout.find_step(RunFolder(run_dir).checkpoints, step))
+    checkpoints = RunFolder(run_dir).checkpoints
+    folder = layout.find_step(checkpoints, step)
+    try:
+        return CheckpointReader(folder)
+    except CheckpointError as error:
+        others = [other for other in layout.list_steps(checkpoints) if layout.checkpoint_name(other) != folder.name]
+        hint = f"--step {others[-1]} takes an older one" if others else None
+        raise CheckpointError(error.message, hint=hint) from error

@@ -41,7 +41,8 @@ def check_config(config: Config) -> None:
 
 def find_conflicts(config: Config) -> list[str]:
     """The broken rules between values, each with a hint."""
-    return [*_model(config), *_batch(config), *_schedule(config), *_engine(config), *_deepspeed(config)]
+    parts = (_model, _data, _batch, _schedule, _engine, _deepspeed)
+    return [problem for part in parts for problem in part(config)]
 
 
 def check_world(config: Config, world_size: int) -> None:
@@ -88,6 +89,14 @@ def _model(config: Config) -> list[str]:
             f"    hint: model.max_seq_len={config.data.seq_len}"
         )
     return problems
+
+
+def _data(config: Config) -> list[str]:
+    return [
+        f"data.valid.{name}.weight={source.weight} has no meaning: held-out sources are weighed by their tokens"
+        for name, source in config.data.valid.items()
+        if source.weight != 1
+    ]
 
 
 def _batch(config: Config) -> list[str]:

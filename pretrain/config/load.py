@@ -10,6 +10,7 @@ Each step adds to one list of problems; whatever is in the list at the end is re
 """
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +48,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     tree: Tree = {}
     origins: dict[str, str] = {}
     for file, layer in _files(Path(path)):
-        _merge(tree, layer, file.name if file != Path(path) else str(path), origins)
+        _merge(tree, layer, os.path.normpath(file), origins)
     _merge(tree, _parse_overrides(overrides, problems), COMMAND_LINE, origins)
     config = build(_resolve(tree, problems), problems)
     if not problems:

@@ -74,7 +74,7 @@ class SourceConfig:
     """One tokenized corpus."""
 
     path: str = knob("", "Folder with manifest.json and shards, as `pretrain tokenizer encode` writes it.")
-    weight: float = knob(1.0, "Share of the samples, relative to the other sources.", above=0)
+    weight: float = knob(1.0, "Share of the training samples, relative to the other sources.", above=0)
 
 
 @dataclass(frozen=True)

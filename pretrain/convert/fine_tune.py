@@ -5,6 +5,7 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 import click
@@ -26,27 +27,30 @@ def continue_training(folder: Path, texts: list[str], *, steps: int, lr: float =
     logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModelForCausalLM.from_pretrained(folder)
-    trainer = Trainer(
-        model=model,
-        args=TrainingArguments(
-            output_dir=str(folder.parent / "fine-tuned"),
-            max_steps=steps,
-            per_device_train_batch_size=len(texts),
-            learning_rate=lr,
-            lr_scheduler_type="constant",
-            logging_steps=1,
-            save_strategy="no",
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            disable_tqdm=True,
-            report_to=[],
-        ),
-        train_dataset=[tokenizer(text, truncation=True, max_length=256) for text in texts],
-        data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
-    )
-    # The Trainer's own log lines are Python dictionaries; ours are below.
-    trainer.remove_callback(next(type(c) for c in trainer.callback_handler.callbacks if "Print" in type(c).__name__))
-    trainer.train()
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = Trainer(
+            model=model,
+            args=TrainingArguments(
+                output_dir=scratch,  # it wants one, and saves nothing there
+                max_steps=steps,
+                per_device_train_batch_size=len(texts),
+                learning_rate=lr,
+                lr_scheduler_type="constant",
+                logging_steps=1,
+                save_strategy="no",
+                use_cpu=True,
+                dataloader_pin_memory=False,
+                disable_tqdm=True,
+                report_to=[],
+            ),
+            train_dataset=[tokenizer(text, truncation=True, max_length=256) for text in texts],
+            data_collator=DataCollatorForLanguageModeling(tokenizer, mlm=False),
+        )
+        # The Trainer's own log lines are Python dictionaries; ours are below.
+        trainer.remove_callback(
+            next(type(c) for c in trainer.callback_handler.callbacks if "Print" in type(c).__name__)
+        )
+        trainer.train()
     return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
 
 

@@ -113,6 +113,7 @@ def export_hf(
             output.name,
             config,
             step=source.step,
+            tokens=source.tokens,
             parameters=written.parameters,
             dtype=stored_as,
             context=context,

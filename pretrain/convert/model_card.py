@@ -19,7 +19,7 @@ It continues text; it was not trained to follow instructions or to refuse anythi
 | architecture | Llama (RMSNorm, rotary positions with theta {theta:g}, SwiGLU, {heads}) |
 | shape | {layers} layers, width {width}, feed-forward {d_ff}, vocabulary {vocabulary}, {tied} embeddings |
 | context | {context} tokens, the length it was trained on |
-| training | {steps:,} optimizer steps of {batch} sequences of {seq_len} tokens: {tokens:,} tokens |
+| training | {steps:,} optimizer steps, {tokens:,} tokens, in sequences of {seq_len} |
 | data | {sources} |
 | tokenizer | SentencePiece BPE with byte fallback, lossless but for `▁`, which decodes to a space |
 
@@ -77,6 +77,7 @@ def model_card(
     config: Config,
     *,
     step: int,
+    tokens: int,
     parameters: int,
     dtype: str,
     context: int,
@@ -84,8 +85,8 @@ def model_card(
     logits: LogitProof,
     tokenizer: TokenizerProof,
 ) -> str:
-    """Markdown of the card. `name` is the folder's; `step` counts optimizer steps, `context` tokens."""
-    model, batch, seq_len = config.model, config.batch.global_batch_size, config.data.seq_len
+    """Markdown of the card. `name` is the folder's; `step` counts optimizer steps, `tokens` what it was trained on."""
+    model = config.model
     grouped = model.n_kv_heads != model.n_heads
     return CARD.format(
         name=name,
@@ -100,9 +101,8 @@ def model_card(
         tied="tied" if model.tie_embeddings else "separate input and output",
         context=context,
         steps=step,
-        batch=batch,
-        seq_len=seq_len,
-        tokens=step * batch * seq_len,
+        seq_len=config.data.seq_len,
+        tokens=tokens,
         sources=", ".join(f"{source} (weight {entry.weight:g})" for source, entry in config.data.train.items())
         or "not recorded",
         controls=" ".join(f"`{symbol}`" for symbol in control_symbols),

@@ -33,6 +33,11 @@ class WeightSource(Protocol):
         ...
 
     @property
+    def tokens(self) -> int:
+        """Targets behind these weights."""
+        ...
+
+    @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of each parameter of the decoder, by its name."""
         ...

@@ -115,3 +115,20 @@ def test_what_a_resume_replaces_is_kept_in_the_logs(config: Path, tmp_path: Path
     final = losses(tmp_path / "metrics.jsonl")
     assert list(final) == list(range(1, TOTAL + 1))
     assert all(final[step] == loss for step, loss in losses(replaced).items())
+
+
+@pytest.mark.parametrize("nproc", [1, 2])
+def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_from_scratch(
+    nproc: int, config: Path, tmp_path: Path
+) -> None:
+    short = ("schedule.total_steps=6", f"run.dir={tmp_path}", "checkpoint.every_steps=0")
+    train(config, 1, *short)
+    weights = tmp_path / "checkpoints" / "step-00000006" / "rank-00000.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-5] ^= 1
+    weights.write_bytes(content)
+    before = losses(tmp_path / "metrics.jsonl")
+    done = pretrain("launch", "local", config, "--nproc", str(nproc), *short)
+    assert done.returncode != 0
+    assert "no usable checkpoint among" in done.stderr and "sha256" in done.stderr
+    assert losses(tmp_path / "metrics.jsonl") == before

@@ -20,6 +20,7 @@ class MemorySource:
     tensors: dict[str, Tensor]
     tokenizer: Path | None
     step: int = 7
+    tokens: int = 12_345
     reads: list[str] = field(default_factory=list)
 
     @property
