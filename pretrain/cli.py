@@ -8,6 +8,7 @@ import click
 from pretrain import __version__
 from pretrain.config import load_config
 from pretrain.config.show import show_config
+from pretrain.data.cli import data
 from pretrain.errors import PretrainError, UserError
 from tokenizer.cli import tokenizer
 
@@ -22,6 +23,7 @@ def cli() -> None:
 
 
 cli.add_command(tokenizer)
+cli.add_command(data)
 
 
 @cli.command()

@@ -30,6 +30,15 @@ class Prepared:
 def prepare(config: Config, world_size: int) -> Prepared:
     """Open and check the data, the batch arithmetic and the checkpoint to resume from. Raises UserError."""
     check_world(config, world_size)
+    RunFolder(Path(config.run.dir)).check_free()
+    prepared = open_data(config)
+    # Sizes only: hashing is left to the one rank that then decides for all.
+    find_resume(config, prepared.order.description, hashes=False, skipped=lambda _: None)
+    return prepared
+
+
+def open_data(config: Config) -> Prepared:
+    """Open the sources of a run and hold them against the model and the tokenizer. Raises ConfigError or DataError."""
     if not config.data.train:
         raise ConfigError(["data.train names no source\n    hint: data.train.web.path=DIR"])
     train = open_sources(config.data.train, config.data.seq_len)
@@ -43,8 +52,6 @@ def prepare(config: Config, world_size: int) -> Prepared:
         lanes=config.data.lanes,
         span=config.data.span,
     )
-    # Sizes only: hashing is left to the one rank that then decides for all.
-    find_resume(config, order.description, hashes=False, skipped=lambda _: None)
     return Prepared(train, valid, order)
 
 

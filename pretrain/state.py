@@ -9,9 +9,12 @@ RUN/checkpoints/step-00000100/ complete checkpoints; checkpoint/layout.py
 RUN/logs/                      what was printed, and metrics that a resume replaced
 """
 
+import fcntl
+import os
+import socket
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from pretrain.errors import UserError
 
@@ -88,6 +91,37 @@ class RunFolder:
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"run folder {self.path} cannot be made: {error.strerror}", hint="run.dir=DIR") from error
+
+    def claim(self) -> IO[str]:
+        """Keep others out of this run until the returned file is closed or the process dies, however it dies.
+
+        Two trainings of one run would delete each other's checkpoints. Raises UserError where another one is at work. (The
+        lock is the kernel's: across machines it holds where the file system carries flock.)
+        """
+        lock = self._lock(fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(f"process {os.getpid()} on {socket.gethostname()}")
+        lock.flush()
+        return lock
+
+    def check_free(self) -> None:
+        """Raise UserError where another process has claimed the run. Ranks that ask at once don't disturb each other."""
+        if self.path.is_dir():
+            self._lock(fcntl.LOCK_SH).close()
+
+    def _lock(self, kind: int) -> IO[str]:
+        lock = (self.path / ".lock").open("a+")
+        try:
+            fcntl.flock(lock, kind | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            owner = lock.read().strip() or "another process"
+            lock.close()
+            raise UserError(
+                f"run folder {self.path} is in use by {owner}",
+                hint=f"`touch {self.stop_file}` makes it save and end; another run.dir starts another run",
+            ) from None
+        return lock
 
     def status(self) -> str | None:
         """The last status, None where the run never started."""

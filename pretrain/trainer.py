@@ -10,7 +10,7 @@ import math
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -47,6 +47,7 @@ class Trainer:
         self.saved_step = -1
         self.reporter: Reporter | None = None
         self.metrics: MetricsWriter | None = None
+        self.lock: IO[str] | None = None
 
     def run(self) -> str:
         """Train to the end or to a stop. Returns the status that was left: `done` or `unfinished`."""
@@ -130,6 +131,7 @@ class Trainer:
         if self.world.is_main:
             try:
                 self.folder.make()
+                self.lock = self.folder.claim()
                 layout.clean(self.folder.checkpoints)
                 self.stop.stop_file = self.folder.stop_file
                 found = find_resume(self.config, self.order, hashes=True, skipped=notes.append)

@@ -54,9 +54,19 @@ class Source:
         """What the order needs to know."""
         return OrderedSource(self.name, self.weight, len(self), fingerprint(self.manifest))
 
+    def place(self, sequence: int) -> tuple[str, int, int]:
+        """Where a sequence lies: the shard's file name, the block's number in it, the row in the block."""
+        block = self._block(sequence)
+        shard = int(self._shard[block])
+        first_block = int(np.searchsorted(self._shard, shard))
+        return self.manifest.shards[shard].name, block - first_block, sequence - int(self._first[block])
+
+    def _block(self, sequence: int) -> int:
+        return int(np.searchsorted(self._first, sequence, side="right")) - 1
+
     def read(self, sequence: int, into: np.ndarray) -> None:
         """Copy the seq_len + 1 tokens of a sequence. Raises DataError for an id outside the vocabulary."""
-        block = int(np.searchsorted(self._first, sequence, side="right")) - 1
+        block = self._block(sequence)
         start = int(self._offset[block]) + (sequence - int(self._first[block])) * self.seq_len * self.dtype.itemsize
         stop = start + (self.seq_len + 1) * self.dtype.itemsize
         tokens = self._map(int(self._shard[block]))[start:stop].view(self.dtype)

@@ -60,3 +60,12 @@ def test_the_export_holds_the_weights_and_its_proof(workplace: Path) -> None:
     assert proof["tokenizer"]["strings"] >= 500
     with safe_open(workplace / "quickstart/export/model.safetensors", framework="pt") as tensors:
         assert all(torch.isfinite(tensors.get_tensor(name)).all() for name in tensors.keys())  # noqa: SIM118
+
+
+def test_tensorboard_reads_the_scalars(workplace: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(workplace / "quickstart/run/tensorboard")).Reload()
+    assert {"train/loss", "train/lr", "valid/bits_per_byte"} <= set(board.Tags()["scalars"])
+    steps = [event.step for event in board.Scalars("train/loss")]
+    assert steps == list(range(1, 25))

@@ -132,3 +132,26 @@ def test_a_run_whose_only_checkpoint_is_damaged_does_not_start_from_scratch(
     assert done.returncode != 0
     assert "no usable checkpoint among" in done.stderr and "sha256" in done.stderr
     assert losses(tmp_path / "metrics.jsonl") == before
+
+
+def test_a_run_is_trained_by_one_launch_at_a_time(config: Path, tmp_path: Path) -> None:
+    slow = (f"run.dir={tmp_path}", "schedule.total_steps=100000")
+    process = start(config, 1, *slow)
+    wait_for_step(tmp_path / "metrics.jsonl", 2, process)
+    second = pretrain("launch", "local", config, "--nproc", "2", *slow)
+    assert second.returncode == 2
+    assert "is in use by process" in second.stderr and "hint" in second.stderr
+    kill_all(process)  # the kernel gives the lock back, however its owner ended
+    done = len(losses(tmp_path / "metrics.jsonl"))
+    again = start(config, 1, *slow)
+    wait_for_step(tmp_path / "metrics.jsonl", done + 5, again)
+    kill_all(again)
+
+
+def test_a_stop_file_saves_and_ends(config: Path, tmp_path: Path) -> None:
+    process = start(config, 1, f"run.dir={tmp_path}", "schedule.total_steps=100000", "checkpoint.every_steps=0")
+    wait_for_step(tmp_path / "metrics.jsonl", 2, process)
+    (tmp_path / "stop").touch()
+    assert process.wait(60) == 0
+    assert list_steps(tmp_path / "checkpoints") == [max(losses(tmp_path / "metrics.jsonl"))]
+    assert not (tmp_path / "stop").exists()

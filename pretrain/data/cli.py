@@ -1,0 +1,85 @@
+"""`pretrain data`: what shards hold, whether they are whole, and which sequence is read when."""
+
+import sys
+from pathlib import Path
+
+import click
+
+FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+
+
+@click.group()
+def data() -> None:
+    """Look into token shards."""
+
+
+@data.command()
+@FOLDER
+def info(folder: Path) -> None:
+    """Print what a manifest says."""
+    from pretrain.data.manifest import read_manifest
+
+    manifest = read_manifest(folder)
+    rows = {
+        "tokens": f"{manifest.tokens:,}",
+        "documents": f"{manifest.documents:,}",
+        "text": f"{manifest.text_bytes / 1e6:,.1f} MB, {manifest.text_bytes / manifest.tokens:.2f} bytes a token",
+        "shards": f"{len(manifest.shards)}, {sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB",
+        "blocks": f"{sum(shard.blocks for shard in manifest.shards):,} of {manifest.block_tokens:,} tokens",
+        "ids": f"{manifest.dtype}, below {manifest.vocab_size:,}; documents begin with {manifest.bos_id} and end with "
+        f"{manifest.eos_id}",
+        "tokenizer": f"sha256 {manifest.tokenizer_sha256[:16]}…, SentencePiece {manifest.sentencepiece_version}",
+        **{f"left out: {reason}": f"{count:,}" for reason, count in manifest.skipped.items()},
+    }
+    width = max(map(len, rows))
+    click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+
+
+@data.command()
+@FOLDER
+@click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="Threads.")
+def verify(folder: Path, workers: int) -> None:
+    """Read every byte and hold it against manifest and index. Exit code 1 with a list of the damage."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pretrain.data.manifest import read_manifest
+    from pretrain.data.verify import verify_folder
+
+    shards = len(read_manifest(folder).shards)
+    problems: list[str] = []
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("verify", total=shards)
+        for _, found in verify_folder(folder, workers=workers):
+            problems += found
+            progress.advance(task)
+    if problems:
+        click.echo("\n".join(sorted(problems)))
+        click.echo(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in {shards} shards")
+        sys.exit(1)
+    click.echo(f"{folder}: {shards} shard{'s' if shards != 1 else ''} whole")
+
+
+@data.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--start", default=0, show_default=True, type=click.IntRange(0), help="First global sample id.")
+@click.option("--count", default=10, show_default=True, type=click.IntRange(1), help="Samples.")
+def order(config: Path, overrides: tuple[str, ...], start: int, count: int) -> None:
+    """Print which sequences a run reads: `g source shard block row crc32` (of its tokens), a line each."""
+    import zlib
+
+    import numpy as np
+
+    from pretrain.config import load_config
+    from pretrain.preflight import open_data
+
+    run = open_data(load_config(config, overrides).config)
+    tokens = np.empty(run.train[0].seq_len + 1, dtype=np.int64)
+    samples = run.order(np.arange(start, start + count))
+    for g, number, sequence in zip(range(start, start + count), samples.source, samples.sequence, strict=True):
+        source = run.train[number]
+        source.read(int(sequence), tokens)
+        shard, block, row = source.place(int(sequence))
+        click.echo(f"{g} {source.name} {shard} {block} {row} {zlib.crc32(tokens.astype('<i8').tobytes()):08x}")
