@@ -26,7 +26,7 @@ import torch
 
 from pretrain.config import Config, load_config
 from pretrain.data.stream import RankBatches, build_stream
-from pretrain.distributed import World, end_group, pick_device, start_group
+from pretrain.distributed import end_group, pick_device, start_group
 from pretrain.faults import StopRequest
 from pretrain.loss import plain_cross_entropy
 from pretrain.model.decoder import Decoder
@@ -36,6 +36,7 @@ from pretrain.planning import plan_batch
 from pretrain.preflight import Prepared, prepare
 from pretrain.train import _configure_torch, leave
 from pretrain.trainer import Trainer
+from pretrain.world import World
 from tests.support.shards import write_corpus
 
 Step = Callable[[], None]

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from pretrain.processes import kill_tree
+
 POLL_SECONDS = 0.2
 
 
@@ -47,9 +49,12 @@ def launch_local(config: str, overrides: Sequence[str], nproc: int, stop_file: P
 
 
 def _pass_on(asked: list[int], child: "subprocess.Popen[bytes]", stop_file: Path) -> None:
-    """Once: a stop file, for as long as the child lives (it may still be starting). Twice Ctrl-C: end it now."""
+    """Once: a stop file, for as long as the child lives (it may still be starting). Twice Ctrl-C: end it now.
+
+    With kill -9: torchrun's agent, told to terminate while its workers take their time, leaves them behind.
+    """
     if asked.count(signal.SIGINT) >= 2:
-        child.terminate()
+        kill_tree(child.pid)
     elif asked and stop_file.parent.is_dir():
         stop_file.write_text(signal.Signals(asked[0]).name)
 

@@ -2,7 +2,6 @@
 
 import os
 import socket
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
@@ -10,33 +9,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.errors import UserError
-
-
-@dataclass(frozen=True)
-class World:
-    """This process's place, as torchrun (or the batch script) exported it; a single process without them."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-    @classmethod
-    def from_environment(cls) -> "World":
-        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE."""
-        names = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
-        try:
-            return cls(**{field: int(os.environ[name]) for field, name in names.items() if name in os.environ})
-        except ValueError as error:
-            raise UserError(
-                f"an environment variable among {', '.join(names.values())} is not a number: {error}",
-                hint="start several processes with `pretrain launch local` or torchrun",
-            ) from error
-
-    @property
-    def is_main(self) -> bool:
-        """Whether this process writes what is written once."""
-        return self.rank == 0
+from pretrain.world import World
 
 
 def pick_device(wanted: str, local_rank: int) -> torch.device:

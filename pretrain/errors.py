@@ -18,6 +18,7 @@ class PretrainError(Exception):
     """Base of the tree. `hint` is printed on a line of its own."""
 
     exit_code = 1
+    everywhere = False  # raised on every rank alike: one of them prints it
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from pretrain.data.source import Source
-from pretrain.distributed import World, sum_over_ranks
+from pretrain.distributed import sum_over_ranks
 from pretrain.loss import IGNORE
+from pretrain.world import World
 
 Batch = tuple[Tensor, Tensor]
 

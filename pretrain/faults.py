@@ -5,6 +5,8 @@ kill the process half-way through joining a group.
 """
 
 import signal
+import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 
@@ -16,6 +18,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.reason: str | None = None
+        self.since = time.time()
         self._interrupted = False
         self.stop_file: Path | None = None
 
@@ -27,9 +30,10 @@ class StopRequest:
 
     def wanted(self) -> bool:
         """Whether this rank has a reason to stop."""
-        if self.reason is None and self.stop_file is not None and self.stop_file.exists():
-            # The launcher writes there what it was asked by.
-            self.reason = self.stop_file.read_text().strip() or f"stop file {self.stop_file}"
+        if self.reason is None and self.stop_file is not None:
+            with suppress(FileNotFoundError):
+                # The launcher writes there what it was asked by.
+                self.reason = self.stop_file.read_text().strip() or f"stop file {self.stop_file}"
         return self.reason is not None
 
     def _note(self, number: int, _frame: FrameType | None) -> None:

@@ -16,25 +16,30 @@ TENSORBOARD_GROUPS = {
 
 
 class MetricsWriter:
-    """Appends lines; after a resume at `step`, first takes away what an interrupted attempt wrote beyond it."""
+    """Appends lines; first takes away what an interrupted attempt wrote beyond the step that is resumed from.
 
-    def __init__(self, folder: RunFolder, *, resumed_step: int, tensorboard: bool) -> None:
+    `resumed_step` is None for a start from scratch, which takes away everything.
+    """
+
+    def __init__(self, folder: RunFolder, *, resumed_step: int | None, tensorboard: bool) -> None:
+        kept = -1 if resumed_step is None else resumed_step
         for path in (folder.metrics, folder.evaluations):
-            keep_until(path, resumed_step, folder.logs)
+            keep_until(path, kept, folder.logs)
         self._steps = folder.metrics.open("a")
         self._evaluations = folder.evaluations.open("a")
         self._board: Any = None
         if tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(folder.tensorboard), purge_step=resumed_step + 1 if resumed_step else None)
+            self._board = SummaryWriter(str(folder.tensorboard), purge_step=kept + 1)
 
     def step(self, values: dict[str, Any]) -> None:
         """One optimizer step. Flushed at once: the file is what a killed run is judged by."""
         _append(self._steps, values)
         if self._board is not None:
             for name, tag in TENSORBOARD_GROUPS.items():
-                self._board.add_scalar(tag, values[name], values["step"])
+                if values[name] is not None:
+                    self._board.add_scalar(tag, values[name], values["step"])
 
     def evaluation(self, values: dict[str, Any]) -> None:
         """One evaluation; every number in it but `step` becomes a scalar."""

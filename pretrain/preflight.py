@@ -12,6 +12,7 @@ from typing import Any
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.load import check_fits
 from pretrain.config import Config, check_world
+from pretrain.data.manifest import fingerprint
 from pretrain.data.order import Order
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import CheckpointError, ConfigError, DataError
@@ -20,11 +21,12 @@ from pretrain.state import RunFolder
 
 @dataclass(frozen=True)
 class Prepared:
-    """The open sources of a run and the order over them."""
+    """The open sources of a run, the order over them, and the tokenizer that they were encoded with, where it is named."""
 
     train: list[Source]
     valid: list[Source]
     order: Order
+    tokenizer: bytes | None
 
 
 def prepare(config: Config, world_size: int) -> Prepared:
@@ -43,8 +45,10 @@ def open_data(config: Config) -> Prepared:
         raise ConfigError(["data.train names no source\n    hint: data.train.web.path=DIR"])
     train = open_sources(config.data.train, config.data.seq_len)
     valid = open_sources(config.data.valid, config.data.seq_len)
+    tokenizer = _read_tokenizer(config)
     for source in [*train, *valid]:
-        _check_vocabulary(source, config)
+        _check_vocabulary(source, config, tokenizer)
+    _check_distinct(train, valid)
     order = Order(
         [source.ordered() for source in train],
         seq_len=config.data.seq_len,
@@ -52,7 +56,7 @@ def open_data(config: Config) -> Prepared:
         lanes=config.data.lanes,
         span=config.data.span,
     )
-    return Prepared(train, valid, order)
+    return Prepared(train, valid, order, tokenizer)
 
 
 def find_resume(
@@ -86,7 +90,20 @@ def find_resume(
     return found
 
 
-def _check_vocabulary(source: Source, config: Config) -> None:
+def _read_tokenizer(config: Config) -> bytes | None:
+    """The tokenizer as it is now: each checkpoint gets these bytes, whatever becomes of the file during weeks of training."""
+    if config.data.tokenizer is None:
+        return None
+    try:
+        return Path(config.data.tokenizer).read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"data.tokenizer={config.data.tokenizer} cannot be read: {error.strerror}",
+            hint="the tokenizer.model that encoded the shards",
+        ) from error
+
+
+def _check_vocabulary(source: Source, config: Config, tokenizer: bytes | None) -> None:
     manifest, where = source.manifest, f"source {source.name} ({source.folder})"
     if manifest.vocab_size != config.model.vocab_size:
         raise DataError(
@@ -94,15 +111,22 @@ def _check_vocabulary(source: Source, config: Config) -> None:
             f"{config.model.vocab_size}",
             hint=f"model.vocab_size={manifest.vocab_size}",
         )
-    if config.data.tokenizer is None:
-        return
-    path = Path(config.data.tokenizer)
-    if not path.is_file():
-        raise DataError(f"data.tokenizer={path} does not exist", hint="the tokenizer.model that encoded the shards")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = manifest.tokenizer_sha256 if tokenizer is None else hashlib.sha256(tokenizer).hexdigest()
     if digest != manifest.tokenizer_sha256:
         raise DataError(
-            f"data.tokenizer={path} (sha256 {digest[:12]}…) is not the tokenizer that encoded {where} "
+            f"data.tokenizer={config.data.tokenizer} (sha256 {digest[:12]}…) is not the tokenizer that encoded {where} "
             f"(sha256 {manifest.tokenizer_sha256[:12]}…)",
             hint="name the tokenizer.model that was given to `pretrain tokenizer encode`, or encode again",
         )
+
+
+def _check_distinct(train: list[Source], valid: list[Source]) -> None:
+    """Held-out text that was trained on measures nothing."""
+    trained = {fingerprint(source.manifest): source.name for source in train}
+    for source in valid:
+        same = trained.get(fingerprint(source.manifest))
+        if same is not None:
+            raise DataError(
+                f"held-out source {source.name} ({source.folder}) holds the same tokens as training source {same}",
+                hint="encode a part of the corpus apart, and name it below data.valid",
+            )

@@ -37,8 +37,9 @@ class Reporter:
         self._smooth(values)
         step, left = values["step"], (self._total - values["step"]) * self._seconds_per_step
         status = f"loss {values['loss']:.4f}  {format_count(self._speed)} tok/s"
+        grad = "skipped" if values["grad_norm"] is None else f"{values['grad_norm']:.3f}"  # an overflow in fp16
         line = (
-            f"step {step:>{len(str(self._total))}}/{self._total}  loss {values['loss']:.4f}  grad {values['grad_norm']:.3f}  "
+            f"step {step:>{len(str(self._total))}}/{self._total}  loss {values['loss']:.4f}  grad {grad}  "
             f"lr {values['lr']:.2e}  {format_count(self._speed)} tok/s  left {format_seconds(left)}"
         )
         if self._bar is not None:

@@ -110,7 +110,12 @@ class RunFolder:
             self._lock(fcntl.LOCK_SH).close()
 
     def _lock(self, kind: int) -> IO[str]:
-        lock = (self.path / ".lock").open("a+")
+        try:
+            lock = (self.path / ".lock").open("a+")
+        except OSError as error:
+            raise UserError(
+                f"run folder {self.path} cannot be written: {error.strerror}", hint="run.dir=DIR"
+            ) from error
         try:
             fcntl.flock(lock, kind | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,6 +126,11 @@ class RunFolder:
                 f"run folder {self.path} is in use by {owner}",
                 hint=f"`touch {self.stop_file}` makes it save and end; another run.dir starts another run",
             ) from None
+        except OSError as error:  # Lustre without -o flock, some NFS
+            if kind == fcntl.LOCK_EX:
+                print(
+                    f"{self.path}: no locks here ({error.strerror}); a second launch would not be noticed", flush=True
+                )
         return lock
 
     def status(self) -> str | None:

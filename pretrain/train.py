@@ -7,24 +7,21 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
-from pathlib import Path
+from typing import NoReturn
 
 from pretrain.config import Config, load_config
 from pretrain.errors import PretrainError, UserError
 from pretrain.faults import StopRequest
-from pretrain.preflight import prepare
-from pretrain.state import RunFolder
+from pretrain.preflight import Prepared, prepare
+from pretrain.world import World
 
 
-def train(config: Config, world_size: int, stop: StopRequest) -> str:
+def train(config: Config, data: Prepared, world: World, stop: StopRequest) -> str:
     """Run this process's part of a training. Returns the status that was left."""
-    data = prepare(config, world_size)
-
     import torch
 
-    from pretrain.distributed import World, end_group, pick_device, start_group
+    from pretrain.distributed import end_group, pick_device, start_group
 
-    world = World.from_environment()
     device = pick_device(config.engine.device, world.local_rank)
     if device.type == "cpu" and config.engine.precision == "fp16":
         raise UserError("engine.precision=fp16 is not supported on CPU", hint="engine.precision=bf16")
@@ -57,33 +54,35 @@ def main(arguments: Sequence[str]) -> None:
     """Train, then leave the process with the exit code of errors.py."""
     if not arguments or arguments[0].startswith("-"):
         print("usage: python -m pretrain.train CONFIG [key=value …]", file=sys.stderr)
-        leave(2)
+        leave(0 if arguments[:1] in (["-h"], ["--help"]) else 2)
     stop = StopRequest().install()
-    folder: RunFolder | None = None
+    rank = os.environ.get("RANK") or "0"
     try:
+        world = World.from_environment()
         config = load_config(arguments[0], arguments[1:]).config
-        world_size = int(os.environ.get("WORLD_SIZE", "1"))
-        folder = RunFolder(Path(config.run.dir))
-        if os.environ.get("RANK", "0") == "0":
-            folder.stop_file.unlink(missing_ok=True)  # of an earlier stop
-        train(config, world_size, stop)
-    except PretrainError as error:
-        if os.environ.get("RANK", "0") == "0":
+        data = prepare(config, world.size)
+    except PretrainError as error:  # the same on every rank
+        if rank == "0":
             print(f"error: {error}", file=sys.stderr)
-            if error.exit_code != 2 and folder is not None:
-                folder.set_status("failed")
+        leave(error.exit_code)
+    try:
+        train(config, data, world, stop)
+    except PretrainError as error:
+        if rank == "0" or not error.everywhere:
+            print(
+                f"error{f' on rank {rank}' if world.size > 1 and not error.everywhere else ''}: {error}",
+                file=sys.stderr,
+            )
         leave(error.exit_code)
     except KeyboardInterrupt:
         leave(130)
     except Exception:
         traceback.print_exc()
-        if folder is not None and os.environ.get("RANK", "0") == "0":
-            folder.set_status("failed")
         leave(1)
     leave(0)
 
 
-def leave(code: int) -> None:
+def leave(code: int) -> NoReturn:
     """End the process without tearing down the interpreter.
 
     gloo's worker threads may still drop their last tensor, which needs the interpreter: about one process in twenty was

@@ -8,6 +8,7 @@
 
 import math
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -20,7 +21,7 @@ from pretrain.checkpoint.save import save_checkpoint
 from pretrain.config.load import save_config
 from pretrain.config.schema import Config
 from pretrain.data.stream import RankBatches, build_stream
-from pretrain.distributed import World, from_main, sum_over_ranks
+from pretrain.distributed import from_main, sum_over_ranks
 from pretrain.engine import Engine
 from pretrain.errors import PretrainError, TrainingError
 from pretrain.evaluate import evaluate
@@ -32,6 +33,7 @@ from pretrain.preflight import Prepared, find_resume
 from pretrain.reporting import Reporter, format_count
 from pretrain.schedule import lr_fraction
 from pretrain.state import Progress, RunFolder
+from pretrain.world import World
 
 
 class Trainer:
@@ -52,6 +54,15 @@ class Trainer:
     def run(self) -> str:
         """Train to the end or to a stop. Returns the status that was left: `done` or `unfinished`."""
         self._open()
+        try:
+            return self._loop()
+        except Exception:
+            self.folder.set_status("failed")
+            raise
+        finally:
+            self._close()
+
+    def _loop(self) -> str:
         total = self.config.schedule.total_steps
         steps = self._micro_batches()
         if self.progress.step == 0:
@@ -79,15 +90,11 @@ class Trainer:
         self.progress = self.progress.advanced(self.config.batch.global_batch_size, targets)
         seconds = time.perf_counter() - started
         loss = cross_entropy / targets
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"the loss of step {self.progress.step} is {loss}",
-                hint="a lower optimizer.lr or a longer schedule.warmup_steps; the last checkpoint is from before it",
-            )
+        self._check_finite(loss, sums.grad_norm)
         values = {
             "step": self.progress.step,
             "loss": loss,
-            "grad_norm": sums.grad_norm,
+            "grad_norm": sums.grad_norm if math.isfinite(sums.grad_norm) else None,
             "lr": lr,
             "tokens": self.progress.tokens,
             "tokens_per_second": targets / seconds,
@@ -100,6 +107,20 @@ class Trainer:
         if self.metrics is not None and self.reporter is not None:
             self.metrics.step(values)
             self.reporter.step(values)
+
+    def _check_finite(self, loss: float, grad_norm: float) -> None:
+        """Before anything is saved. In fp16 a gradient that overflows is DeepSpeed's to skip, with a smaller loss scale."""
+        found = {"loss": loss, "norm of the gradient": grad_norm}
+        if self.config.engine.precision == "fp16":
+            del found["norm of the gradient"]
+        for name, value in found.items():
+            if not math.isfinite(value):
+                error = TrainingError(
+                    f"the {name} of step {self.progress.step} is {value}",
+                    hint="a lower optimizer.lr or a longer schedule.warmup_steps; the last checkpoint is from before it",
+                )
+                error.everywhere = True
+                raise error
 
     def _agree(self, batches: list[dict[str, Any]]) -> tuple[float, float]:
         """Targets of the global batch, and the number of ranks that want to stop."""
@@ -132,6 +153,7 @@ class Trainer:
             try:
                 self.folder.make()
                 self.lock = self.folder.claim()
+                self._forget_old_stop()
                 layout.clean(self.folder.checkpoints)
                 self.stop.stop_file = self.folder.stop_file
                 found = find_resume(self.config, self.order, hashes=True, skipped=notes.append)
@@ -141,13 +163,16 @@ class Trainer:
                 error = problem
         found, error = from_main((found, error))
         if error is not None:  # on every rank: one that waited for rank 0 would hang
+            error.everywhere = True
             raise error
         if found is not None:
             self.progress = load_checkpoint(*found, self.engine, self.world)
             self.saved_step = self.progress.step
         if self.world.is_main:
             self.metrics = MetricsWriter(
-                self.folder, resumed_step=self.progress.step, tensorboard=self.config.log.tensorboard
+                self.folder,
+                resumed_step=None if found is None else self.progress.step,
+                tensorboard=self.config.log.tensorboard,
             )
             self.reporter = Reporter(
                 self.folder.logs / "train.log",
@@ -191,7 +216,13 @@ class Trainer:
             return
         keep = self.config.checkpoint.keep_last
         folder = save_checkpoint(
-            self.folder.checkpoints, self.engine, self.world, self.progress, self.order, keep_last=keep
+            self.folder.checkpoints,
+            self.engine,
+            self.world,
+            self.progress,
+            self.order,
+            tokenizer=self.data.tokenizer,
+            keep_last=keep,
         )
         self.saved_step = self.progress.step
         if self.reporter is not None:
@@ -199,14 +230,26 @@ class Trainer:
 
     def _finish(self, status: str) -> str:
         self._save()
-        if self.metrics is not None and self.reporter is not None:
-            self.metrics.close()
+        if self.reporter is not None:
             self.folder.set_status(status)
+            self.folder.stop_file.unlink(missing_ok=True)
             reason = f" ({self.stop.reason})" if self.stop.reason else ""
             again = "; the same command goes on from here" if status == "unfinished" else ""
             self.reporter.say(f"{status} at step {self.progress.step}{reason}{again}")
-            self.reporter.close()
         return status
+
+    def _close(self) -> None:
+        """Finish files and give the terminal back, however the run ended."""
+        if self.metrics is not None:
+            self.metrics.close()
+        if self.reporter is not None:
+            self.reporter.close()
+
+    def _forget_old_stop(self) -> None:
+        """A stop file from before this process asked an earlier one; one that came since asks us."""
+        with suppress(FileNotFoundError):
+            if self.folder.stop_file.stat().st_mtime < self.stop.since:
+                self.folder.stop_file.unlink()
 
     @staticmethod
     def _due(every: int, step: int) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor
 from pretrain.engine import Engine
 
 ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
+LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class Fragment(NamedTuple):
@@ -35,10 +36,16 @@ class Partition(NamedTuple):
     master: Tensor
     state: dict[str, Any]
     fragments: list[Fragment]
+    shape: (
+        torch.Size
+    )  # what the optimizer takes the master, and so the moments, to be: CUDA's fused AdamW compares them
 
     def flat(self, kind: str) -> Tensor:
         """The tensor of a kind: the master, or a moment of Adam."""
-        return self.master if kind == "fp32" else self.state[kind].view(-1)
+        if kind == "fp32":
+            return self.master
+        # Where fp16 has skipped every step so far, Adam has no state yet.
+        return self.state[kind].view(-1) if kind in self.state else torch.zeros_like(self.master)
 
 
 def partitions(engine: Engine) -> list[Partition]:
@@ -56,12 +63,12 @@ def prepare_state(partition: Partition, optimizer_steps: int) -> None:
     """Give a fresh optimizer the state that AdamW makes at its first step, to be filled."""
     partition.state["step"] = torch.tensor(float(optimizer_steps), device=partition.master.device)
     for moment in ADAM_MOMENTS:
-        partition.state[moment] = torch.zeros_like(partition.master)
+        partition.state[moment] = torch.zeros_like(partition.master).view(partition.shape)
 
 
 def optimizer_steps(engine: Engine) -> int:
     """Updates that Adam has made; fewer than the run's steps where fp16 overflowed."""
-    return next(int(part.state["step"]) for part in partitions(engine) if "step" in part.state)
+    return next((int(part.state["step"]) for part in partitions(engine) if "step" in part.state), 0)
 
 
 def publish_masters(engine: Engine) -> None:
@@ -82,23 +89,26 @@ def publish_masters(engine: Engine) -> None:
 
 
 def loss_scale_state(engine: Engine) -> dict[str, float]:
-    """The numbers of DeepSpeed's loss scaler (they change in fp16 only)."""
+    """Where DeepSpeed's dynamic loss scale stands; empty where nothing is scaled."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
-    return {} if scaler is None else {k: v for k, v in vars(scaler).items() if isinstance(v, (bool, int, float))}
+    if engine.config.engine.precision != "fp16" or scaler is None:
+        return {}
+    return {name: vars(scaler)[name] for name in LOSS_SCALE if name in vars(scaler)}
 
 
 def load_loss_scale_state(engine: Engine, state: dict[str, float]) -> None:
-    """Put them back."""
-    scaler = getattr(engine.optimizer, "loss_scaler", None)
-    for name, value in state.items():
-        if scaler is not None and name in vars(scaler):
-            setattr(scaler, name, value)
+    """Put it back, where the run still scales."""
+    if engine.config.engine.precision == "fp16":
+        for name in LOSS_SCALE:
+            if name in state:
+                setattr(engine.optimizer.loss_scaler, name, state[name])
 
 
 def _whole_parameters(engine: Engine) -> Iterator[Partition]:
     for name, parameter in engine.model.named_parameters():
         state = engine.optimizer.state[parameter]
-        yield Partition(parameter.data.view(-1), state, [Fragment(name, 0, 0, parameter.numel())])
+        fragment = Fragment(name, 0, 0, parameter.numel())
+        yield Partition(parameter.data.view(-1), state, [fragment], parameter.shape)
 
 
 def _group_shares(engine: Engine) -> Iterator[Partition]:
@@ -110,7 +120,7 @@ def _group_shares(engine: Engine) -> Iterator[Partition]:
             if mapping is not None:
                 there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
                 fragments.append(Fragment(optimizer.param_names[parameter], there.start, here.start, here.numel))
-        yield Partition(flat.data, optimizer.optimizer.state[flat], fragments)
+        yield Partition(flat.data, optimizer.optimizer.state[flat], fragments, flat.shape)
 
 
 def _parameter_slices(engine: Engine) -> Iterator[Partition]:
@@ -124,4 +134,4 @@ def _parameter_slices(engine: Engine) -> Iterator[Partition]:
             if numel:
                 fragments.append(Fragment(optimizer.param_names[parameter], start, offset, numel))
             offset += width
-        yield Partition(flat.data, optimizer.optimizer.state[flat], fragments)
+        yield Partition(flat.data, optimizer.optimizer.state[flat], fragments, flat.shape)

@@ -89,7 +89,7 @@ def commit(checkpoints: Path, step: int, files: list[FileEntry]) -> Path:
 def clean(checkpoints: Path) -> None:
     """Remove what a killed process left behind: hidden folders that never became, or no longer are, a checkpoint."""
     for leftover in checkpoints.glob(".*-step-*"):
-        shutil.rmtree(leftover)
+        shutil.rmtree(leftover, ignore_errors=True)  # on NFS a reader keeps files alive; the next start tries again
 
 
 def prune(checkpoints: Path, keep_last: int, *, saved_step: int) -> None:
@@ -113,6 +113,9 @@ def verify(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
         if checkpoint_name(manifest["step"]) != folder.name:
             raise CheckpointError(f"{folder}: the manifest is that of step {manifest['step']}")
         entries = [FileEntry(**entry) for entry in manifest["files"]]
+        missing = {STATE, CONFIG} - {entry.name for entry in entries}
+        if missing:
+            raise CheckpointError(f"{folder}: the manifest does not list {', '.join(sorted(missing))}")
         for entry in entries:
             _verify_file(folder, entry, hashes)
         state: dict[str, Any] = json.loads((folder / STATE).read_text())
@@ -121,11 +124,11 @@ def verify(folder: Path, *, hashes: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"{folder}: not a complete checkpoint ({type(error).__name__}: {error})") from error
 
 
-def weight_files(folder: Path) -> list[Path]:
-    """The files with tensors, as the manifest lists them: whatever else lies there is not read."""
+def listed_files(folder: Path, ending: str) -> list[Path]:
+    """Files that the manifest lists: whatever else lies there was not verified, and is not read."""
     manifest = json.loads((folder / MANIFEST).read_text())
     names = sorted(entry["name"] for entry in manifest["files"])
-    return [folder / name for name in names if name.endswith(".safetensors")]
+    return [folder / name for name in names if name.endswith(ending)]
 
 
 def find_newest(
@@ -171,7 +174,7 @@ def _remove(folder: Path) -> None:
     """Take the name away first: a half-deleted folder must not look like a checkpoint."""
     doomed = folder.with_name(f".deleting-{folder.name}")
     folder.rename(doomed)
-    shutil.rmtree(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _sync_folder(folder: Path) -> None:

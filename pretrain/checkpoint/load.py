@@ -5,20 +5,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pretrain.checkpoint import layout
-from pretrain.config.load import load_config
+from pretrain.config.load import load_saved
 from pretrain.config.schema import Config
 from pretrain.data.order import differences
 from pretrain.errors import CheckpointError
 from pretrain.state import Progress
 
 if TYPE_CHECKING:
-    from pretrain.distributed import World
     from pretrain.engine import Engine
+    from pretrain.world import World
 
 
 def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[str, Any]) -> None:
     """Raise CheckpointError with everything in which a checkpoint and a run differ that must be equal."""
-    saved = load_config(folder / layout.CONFIG).config
+    saved = load_saved(folder / layout.CONFIG)
     problems = [
         f"model.{key}: {getattr(saved.model, key)} → {value}"
         for key, value in vars(config.model).items()
@@ -49,7 +49,7 @@ def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world
     from pretrain.checkpoint.pieces import KINDS, PieceIndex
     from pretrain.checkpoint.rng import set_rng_state
 
-    index = PieceIndex(layout.weight_files(folder))
+    index = PieceIndex(layout.listed_files(folder, ".safetensors"))
     for part in partitions(engine):
         prepare_state(part, state["optimizer_steps"])
         for fragment in part.fragments:
@@ -60,5 +60,5 @@ def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world
     load_loss_scale_state(engine, state["loss_scale"])
     if state["world_size"] == world.size:
         # With another number of ranks there is no state to continue; the seeds of the start remain.
-        set_rng_state(json.loads((folder / f"rank-{world.rank:05d}.rng.json").read_text()))
+        set_rng_state(json.loads((folder / f"rank-{world.rank:05d}.rng.json").read_text()), engine.device)
     return Progress.from_json(state)

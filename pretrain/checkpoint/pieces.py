@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pretrain.errors import CheckpointError
@@ -41,11 +41,14 @@ class PieceIndex:
     def __init__(self, files: Iterable[Path]) -> None:
         self._pieces: dict[tuple[str, str], list[Piece]] = {}
         for file in sorted(files):
-            with safe_open(file, framework="pt") as tensors:
-                for key in tensors.keys():  # noqa: SIM118 - a safe_open handle is no mapping
-                    kind, start, name = key.split("/", 2)
-                    numel = tensors.get_slice(key).get_shape()[0]
-                    self._pieces.setdefault((kind, name), []).append(Piece(int(start), numel, file, key))
+            try:
+                with safe_open(file, framework="pt") as tensors:
+                    for key in tensors.keys():  # noqa: SIM118 - a safe_open handle is no mapping
+                        kind, start, name = key.split("/", 2)
+                        (numel,) = tensors.get_slice(key).get_shape()
+                        self._pieces.setdefault((kind, name), []).append(Piece(int(start), numel, file, key))
+            except (ValueError, SafetensorError) as error:
+                raise CheckpointError(f"{file} is not a file of pieces: {error}") from error
         for pieces in self._pieces.values():
             pieces.sort()
 

@@ -6,7 +6,7 @@ import torch
 
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.pieces import PieceIndex
-from pretrain.config.load import load_config
+from pretrain.config.load import load_saved
 from pretrain.errors import CheckpointError, UserError
 from pretrain.model.decoder import Decoder
 from pretrain.state import RunFolder
@@ -19,11 +19,11 @@ class CheckpointReader:
         self.folder = folder
         self.state = layout.verify(folder)
         self.step: int = self.state["step"]
-        self.config = load_config(folder / layout.CONFIG).config
+        self.config = load_saved(folder / layout.CONFIG)
         with torch.device("meta"):
             model = Decoder(self.config.model)
         self.shapes = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-        self._index = PieceIndex(layout.weight_files(folder))
+        self._index = PieceIndex(layout.listed_files(folder, ".safetensors"))
         if set(self._index.names()) != set(self.shapes):
             odd = sorted(set(self._index.names()) ^ set(self.shapes))
             raise CheckpointError(
@@ -38,8 +38,7 @@ class CheckpointReader:
     @property
     def tokenizer(self) -> Path | None:
         """The SentencePiece model that was saved with it."""
-        path = self.folder / layout.TOKENIZER
-        return path if path.is_file() else None
+        return next(iter(layout.listed_files(self.folder, layout.TOKENIZER)), None)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The fp32 master weights of a parameter, on the CPU."""

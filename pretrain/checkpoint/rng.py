@@ -8,25 +8,25 @@ import numpy as np
 import torch
 
 
-def rng_state() -> dict[str, Any]:
-    """Python's, NumPy's, torch's and (where there is one) the CUDA device's generator."""
+def rng_state(device: torch.device) -> dict[str, Any]:
+    """Python's, NumPy's and torch's generators, and the device's own. A CPU run must not touch a GPU."""
     numpy_state = np.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
         "numpy": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()},
         "torch": _encode(torch.get_rng_state()),
-        "cuda": _encode(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None,
+        "cuda": _encode(torch.cuda.get_rng_state()) if device.type == "cuda" else None,
     }
 
 
-def set_rng_state(state: dict[str, Any]) -> None:
+def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
     """Put back what `rng_state` gave."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     numpy_state = {**state["numpy"], "key": np.array(state["numpy"]["key"], dtype=np.uint32)}
     np.random.set_state({"bit_generator": "MT19937", "state": numpy_state, "has_gauss": 0, "gauss": 0.0})
     torch.set_rng_state(_decode(state["torch"]))
-    if state["cuda"] is not None and torch.cuda.is_available():
+    if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(_decode(state["cuda"]))
 
 

@@ -14,13 +14,21 @@ from pretrain.checkpoint.deepspeed_state import loss_scale_state, optimizer_step
 from pretrain.checkpoint.pieces import KINDS, piece_key
 from pretrain.checkpoint.rng import rng_state
 from pretrain.config.load import save_config
-from pretrain.distributed import World, barrier, gather_to_all
+from pretrain.distributed import barrier, gather_to_all
 from pretrain.engine import Engine
 from pretrain.state import Progress
+from pretrain.world import World
 
 
 def save_checkpoint(
-    checkpoints: Path, engine: Engine, world: World, progress: Progress, order: dict[str, Any], *, keep_last: int
+    checkpoints: Path,
+    engine: Engine,
+    world: World,
+    progress: Progress,
+    order: dict[str, Any],
+    *,
+    tokenizer: bytes | None,
+    keep_last: int,
 ) -> Path:
     """Commit `checkpoints/step-…` and delete old ones. A collective: every rank calls it at the same step."""
     staging = layout.staging_folder(checkpoints, progress.step)
@@ -30,7 +38,7 @@ def save_checkpoint(
     barrier()
     files = _write_rank(staging, engine, world.rank)
     if world.is_main:
-        files += _write_common(staging, engine, world, progress, order)
+        files += _write_common(staging, engine, world, progress, order, tokenizer)
     everything = [entry for entries in gather_to_all(files) for entry in entries]
     if world.is_main:
         layout.commit(checkpoints, progress.step, everything)
@@ -41,7 +49,7 @@ def save_checkpoint(
 
 def _write_rank(staging: Path, engine: Engine, rank: int) -> list[layout.FileEntry]:
     rng = staging / f"rank-{rank:05d}.rng.json"
-    layout.write_json(rng, rng_state())
+    layout.write_json(rng, rng_state(engine.device))
     entries = [layout.describe(rng)]
     if writes(engine):
         tensors = staging / f"rank-{rank:05d}.safetensors"
@@ -64,7 +72,12 @@ def _owned_tensors(engine: Engine) -> dict[str, torch.Tensor]:
 
 
 def _write_common(
-    staging: Path, engine: Engine, world: World, progress: Progress, order: dict[str, Any]
+    staging: Path,
+    engine: Engine,
+    world: World,
+    progress: Progress,
+    order: dict[str, Any],
+    tokenizer: bytes | None,
 ) -> list[layout.FileEntry]:
     state = {
         **progress.to_json(),
@@ -82,7 +95,7 @@ def _write_common(
     layout.write_json(staging / layout.STATE, state)
     save_config(engine.config, staging / layout.CONFIG)
     names = [layout.STATE, layout.CONFIG]
-    if engine.config.data.tokenizer is not None:
-        shutil.copyfile(engine.config.data.tokenizer, staging / layout.TOKENIZER)
+    if tokenizer is not None:
+        (staging / layout.TOKENIZER).write_bytes(tokenizer)
         names.append(layout.TOKENIZER)
     return [layout.describe(staging / name) for name in names]

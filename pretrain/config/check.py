@@ -11,8 +11,8 @@ DEEPSPEED_OPTIONS = frozenset(
     """
     activation_checkpointing aio autotuning bf16 checkpoint comet comms_logger communication_data_type compile
     csv_monitor data_efficiency data_parallel_size data_types dataloader_drop_last datastates_ckpt disable_allgather
-    disable_python_gc dump_state expert_parallel flops_profiler fp16 gradient_allreduce_op gradient_predivide_factor
-    hybrid_engine log_level managed_gradient_accumulation memory_breakdown pipeline prescale_gradients
+    disable_python_gc dump_state expert_parallel flops_profiler fp16 gradient_predivide_factor
+    hybrid_engine log_level memory_breakdown pipeline prescale_gradients
     seq_parallel_communication_data_type sequence_parallel_size steps_per_print tensor_parallel tensorboard timers
     torch_autocast use_data_before_expert_parallelism vocabulary_size wall_clock_breakdown wandb weight_quantization
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
@@ -24,6 +24,8 @@ DERIVED_OPTIONS = {
     "train_micro_batch_size_per_gpu": "batch.micro_batch_size",
     "gradient_accumulation_steps": "batch.global_batch_size",
     "gradient_clipping": "optimizer.clip_grad_norm",
+    "gradient_allreduce_op": "the loss, a mean over the targets of all ranks",
+    "managed_gradient_accumulation": "batch.micro_batch_size",
     "optimizer": "optimizer.lr and its neighbours",
     "scheduler": "schedule.kind and its neighbours",
     "bf16.enabled": "engine.precision",
@@ -139,6 +141,12 @@ def _engine(config: Config) -> list[str]:
 
 def _deepspeed(config: Config) -> list[str]:
     problems = []
+    accumulation = config.engine.deepspeed.get("data_types")
+    if config.engine.zero_stage == 1 and config.engine.precision == "bf16" and accumulation:
+        problems.append(
+            f"engine.deepspeed.data_types={accumulation!r} at stage 1 in bf16 takes an optimizer of DeepSpeed that cannot be "
+            f"saved here\n    hint: engine.zero_stage=2"
+        )
     for name, value in config.engine.deepspeed.items():
         if name in ("zero_optimization", "bf16", "fp16") and not isinstance(value, dict):
             problems.append(

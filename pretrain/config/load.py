@@ -64,6 +64,19 @@ def save_config(config: Config, path: Path) -> None:
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
+def load_saved(path: Path) -> Config:
+    """A file that `save_config` wrote: every value as it stands, nothing extended or interpolated.
+
+    A checkpoint may come from a stranger, and `extends:` or `${oc.env:…}` would read this machine's files and variables.
+    """
+    problems: list[str] = []
+    config = build(_read(path), problems)
+    problems = problems or find_conflicts(config)
+    if problems:
+        raise ConfigError(problems, source=str(path))
+    return config
+
+
 def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, Tree]]:
     """The file and its ancestors, oldest first."""
     if path.resolve() in seen:

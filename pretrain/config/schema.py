@@ -143,7 +143,7 @@ class EngineConfig:
     """How DeepSpeed runs the model."""
 
     zero_stage: int = knob(
-        1, "ZeRO stage: 0 none, 1 optimizer states, 2 + gradients, 3 + parameters.", minimum=0, maximum=3
+        2, "ZeRO stage: 0 none, 1 optimizer states, 2 + gradients, 3 + parameters.", minimum=0, maximum=3
     )
     precision: str = knob(
         "bf16", "Forward and backward precision; master weights are fp32.", choices=("fp32", "bf16", "fp16")

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import losses, pretrain
-from tests.support.runs import make_run
+from pretrain.metrics import read_lines
+from tests.support.processes import losses, pretrain, train
+from tests.support.runs import EAGER_ZERO3, make_run
 
 STEPS = ("schedule.total_steps=10",)
 
@@ -47,3 +48,22 @@ def test_bf16_stays_near_fp32(stage: int, config: Path, baseline: list[float], t
 def test_compiled_blocks_give_the_same_losses(stage: int, config: Path, baseline: list[float], tmp_path: Path) -> None:
     found = run_losses(config, tmp_path, "engine.compile=true", f"engine.zero_stage={stage}")
     assert found == pytest.approx(baseline, abs=1e-4)
+
+
+def test_what_large_models_use_works_together(config: Path, tmp_path: Path) -> None:
+    """ZeRO-3, bf16, recomputation, and an evaluation whose sequences do not divide among the ranks."""
+    large = (
+        *("engine.zero_stage=3", "engine.precision=bf16", "engine.activation_checkpoint_every=1"),
+        *("eval.every_steps=5", "eval.max_sequences=7", "batch.micro_batch_size=2"),
+        *(
+            f"engine.deepspeed.zero_optimization.{key}={value}"
+            for key, value in EAGER_ZERO3["zero_optimization"].items()
+        ),
+    )
+    train(config, 2, f"run.dir={tmp_path / 'two'}", *STEPS, *large)
+    train(config, 1, f"run.dir={tmp_path / 'one'}", *STEPS, *large)
+    two, one = (read_lines(tmp_path / name / "evaluations.jsonl") for name in ("two", "one"))
+    assert [line["step"] for line in two] == [0, 5, 10]
+    assert [line["loss"] for line in two] == pytest.approx([line["loss"] for line in one], abs=0.01)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], abs=1e-6)
+    assert two[-1]["loss"] < two[0]["loss"]

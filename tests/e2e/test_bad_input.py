@@ -1,10 +1,14 @@
 """A user's mistake: one clear error that names value, rule and hint, exit code 2, nothing started, no traceback."""
 
 import json
+import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.support.processes import pretrain
 from tests.support.runs import make_run
@@ -33,7 +37,11 @@ TRAINING_MISTAKES = {
     "seq_len does not divide": (["data.seq_len=48"], ["data.seq_len=48", "1024", "hint: data.seq_len="]),
     "seq_len above the model's": (["data.seq_len=128"], ["data.seq_len=128", "max_seq_len=64"]),
     "batch not divided": (["batch.global_batch_size=6"], ["global_batch_size=6", "× 2 processes", "hint"]),
-    "missing tokenizer": (["data.tokenizer=/no/tokenizer.model"], ["/no/tokenizer.model", "does not exist"]),
+    "missing tokenizer": (["data.tokenizer=/no/tokenizer.model"], ["/no/tokenizer.model", "cannot be read"]),
+    "options that would break saving": (
+        ["engine.precision=bf16", "engine.zero_stage=1", "engine.deepspeed.data_types.grad_accum_dtype=fp32"],
+        ["data_types", "hint: engine.zero_stage=2"],
+    ),
     "bf16 at stage 0": (["engine.zero_stage=0", "engine.precision=bf16"], ["zero_stage=0", "hint"]),
     "fp16 on CPU": (["engine.precision=fp16"], ["fp16", "CPU", "hint: engine.precision=bf16"]),
     "no checkpoint to resume": (["checkpoint.resume=must"], ["no usable checkpoint", "checkpoint.resume=auto"]),
@@ -46,6 +54,30 @@ def test_a_mistake_in_a_training_is_refused_before_it_starts(name: str, config: 
     error = refused("launch", "local", config, "--nproc", "2", f"run.dir={tmp_path / 'run'}", *overrides)
     assert all(part in error for part in expected), error
     assert not (tmp_path / "run").exists()
+
+
+def test_held_out_text_that_is_trained_on_is_refused(config: Path) -> None:
+    error = refused("train", config, f"data.valid.b.path={config.parent / 'train'}")
+    assert "same tokens as training source a" in error
+
+
+def test_an_error_on_one_rank_says_which(config: Path, tmp_path: Path) -> None:
+    """After the checks that are the same on every rank, each speaks for itself."""
+    if torch.cuda.is_available():
+        pytest.skip("the mistake is a device that is not there")
+    command = [sys.executable, "-m", "pretrain.train", str(config), "engine.device=cuda", f"run.dir={tmp_path}"]
+    environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "error on rank 1: engine.device=cuda" in done.stderr
+
+
+def test_srun_without_a_rank_environment_is_refused(config: Path) -> None:
+    environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "4"}
+    command = [sys.executable, "-m", "pretrain.train", str(config)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "each would train alone" in done.stderr
 
 
 def test_several_mistakes_are_reported_together(config: Path) -> None:

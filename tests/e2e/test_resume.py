@@ -1,5 +1,6 @@
 """Killed, stopped, resumed: the steps after are those of a run that nothing happened to."""
 
+import os
 import random
 import signal
 import time
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint.layout import list_steps
+from pretrain.processes import descendants
 from tests.support.processes import kill_all, losses, pretrain, start, train, wait_for_step
 from tests.support.runs import make_run
 
@@ -155,3 +157,32 @@ def test_a_stop_file_saves_and_ends(config: Path, tmp_path: Path) -> None:
     assert process.wait(60) == 0
     assert list_steps(tmp_path / "checkpoints") == [max(losses(tmp_path / "metrics.jsonl"))]
     assert not (tmp_path / "stop").exists()
+
+
+def test_a_second_ctrl_c_leaves_no_process_behind(config: Path, tmp_path: Path) -> None:
+    """Workers that hang (here: are stopped) cannot save; torchrun's agent alone would leave them running."""
+    process = start(config, 2, f"run.dir={tmp_path}", "schedule.total_steps=100000")
+    wait_for_step(tmp_path / "metrics.jsonl", 2, process)
+    below = descendants(process.pid)
+    workers = [pid for pid in below if b"pretrain.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    for pid in workers:
+        os.kill(pid, signal.SIGSTOP)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+    assert process.wait(30) != 0
+    deadline = time.monotonic() + 10
+    while any(Path(f"/proc/{pid}").exists() for pid in below) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert [pid for pid in below if Path(f"/proc/{pid}").exists()] == []
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(config: Path, tmp_path: Path) -> None:
+    wild = ("optimizer.lr=1e30", "optimizer.clip_grad_norm=0", "schedule.warmup_steps=0", "checkpoint.every_steps=1")
+    done = pretrain("train", config, f"run.dir={tmp_path}", "engine.zero_stage=0", *wild)
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "is nan" in done.stderr or "is inf" in done.stderr
+    assert "hint: a lower optimizer.lr" in done.stderr
+    assert (tmp_path / "status").read_text() == "failed\n"
+    saved = list_steps(tmp_path / "checkpoints")
+    assert not saved or saved[-1] <= max(losses(tmp_path / "metrics.jsonl"))

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 import pretrain.evaluate
 from pretrain.config.schema import SourceConfig
 from pretrain.data.source import Source
-from pretrain.distributed import World
 from pretrain.evaluate import evaluate, held_out_batches
 from pretrain.loss import IGNORE
+from pretrain.world import World
 from tests.support.shards import write_corpus
 
 T = 8

@@ -116,7 +116,7 @@ def test_the_tokenizer_sees_little_of_the_trainer_and_never_torch(module: str) -
 
 @pytest.mark.parametrize("module", modules("launch.*"))
 def test_the_launcher_sees_configuration_errors_and_planning_only(module: str) -> None:
-    allowed = ("pretrain.config", "pretrain.errors", "pretrain.planning", "launch", "click")
+    allowed = ("pretrain.config", "pretrain.errors", "pretrain.planning", "pretrain.processes", "launch", "click")
     assert outside(module, allowed) == set()
 
 

@@ -72,7 +72,7 @@ def test_a_second_ctrl_c_ends_the_child_at_once(monkeypatch: pytest.MonkeyPatch,
         os.kill(os.getpid(), signal.SIGINT)
 
     threading.Thread(target=send).start()
-    assert run_child(monkeypatch, program, first) == -signal.SIGTERM
+    assert run_child(monkeypatch, program, first) == -signal.SIGKILL
 
 
 def test_an_old_stop_file_does_not_stop_a_new_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

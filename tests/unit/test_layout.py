@@ -13,10 +13,10 @@ def save(checkpoints: Path, step: int, content: bytes = b"weights") -> Path:
     staging = layout.staging_folder(checkpoints, step)
     staging.mkdir(parents=True)
     layout.write_json(staging / layout.STATE, {"step": step})
+    (staging / layout.CONFIG).write_text("{}")
     (staging / "rank-00000.safetensors").write_bytes(content)
-    return layout.commit(
-        checkpoints, step, [layout.describe(staging / name) for name in (layout.STATE, "rank-00000.safetensors")]
-    )
+    written = (layout.STATE, layout.CONFIG, "rank-00000.safetensors")
+    return layout.commit(checkpoints, step, [layout.describe(staging / name) for name in written])
 
 
 def names(folder: Path) -> list[str]:
@@ -40,7 +40,7 @@ def test_a_committed_checkpoint_verifies_and_gives_its_state(tmp_path: Path) -> 
     assert folder == tmp_path / "step-00000100"
     assert layout.verify(folder) == {"step": 100}
     assert names(tmp_path) == ["step-00000100"]
-    assert names(folder) == ["manifest.json", "rank-00000.safetensors", "state.json"]
+    assert names(folder) == ["config.yaml", "manifest.json", "rank-00000.safetensors", "state.json"]
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
@@ -81,7 +81,7 @@ def test_each_damage_is_found_and_named(tmp_path: Path, damage: str) -> None:
 def test_a_name_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
     folder = save(tmp_path, 100)
     (tmp_path / "secret").write_bytes(b"")
-    edit_manifest(folder, lambda manifest: manifest["files"][0].update(name=name))
+    edit_manifest(folder, lambda manifest: manifest["files"][-1].update(name=name))
     with pytest.raises(CheckpointError, match=r"not a plain file name|is missing"):
         layout.verify(folder)
 
@@ -195,3 +195,17 @@ def test_pruning_after_a_damaged_one_was_passed_over_keeps_what_was_just_saved(t
     newest = layout.find_newest(tmp_path)
     assert newest is not None
     assert newest[1] == {"step": 250}
+
+
+@pytest.mark.parametrize("name", [layout.STATE, layout.CONFIG])
+def test_a_manifest_that_leaves_out_what_is_read_is_refused(tmp_path: Path, name: str) -> None:
+    folder = save(tmp_path, 100)
+    edit_manifest(folder, lambda m: m.update(files=[entry for entry in m["files"] if entry["name"] != name]))
+    with pytest.raises(CheckpointError, match=f"does not list {name}"):
+        layout.verify(folder)
+
+
+def test_only_listed_files_are_read(tmp_path: Path) -> None:
+    folder = save(tmp_path, 100)
+    (folder / "rank-00001.safetensors").write_bytes(b"a stranger's")
+    assert [path.name for path in layout.listed_files(folder, ".safetensors")] == ["rank-00000.safetensors"]

@@ -1,0 +1,41 @@
+"""This process's place among the processes of a run, as its launcher exported it. No torch: it is asked before all else."""
+
+import os
+from dataclasses import dataclass
+
+from pretrain.errors import UserError
+
+NAMES = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "local_size": "LOCAL_WORLD_SIZE"}
+
+
+@dataclass(frozen=True)
+class World:
+    """A single process, unless the environment says otherwise."""
+
+    rank: int = 0
+    size: int = 1
+    local_rank: int = 0
+    local_size: int = 1
+
+    @classmethod
+    def from_environment(cls) -> "World":
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE. Raises UserError for what is no number."""
+        values = {}
+        for field, name in NAMES.items():
+            text = os.environ.get(name, "")
+            if text and not text.isdecimal():
+                raise UserError(f"{name}={text!r} in the environment is not a number", hint="torchrun sets it")
+            if text:
+                values[field] = int(text)
+        tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+        if "rank" not in values and tasks != "1":
+            raise UserError(
+                f"srun started {tasks} tasks, and RANK is not set: each would train alone",
+                hint="export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID, or use torchrun",
+            )
+        return cls(**values)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process writes what is written once."""
+        return self.rank == 0
