@@ -9,6 +9,7 @@ import torch
 from pretrain.config import load_config
 from pretrain.data.stream import RankBatches, build_stream
 from pretrain.loss import plain_cross_entropy
+from pretrain.metrics import read_lines
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
 from pretrain.optimizer import build_optimizer
@@ -20,8 +21,8 @@ from tests.support.runs import EAGER_ZERO3, make_run
 STEPS = 30
 
 
-def plain_losses(config_path: Path) -> dict[int, float]:
-    """One process, torch's own cross-entropy and clipping, the whole global batch at once."""
+def plain_run(config_path: Path) -> dict[int, tuple[float, float]]:
+    """Loss and gradient norm by step: one process, torch's own cross-entropy and clipping, the global batch at once."""
     config = load_config(config_path).config
     data = prepare(config, 1)
     model = Decoder(config.model)
@@ -37,10 +38,10 @@ def plain_losses(config_path: Path) -> dict[int, float]:
             group["lr"] = config.optimizer.lr * lr_fraction(step, config.schedule)
         loss = plain_cross_entropy(model(batch["inputs"]), batch["targets"]) / batch["targets"].numel()
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_grad_norm)
         optimizer.step()
         optimizer.zero_grad()
-        found[step] = loss.item()
+        found[step] = (loss.item(), norm.item())
     return found
 
 
@@ -50,23 +51,25 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def expected(config: Path) -> dict[int, float]:
+def expected(config: Path) -> dict[int, tuple[float, float]]:
     torch.set_num_threads(1)
-    return plain_losses(config)
+    return plain_run(config)
 
 
-def test_the_plain_loop_learns(expected: dict[int, float]) -> None:
-    assert expected[STEPS] < 0.8 * expected[1]
+def test_the_plain_loop_learns(expected: dict[int, tuple[float, float]]) -> None:
+    assert expected[STEPS][0] < 0.8 * expected[1][0]
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_losses_of_a_stage_are_those_of_the_plain_loop(
-    stage: int, config: Path, expected: dict[int, float], tmp_path: Path
+    stage: int, config: Path, expected: dict[int, tuple[float, float]], tmp_path: Path
 ) -> None:
+    """The norm too: Adam does not mind the scale of a gradient, so that a wrong one would not show in the loss."""
     train(config, 2, f"engine.zero_stage={stage}", f"run.dir={tmp_path}")
-    found = losses(tmp_path / "metrics.jsonl")
+    found = {line["step"]: (line["loss"], line["grad_norm"]) for line in read_lines(tmp_path / "metrics.jsonl")}
     assert set(found) == set(expected)
-    assert max(abs(found[step] - expected[step]) for step in expected) <= 1e-5
+    assert max(abs(found[step][0] - expected[step][0]) for step in expected) <= 1e-5
+    assert max(abs(found[step][1] - expected[step][1]) for step in expected) <= 1e-4
 
 
 @pytest.mark.parametrize("stage", [2, 3])
