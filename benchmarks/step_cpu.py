@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from pretrain.config import Config, load_config
-from pretrain.data.stream import RankBatches, build_stream
+from pretrain.data.stream import Position, build_stream
 from pretrain.distributed import end_group, pick_device, start_group
 from pretrain.faults import StopRequest
 from pretrain.loss import plain_cross_entropy
@@ -47,13 +47,7 @@ def bare_step(config: Config, data: Prepared, device: torch.device, *, chunked: 
     model = Decoder(config.model).to(device)
     init_weights(model, config.model, config.run.seed)
     optimizer = build_optimizer(model, config.optimizer)
-    batches = RankBatches(
-        global_batch_size=config.batch.global_batch_size,
-        micro_batch_size=config.batch.micro_batch_size,
-        rank=0,
-        world_size=1,
-    )
-    stream = build_stream(data.order, data.train, batches, start=0, prefetch_batches=0)
+    stream = build_stream(data.order(), data.train, config.batch, World(), Position(0, 0), config.data)
     accumulate = plan_batch(config, 1).grad_accum_steps
     ready = [(item["inputs"].to(device), item["targets"].to(device)) for item in islice(stream, 8 * accumulate)]
     steps = cycle_in_groups(ready, accumulate)
@@ -89,7 +83,7 @@ def our_step(trainer: Trainer) -> Step:
 
     def step() -> None:
         started = time.perf_counter()
-        batches = list(islice(stream, trainer.plan.grad_accum_steps))
+        batches = list(islice(stream, trainer._micro_batches_of_a_step()))
         targets, _ = trainer._agree(batches)
         trainer._step(batches, int(targets), started)
 

@@ -11,6 +11,7 @@ from pretrain.config.show import show_config
 from pretrain.data.cli import data
 from pretrain.errors import PretrainError, UserError
 from tokenizer.cli import tokenizer
+from tokenizer.foreign_cli import index
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 RUN = click.argument("run", type=click.Path(path_type=Path))
@@ -24,6 +25,7 @@ def cli() -> None:
 
 cli.add_command(tokenizer)
 cli.add_command(data)
+data.add_command(index)
 
 
 @cli.command()

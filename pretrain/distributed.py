@@ -63,6 +63,13 @@ def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
     return total.tolist()
 
 
+def sum_integers_over_ranks(values: list[int], device: torch.device) -> list[int]:
+    """Element-wise sum of signed 64-bit integers, which wraps around."""
+    total = torch.tensor(values, dtype=torch.int64, device=device)
+    dist.all_reduce(total)
+    return total.tolist()
+
+
 def from_main(value: Any) -> Any:
     """Rank 0's value, on every rank."""
     box = [value]

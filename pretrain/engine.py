@@ -22,7 +22,13 @@ from pretrain.optimizer import build_optimizer
 from pretrain.planning import count_parameters, plan_batch
 from pretrain.world import World
 
-Batch = tuple[Tensor, Tensor]  # inputs (B, T) and targets (B, T)
+
+class Batch(NamedTuple):
+    """What a forward sees: inputs and targets (B, T), and the document of each position (B, T) where attention stays in it."""
+
+    inputs: Tensor
+    targets: Tensor
+    documents: Tensor | None = None
 
 
 class StepSums(NamedTuple):
@@ -69,6 +75,7 @@ class Engine:
         deepspeed = import_deepspeed(device)
         self.config, self.device, self.stage = config, device, config.engine.zero_stage
         options = deepspeed_config(config, world.size)
+        self._averaged = plan_batch(config, world.size).grad_accum_steps * world.size
         model = _build_model(deepspeed, config, device, options)
         if config.engine.compile and self.stage == 3:
             from deepspeed.utils import set_z3_leaf_modules
@@ -86,15 +93,17 @@ class Engine:
         """One optimizer step over this rank's micro-batches.
 
         `global_targets` is the number of targets of all ranks together: the loss is a mean over these, not a mean of
-        means. DeepSpeed divides by the accumulation steps and by the world size, which is undone here.
+        means. DeepSpeed divides by the accumulation steps of its configuration and by the world size, which is undone here:
+        there may be fewer batches than that while the batch still grows, so each is told whether it is the last.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
-        scale = len(batches) * self.deepspeed.world_size / max(1, global_targets)
+        scale = self._averaged / max(1, global_targets)
         cross_entropy = torch.zeros((), dtype=torch.float64, device=self.device)
         z_squared, grad_norm = cross_entropy.clone(), 0.0
         self.deepspeed.train()
         for index, batch in enumerate(batches):
+            self.deepspeed.set_gradient_accumulation_boundary(index == len(batches) - 1)
             sums = self._loss(batch)
             self.deepspeed.backward(sums.total * scale)
             cross_entropy += sums.cross_entropy.detach()
@@ -114,8 +123,11 @@ class Engine:
         return float(self._loss(batch).cross_entropy.detach())
 
     def _loss(self, batch: Batch) -> LossSums:
-        inputs_BT, targets_BT = (part.to(self.device, non_blocking=True) for part in batch)
-        return self.deepspeed(inputs_BT, targets_BT, self.config.loss.z_loss_weight, self.config.loss.chunk_tokens)
+        inputs_BT, targets_BT, *documents_BT = (
+            None if part is None else part.to(self.device, non_blocking=True) for part in batch
+        )
+        loss = self.config.loss
+        return self.deepspeed(inputs_BT, targets_BT, loss.z_loss_weight, loss.chunk_tokens, *documents_BT)
 
     def close(self) -> None:
         """Drop DeepSpeed's hooks and buffers."""

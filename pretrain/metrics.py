@@ -1,4 +1,4 @@
-"""metrics.jsonl, evaluations.jsonl and TensorBoard: one line a step, in full precision, on rank 0."""
+"""metrics.jsonl, evaluations.jsonl, audit.jsonl and TensorBoard: one line a step, in full precision, on rank 0."""
 
 import json
 from pathlib import Path
@@ -23,8 +23,9 @@ class MetricsWriter:
 
     def __init__(self, folder: RunFolder, *, resumed_step: int | None, tensorboard: bool) -> None:
         kept = -1 if resumed_step is None else resumed_step
-        for path in (folder.metrics, folder.evaluations):
+        for path in (folder.metrics, folder.evaluations, folder.audit):
             keep_until(path, kept, folder.logs)
+        self._audit_path = folder.audit
         self._steps = folder.metrics.open("a")
         self._evaluations = folder.evaluations.open("a")
         self._board: Any = None
@@ -40,6 +41,9 @@ class MetricsWriter:
             for name, tag in TENSORBOARD_GROUPS.items():
                 if values[name] is not None:
                     self._board.add_scalar(tag, values[name], values["step"])
+            for source, used in values["sources"].items():
+                for unit, value in used.items():
+                    self._board.add_scalar(f"data/{unit}/{source}", value, values["step"])
 
     def evaluation(self, values: dict[str, Any]) -> None:
         """One evaluation; every number in it but `step` becomes a scalar."""
@@ -49,6 +53,11 @@ class MetricsWriter:
                 if isinstance(value, float):
                     self._board.add_scalar(f"valid/{name}", value, values["step"])
             self._board.flush()
+
+    def audit(self, values: dict[str, Any]) -> None:
+        """What one step consumed."""
+        with self._audit_path.open("a") as file:
+            _append(file, values)
 
     def close(self) -> None:
         """Finish the files."""

@@ -9,33 +9,59 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.load import check_fits
 from pretrain.config import Config, check_world
 from pretrain.data.manifest import fingerprint
-from pretrain.data.order import Order
+from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.schedule import samples_between
 from pretrain.state import RunFolder
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """The open sources of a run, the order over them, and the tokenizer that they were encoded with, where it is named."""
+    """The open sources of a run, and the tokenizer that they were encoded with, where it is named."""
 
+    config: Config
     train: list[Source]
     valid: list[Source]
-    order: Order
     tokenizer: bytes | None
 
+    def order(self, resumed: dict[str, Any] | None = None) -> Order:
+        """The order over the training sources, for a run that goes on from the state of a checkpoint.
 
-def prepare(config: Config, world_size: int) -> Prepared:
-    """Open and check the data, the batch arithmetic and the checkpoint to resume from. Raises UserError."""
+        Raises DataError where it would read a source more often than its `max_epochs`.
+        """
+        data = self.config.data
+        order = Order(
+            [source.ordered() for source in self.train],
+            plan_stages(self.config, resumed),
+            seq_len=data.seq_len,
+            seed=data.seed,
+            lanes=data.lanes,
+            span=data.span,
+        )
+        _check_epochs(self.config, order, resumed)
+        return order
+
+
+def prepare(config: Config, world_size: int, *, is_main: bool = True) -> Prepared:
+    """Open and check the data, the batch arithmetic and the checkpoint to resume from. Raises UserError.
+
+    One process of a run looks whether all shards are there: a thousand that list a folder are a burden for its store.
+    """
     check_world(config, world_size)
     RunFolder(Path(config.run.dir)).check_free()
     prepared = open_data(config)
     # Sizes only: hashing is left to the one rank that then decides for all.
-    find_resume(config, prepared.order.description, hashes=False, skipped=lambda _: None)
+    find_resume(prepared, hashes=False, skipped=lambda _: None)
+    if is_main:
+        for source in (*prepared.train, *prepared.valid):
+            source.check_shards()
     return prepared
 
 
@@ -43,30 +69,70 @@ def open_data(config: Config) -> Prepared:
     """Open the sources of a run and hold them against the model and the tokenizer. Raises ConfigError or DataError."""
     if not config.data.train:
         raise ConfigError(["data.train names no source\n    hint: data.train.web.path=DIR"])
-    train = open_sources(config.data.train, config.data.seq_len)
-    valid = open_sources(config.data.valid, config.data.seq_len)
+    train = open_sources(config.data.train, config.data.seq_len, config.data.store)
+    valid = open_sources(config.data.valid, config.data.seq_len, config.data.store)
     tokenizer = _read_tokenizer(config)
     for source in [*train, *valid]:
         _check_vocabulary(source, config, tokenizer)
     _check_distinct(train, valid)
-    order = Order(
-        [source.ordered() for source in train],
-        seq_len=config.data.seq_len,
-        seed=config.data.seed,
-        lanes=config.data.lanes,
-        span=config.data.span,
-    )
-    return Prepared(train, valid, order, tokenizer)
+    return Prepared(config, train, valid, tokenizer)
+
+
+def plan_stages(config: Config, resumed: dict[str, Any] | None = None) -> list[Stage]:
+    """The stages of weights with the sample at which each starts.
+
+    For a run that goes on, from where it stands: its batch may have been another until now, and stages that have begun
+    started where the checkpoint says.
+    """
+    past = resumed or {"step": 0, "samples": 0, "order": {"stages": []}}
+    began = [stage["start"] for stage in past["order"]["stages"]]
+    stages = [Stage(0, {name: source.weight for name, source in config.data.train.items()})]
+    for stage in sorted(config.data.stages.values(), key=lambda stage: stage.start_step):
+        if stage.start_step >= past["step"]:
+            start = past["samples"] + samples_between(past["step"], stage.start_step, config.batch)
+        elif len(stages) < len(began):
+            start = began[len(stages)]
+        else:  # the past did not know it: whatever its start, the checkpoint will not fit
+            start = stages[-1].start + 1
+        stages.append(Stage(max(start, stages[-1].start + 1), stage.weights))
+    return stages
+
+
+def _check_epochs(config: Config, order: Order, resumed: dict[str, Any] | None) -> None:
+    step, samples = (resumed["step"], resumed["samples"]) if resumed else (0, 0)
+    total = samples + samples_between(step, config.schedule.total_steps, config.batch)
+    used = order.counts(total) / order.sequences
+    problems = []
+    for source, epochs in zip(order.sources, used, strict=True):
+        limit = config.data.train[source.name].max_epochs
+        if limit is not None and epochs > limit:
+            enough = np.searchsorted(
+                [order.counts(total * part // 100)[order.sources.index(source)] for part in range(101)],
+                limit * source.sequences,
+                side="right",
+            )
+            problems.append(
+                f"{source.name}: {epochs:.2f} epochs of its {source.sequences} sequences, data.train.{source.name}."
+                f"max_epochs={limit:g} is reached after {enough - 1} % of the run"
+            )
+    if problems:
+        raise DataError(
+            "\n  - ".join(
+                [f"schedule.total_steps={config.schedule.total_steps} reads more than is allowed:", *problems]
+            ),
+            hint="fewer steps, less weight for the source, or a larger max_epochs",
+        )
 
 
 def find_resume(
-    config: Config, order: dict[str, Any], *, hashes: bool, skipped: Callable[[str], None]
+    prepared: Prepared, *, hashes: bool, skipped: Callable[[str], None]
 ) -> tuple[Path, dict[str, Any]] | None:
     """The checkpoint to start from with its state, None for a start from scratch.
 
     Raises CheckpointError where `checkpoint.resume` forbids what is there, where nothing that is there verifies (a run must
     not start again silently), and where it does not fit the run.
     """
+    config = prepared.config
     checkpoints = RunFolder(Path(config.run.dir)).checkpoints
     steps = layout.list_steps(checkpoints)
     if config.checkpoint.resume == "never" and steps:
@@ -83,8 +149,9 @@ def find_resume(
             ),
             hint="remove the damaged ones to start again" if steps else "checkpoint.resume=auto starts from scratch",
         )
+    order = prepared.order(None if found is None else found[1])
     if found is not None:
-        check_fits(*found, config, order)
+        check_fits(*found, config, order.description)
     for reason in reasons:
         skipped(reason)
     return found
@@ -116,7 +183,9 @@ def _check_vocabulary(source: Source, config: Config, tokenizer: bytes | None) -
         raise DataError(
             f"data.tokenizer={config.data.tokenizer} (sha256 {digest[:12]}…) is not the tokenizer that encoded {where} "
             f"(sha256 {manifest.tokenizer_sha256[:12]}…)",
-            hint="name the tokenizer.model that was given to `pretrain tokenizer encode`, or encode again",
+            hint="index the foreign shards again with --tokenizer"
+            if manifest.tokenizer_sha256 == "0" * 64
+            else "name the tokenizer.model that was given to `pretrain tokenizer encode`, or encode again",
         )
 
 

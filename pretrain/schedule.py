@@ -1,12 +1,13 @@
-"""Learning rate: a pure function of the step, so that resuming needs no scheduler state.
+"""Learning rate and batch size: pure functions of the step, so that resuming needs no scheduler state.
 
 - cosine ....... Loshchilov & Hutter 2017, "SGDR", https://arxiv.org/abs/1608.03983
 - wsd .......... Hu et al. 2024, "MiniCPM", https://arxiv.org/abs/2404.06395 (warmup, stable, decay)
+- batch ramp ... Brown et al. 2020, "Language Models are Few-Shot Learners", appendix B, https://arxiv.org/abs/2005.14165
 """
 
 import math
 
-from pretrain.config.schema import ScheduleConfig
+from pretrain.config.schema import BatchConfig, ScheduleConfig
 
 
 def lr_fraction(step: int, schedule: ScheduleConfig) -> float:
@@ -26,3 +27,28 @@ def lr_fraction(step: int, schedule: ScheduleConfig) -> float:
     if schedule.kind == "cosine":
         return final + (1.0 - final) * 0.5 * (1.0 + math.cos(math.pi * progress))
     return final + (1.0 - final) * (1.0 - progress)
+
+
+def batch_levels(batch: BatchConfig) -> list[tuple[int, int]]:
+    """(steps taken before, global batch from then on), in order; a single one where the batch does not grow."""
+    if not batch.ramp_start_size:
+        return [(0, batch.global_batch_size)]
+    growths = (batch.global_batch_size - batch.ramp_start_size) // batch.ramp_increment
+    return [
+        (level * batch.ramp_steps // growths, batch.ramp_start_size + level * batch.ramp_increment)
+        for level in range(growths + 1)
+    ]
+
+
+def batch_size(step: int, batch: BatchConfig) -> int:
+    """Sequences of the optimizer step that follows `step` steps."""
+    return next(size for start, size in reversed(batch_levels(batch)) if start <= step)
+
+
+def samples_between(first: int, last: int, batch: BatchConfig) -> int:
+    """Sequences that are consumed while the steps taken rise from `first` to `last`."""
+    levels = batch_levels(batch)
+    ends = [start for start, _ in levels[1:]] + [last]
+    return sum(
+        max(0, min(end, last) - max(start, first)) * size for (start, size), end in zip(levels, ends, strict=True)
+    )

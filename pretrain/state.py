@@ -4,6 +4,7 @@ RUN/config.yaml                the resolved configuration of the last start
 RUN/status                     running | unfinished (stopped, resumable) | done | failed
 RUN/metrics.jsonl              one line an optimizer step
 RUN/evaluations.jsonl          one line an evaluation
+RUN/audit.jsonl                with data.audit, one line a step: a digest of the sequences that it consumed
 RUN/tensorboard/               the same, for TensorBoard
 RUN/checkpoints/step-00000100/ complete checkpoints; checkpoint/layout.py
 RUN/logs/                      what was printed, and metrics that a resume replaced
@@ -63,6 +64,11 @@ class RunFolder:
     def evaluations(self) -> Path:
         """One line an evaluation."""
         return self.path / "evaluations.jsonl"
+
+    @property
+    def audit(self) -> Path:
+        """One line a step, with `data.audit`."""
+        return self.path / "audit.jsonl"
 
     @property
     def tensorboard(self) -> Path:

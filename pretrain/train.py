@@ -60,7 +60,7 @@ def main(arguments: Sequence[str]) -> None:
     try:
         world = World.from_environment()
         config = load_config(arguments[0], arguments[1:]).config
-        data = prepare(config, world.size)
+        data = prepare(config, world.size, is_main=world.is_main)
     except PretrainError as error:  # the same on every rank
         if rank == "0":
             print(f"error: {error}", file=sys.stderr)

@@ -15,14 +15,16 @@ from typing import IO, Any
 
 import torch
 
+from pretrain.audit import digest, sequence_sums
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.load import load_checkpoint
 from pretrain.checkpoint.save import save_checkpoint
 from pretrain.config.load import save_config
 from pretrain.config.schema import Config
-from pretrain.data.stream import RankBatches, build_stream
-from pretrain.distributed import from_main, sum_over_ranks
-from pretrain.engine import Engine
+from pretrain.data.order import Order
+from pretrain.data.stream import Position, build_stream
+from pretrain.distributed import from_main, sum_integers_over_ranks, sum_over_ranks
+from pretrain.engine import Batch, Engine
 from pretrain.errors import PretrainError, TrainingError
 from pretrain.evaluate import evaluate
 from pretrain.faults import StopRequest
@@ -31,7 +33,7 @@ from pretrain.metrics import MetricsWriter
 from pretrain.planning import count_parameters, flops_per_token, plan_batch
 from pretrain.preflight import Prepared, find_resume
 from pretrain.reporting import Reporter, format_count
-from pretrain.schedule import lr_fraction
+from pretrain.schedule import batch_size, lr_fraction
 from pretrain.state import Progress, RunFolder
 from pretrain.world import World
 
@@ -42,8 +44,7 @@ class Trainer:
     def __init__(self, config: Config, world: World, device: torch.device, data: Prepared, stop: StopRequest) -> None:
         self.config, self.world, self.device, self.data, self.stop = config, world, device, data, stop
         self.folder = RunFolder(Path(config.run.dir))
-        self.plan = plan_batch(config, world.size)
-        self.order = data.order.description
+        self.order: Order | None = None
         self.engine = Engine(config, world, device)
         self.progress = Progress()
         self.saved_step = -1
@@ -69,7 +70,7 @@ class Trainer:
             self._evaluate()
         while self.progress.step < total:
             started = time.perf_counter()
-            batches = list(islice(steps, self.plan.grad_accum_steps))
+            batches = list(islice(steps, self._micro_batches_of_a_step()))
             targets, stopping = self._agree(batches)
             if stopping:
                 return self._finish("unfinished")
@@ -84,10 +85,11 @@ class Trainer:
     def _step(self, batches: list[dict[str, Any]], targets: int, started: float) -> None:
         """One update, written down. `started` is before the wait for data: a run that starves must look slow."""
         lr = self.config.optimizer.lr * lr_fraction(self.progress.step + 1, self.config.schedule)
-        pairs = [(batch["inputs"], batch["targets"]) for batch in batches]
-        sums = self.engine.train_step(pairs, targets, lr)
+        inputs = [Batch(batch["inputs"], batch["targets"], batch.get("documents")) for batch in batches]
+        sums = self.engine.train_step(inputs, targets, lr)
         cross_entropy, z_squared = sum_over_ranks([sums.cross_entropy, sums.z_squared], self.device)
-        self.progress = self.progress.advanced(self.config.batch.global_batch_size, targets)
+        first = self.progress.samples
+        self.progress = self.progress.advanced(batch_size(self.progress.step, self.config.batch), targets)
         seconds = time.perf_counter() - started
         loss = cross_entropy / targets
         self._check_finite(loss, sums.grad_norm)
@@ -103,7 +105,10 @@ class Trainer:
             "z_squared": z_squared / targets,
             "epoch": self.progress.samples / sum(len(source) for source in self.data.train),
             "model_flops_per_second": targets * flops_per_token(self.config.model, self.config.data.seq_len) / seconds,
+            "sources": self._ledger(),
         }
+        if self.config.data.audit:
+            self._audit(batches, first)
         if self.metrics is not None and self.reporter is not None:
             self.metrics.step(values)
             self.reporter.step(values)
@@ -129,21 +134,37 @@ class Trainer:
         return targets, stopping
 
     def _micro_batches(self) -> Any:
-        batches = RankBatches(
-            global_batch_size=self.config.batch.global_batch_size,
-            micro_batch_size=self.config.batch.micro_batch_size,
-            rank=self.world.rank,
-            world_size=self.world.size,
-        )
+        assert self.order is not None
         return iter(
             build_stream(
-                self.data.order,
+                self.order,
                 self.data.train,
-                batches,
-                start=self.progress.samples,
-                prefetch_batches=self.config.data.prefetch_batches,
+                self.config.batch,
+                self.world,
+                Position(self.progress.step, self.progress.samples),
+                self.config.data,
+                pin=self.device.type == "cuda",
             )
         )
+
+    def _micro_batches_of_a_step(self) -> int:
+        per_rank = batch_size(self.progress.step, self.config.batch) // self.world.size
+        return per_rank // self.config.batch.micro_batch_size
+
+    def _ledger(self) -> dict[str, dict[str, float]]:
+        """What has been read of each source until now."""
+        assert self.order is not None
+        counts = self.order.counts(self.progress.samples)
+        return {
+            source.name: {"tokens": int(count) * self.order.seq_len, "epochs": int(count) / source.sequences}
+            for source, count in zip(self.order.sources, counts, strict=True)
+        }
+
+    def _audit(self, batches: list[dict[str, Any]], first: int) -> None:
+        sums = sum_integers_over_ranks(sequence_sums(batches), self.device)
+        if self.metrics is not None:
+            size = self.progress.samples - first
+            self.metrics.audit({"step": self.progress.step, "samples": first, "batch": size, "digest": digest(sums)})
 
     def _open(self) -> None:
         """Make the run folder, resume, and start the files that rank 0 writes."""
@@ -156,7 +177,7 @@ class Trainer:
                 self._forget_old_stop()
                 layout.clean(self.folder.checkpoints)
                 self.stop.stop_file = self.folder.stop_file
-                found = find_resume(self.config, self.order, hashes=True, skipped=notes.append)
+                found = find_resume(self.data, hashes=True, skipped=notes.append)
                 save_config(self.config, self.folder.config)
                 self.folder.set_status("running")
             except PretrainError as problem:
@@ -165,6 +186,7 @@ class Trainer:
         if error is not None:  # on every rank: one that waited for rank 0 would hang
             error.everywhere = True
             raise error
+        self.order = self.data.order(None if found is None else found[1])
         if found is not None:
             self.progress = load_checkpoint(*found, self.engine, self.world)
             self.saved_step = self.progress.step
@@ -190,7 +212,7 @@ class Trainer:
         return (
             f"{self.folder.path}: {size} parameters, ZeRO stage {self.engine.stage}, {self.config.engine.precision}, "
             f"{self.world.size} process{'es' if self.world.size > 1 else ''} on {self.device.type}, "
-            f"{format_count(self.plan.tokens_per_step)} tokens a step, {start}"
+            f"{format_count(plan_batch(self.config, self.world.size).tokens_per_step)} tokens a step, {start}"
         )
 
     def _evaluate(self) -> None:
@@ -203,26 +225,25 @@ class Trainer:
             micro_batch_size=self.config.batch.micro_batch_size,
             world=self.world,
             device=self.device,
+            document_mask=self.config.data.document_mask,
         )
         if self.metrics is not None and self.reporter is not None:
             self.metrics.evaluation({"step": self.progress.step, **values})
-            self.reporter.say(
-                f"validation at step {self.progress.step}: loss {values['loss']:.4f}, "
-                f"{values['bits_per_byte']:.4f} bits per byte"
-            )
+            bits = f", {values['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in values else ""
+            self.reporter.say(f"validation at step {self.progress.step}: loss {values['loss']:.4f}{bits}")
 
     def _save(self) -> None:
         if self.progress.step in (0, self.saved_step):
             return
-        keep = self.config.checkpoint.keep_last
+        assert self.order is not None
         folder = save_checkpoint(
             self.folder.checkpoints,
             self.engine,
             self.world,
             self.progress,
-            self.order,
+            {"order": self.order.description, "ledger": self._ledger()},
             tokenizer=self.data.tokenizer,
-            keep_last=keep,
+            keep_last=self.config.checkpoint.keep_last,
         )
         self.saved_step = self.progress.step
         if self.reporter is not None:

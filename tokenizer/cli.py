@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
+    from pretrain.data.manifest import Manifest
     from tokenizer.encode import Progress
 
 
@@ -126,6 +127,15 @@ def train(
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the order of the documents."
 )
+@click.option(
+    "--layout",
+    default="stream",
+    show_default=True,
+    type=click.Choice(["stream", "packed"]),
+    help="stream: one document after the other, cut where a sequence ends. packed: documents whole where they can be, in "
+    "bins of --seq-len.",
+)
+@click.option("--seq-len", type=click.IntRange(min=2), help="packed only: data.seq_len of the training.")
 @text_field_option
 @max_bad_option
 @overwrite_option
@@ -135,6 +145,8 @@ def encode(
     output: Path,
     workers: int | None,
     seed: int,
+    layout: str,
+    seq_len: int | None,
     text_field: str,
     max_bad_documents: int,
     overwrite: bool,
@@ -150,6 +162,8 @@ def encode(
             workers=workers,
             text_field=text_field,
             seed=seed,
+            layout=layout,
+            seq_len=seq_len,
             max_bad_documents=max_bad_documents,
             overwrite=overwrite,
             progress=progress,
@@ -159,10 +173,20 @@ def encode(
         "text": f"{manifest.text_bytes / 1e6:,.1f} MB",
         "tokens": f"{manifest.tokens:,}",
         "bytes per token": f"{manifest.text_bytes / manifest.tokens:.2f}",
+        **(_packing_rows(manifest) if manifest.layout == "packed" else {}),
         **_skipped_rows(manifest.skipped),
         "shards": f"{len(manifest.shards)} in {output}",
     }
     _print_table(rows)
+
+
+def _packing_rows(manifest: Manifest) -> dict[str, str]:
+    ids = manifest.stored_targets + 1
+    return {
+        "sequences": f"{manifest.stored_targets // manifest.packed_seq_len:,} of {manifest.packed_seq_len:,}",
+        "filled": f"{1 - manifest.padding_tokens / ids:.2%}, {manifest.padding_tokens:,} padding",
+        "documents cut": f"{manifest.documents_cut:,}, {manifest.documents_cut / manifest.documents:.1%}",
+    }
 
 
 def _skipped_rows(skipped: dict[str, int]) -> dict[str, str]:

@@ -16,8 +16,9 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from pretrain.data.manifest import MANIFEST_NAME, ShardEntry, sync_folder, token_dtype
-from pretrain.data.shards import BLOCK_TOKENS, ENDS_MEMBER, TOKENS_MEMBER, block_key, index_name, shard_name
+from pretrain.data.manifest import MANIFEST_NAME, sync_folder, token_dtype
+from pretrain.data.shard_table import TABLE_NAME, ShardEntry, shard_name
+from pretrain.data.shards import BLOCK_TOKENS, ENDS_MEMBER, TOKENS_MEMBER, block_key, index_name
 from pretrain.errors import DataError, PretrainError
 
 SHARD_BYTES = 256 << 20
@@ -55,7 +56,9 @@ class ShardWriter:
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
         """Append whole documents: integer `ids` [N], and `lengths` [documents] that sum to N.
 
-        Raises DataError for an id outside the vocabulary: a cast would wrap it into a valid one.
+        In bins (`write_bins.py`) `lengths` are from one document end to the next, padding between them included, and ids
+        after the last end belong to none. Raises DataError for an id outside the vocabulary: a cast would wrap it into a
+        valid one.
         """
         if not len(ids):
             return
@@ -173,7 +176,8 @@ def clear_output(folder: Path) -> None:
     """Remove an earlier corpus, or leftovers of a killed run. The manifest goes first: no folder is ever half new."""
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     sync_folder(folder)
-    for pattern in ("shard-*.tar", "shard-*.idx.npy", "shard-*.tmp", f"{MANIFEST_NAME}.tmp"):
+    rest = (TABLE_NAME, f"{TABLE_NAME}.tmp", f"{MANIFEST_NAME}.tmp")
+    for pattern in ("shard-*.tar", "shard-*.idx.npy", "shard-*.tmp", *rest):
         for path in folder.glob(pattern):
             path.unlink()
 

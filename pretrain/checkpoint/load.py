@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from pretrain.checkpoint import layout
 from pretrain.config.load import load_saved
 from pretrain.config.schema import Config
-from pretrain.data.order import differences
+from pretrain.data.order import differences, past_of
 from pretrain.errors import CheckpointError
 from pretrain.state import Progress
 
@@ -24,13 +24,17 @@ def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[
         for key, value in vars(config.model).items()
         if key not in ("attention", "init_std") and value != getattr(saved.model, key)
     ]
-    problems += [f"order: {line}" for line in differences(state["order"], order)]
+    changed = differences(*(past_of(description, state["samples"]) for description in (state["order"], order)))
+    problems += [f"order: {line}" for line in changed]
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise CheckpointError(
-            f"checkpoint {folder} does not fit this run; what would change:\n{lines}",
-            hint="a new run.dir starts another run; checkpoint.resume=never makes sure of it",
-        )
+        hint = "a new run.dir starts another run; checkpoint.resume=never makes sure of it"
+        if any(line.startswith(("stages:", "sources:")) for line in changed):
+            hint = (
+                f"what has been read cannot change; other weights or sources from here on: "
+                f"data.stages.NAME.start_step={state['step']} data.stages.NAME.weights.SOURCE=…"
+            )
+        raise CheckpointError(f"checkpoint {folder} does not fit this run; what would change:\n{lines}", hint=hint)
     if state["step"] > config.schedule.total_steps:
         raise CheckpointError(
             f"schedule.total_steps={config.schedule.total_steps} is below the step of checkpoint {folder}",

@@ -25,12 +25,15 @@ def save_checkpoint(
     engine: Engine,
     world: World,
     progress: Progress,
-    order: dict[str, Any],
+    data_state: dict[str, Any],
     *,
     tokenizer: bytes | None,
     keep_last: int,
 ) -> Path:
-    """Commit `checkpoints/step-…` and delete old ones. A collective: every rank calls it at the same step."""
+    """Commit `checkpoints/step-…` and delete old ones. A collective: every rank calls it at the same step.
+
+    `data_state` holds the description of the `order` and the `ledger`, what has been read of each source.
+    """
     staging = layout.staging_folder(checkpoints, progress.step)
     if world.is_main:
         shutil.rmtree(staging, ignore_errors=True)
@@ -38,7 +41,7 @@ def save_checkpoint(
     barrier()
     files = _write_rank(staging, engine, world.rank)
     if world.is_main:
-        files += _write_common(staging, engine, world, progress, order, tokenizer)
+        files += _write_common(staging, engine, world, progress, data_state, tokenizer)
     everything = [entry for entries in gather_to_all(files) for entry in entries]
     if world.is_main:
         layout.commit(checkpoints, progress.step, everything)
@@ -76,12 +79,12 @@ def _write_common(
     engine: Engine,
     world: World,
     progress: Progress,
-    order: dict[str, Any],
+    data_state: dict[str, Any],
     tokenizer: bytes | None,
 ) -> list[layout.FileEntry]:
     state = {
         **progress.to_json(),
-        "order": order,
+        **data_state,
         "optimizer_steps": optimizer_steps(engine),
         "loss_scale": loss_scale_state(engine),
         "world_size": world.size,

@@ -6,7 +6,7 @@ import math
 import types
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
-from pretrain.config.schema import Config, SourceConfig
+from pretrain.config.schema import Config
 
 TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true or false"}
 
@@ -24,8 +24,8 @@ def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
     for name, kind in get_type_hints(cls).items():
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
             names += known_keys(kind, f"{prefix}{name}.")
-        elif _is_sources(kind):
-            names += known_keys(SourceConfig, f"{prefix}{name}.NAME.")
+        elif (named := named_section(kind)) is not None:
+            names += known_keys(named, f"{prefix}{name}.NAME.")
         else:
             names.append(f"{prefix}{name}")
     return names
@@ -46,8 +46,8 @@ def _section(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
             problems.append(_unknown(name, prefix, list(fields)))
         elif dataclasses.is_dataclass(hints[key]):
             values[key] = _section(hints[key], value, f"{name}.", problems)
-        elif _is_sources(hints[key]):
-            values[key] = _sources(value, name, problems)
+        elif (named := named_section(hints[key])) is not None:
+            values[key] = _named_sections(named, value, name, problems)
         else:
             accepted = _leaf(value, hints[key], name, fields[key].metadata, problems)
             if accepted is not dataclasses.MISSING:
@@ -55,13 +55,14 @@ def _section(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
     return cls(**values)
 
 
-def _sources(tree: Any, name: str, problems: list[str]) -> dict[str, SourceConfig]:
+def _named_sections(cls: type, tree: Any, name: str, problems: list[str]) -> dict[str, Any]:
     if tree is None:  # `data.valid=null` takes away what a file named
         return {}
     if not isinstance(tree, dict):
-        problems.append(f"{name}={tree!r} is not a set of named sources\n    hint: {name}.web.path=DIR")
+        first = dataclasses.fields(cls)[0].name
+        problems.append(f"{name}={tree!r} is not a set of named sections\n    hint: {name}.NAME.{first}=…")
         return {}
-    return {str(key): _section(SourceConfig, value, f"{name}.{key}.", problems) for key, value in tree.items()}
+    return {str(key): _section(cls, value, f"{name}.{key}.", problems) for key, value in tree.items()}
 
 
 def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> Any:
@@ -73,7 +74,7 @@ def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> 
         kind = next(arg for arg in get_args(kind) if arg is not type(None))
     if get_origin(kind) is dict:
         if isinstance(value, dict):
-            return value
+            return _numbers(value, name, problems) if get_args(kind)[1] is float else value
         problems.append(f"{name}={value!r} is not a mapping")
         return dataclasses.MISSING
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
@@ -86,6 +87,13 @@ def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> 
         problems.append(f"{name}={value!r} {broken}")
         return dataclasses.MISSING
     return value
+
+
+def _numbers(tree: dict[Any, Any], name: str, problems: list[str]) -> dict[str, float]:
+    """A mapping of names to numbers that are not negative."""
+    rules = {"choices": (), "minimum": 0, "above": None, "maximum": None, "below": None}
+    leaves = {str(key): _leaf(value, float, f"{name}.{key}", rules, problems) for key, value in tree.items()}
+    return {key: value for key, value in leaves.items() if value is not dataclasses.MISSING}
 
 
 def _range_problem(value: Any, rules: Any) -> str:
@@ -116,5 +124,9 @@ def _unknown(name: str, prefix: str, siblings: list[str]) -> str:
     return f"{name} is not a known key\n    hint: {hint}"
 
 
-def _is_sources(kind: Any) -> bool:
-    return get_origin(kind) is dict and get_args(kind)[1] is SourceConfig
+def named_section(kind: Any) -> type | None:
+    """The dataclass of a `dict[str, dataclass]`, whose keys a user chooses."""
+    if get_origin(kind) is dict and dataclasses.is_dataclass(get_args(kind)[1]):
+        found: type = get_args(kind)[1]
+        return found
+    return None

@@ -48,8 +48,19 @@ def find_conflicts(config: Config) -> list[str]:
 
 
 def check_world(config: Config, world_size: int) -> None:
-    """Raise ConfigError where the batch cannot be divided among `world_size` processes."""
-    size, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    """Raise ConfigError where the batch, or one on the way to it, cannot be divided among `world_size` processes."""
+    batch = config.batch
+    size, micro = batch.global_batch_size, batch.micro_batch_size
+    for key in ("ramp_start_size", "ramp_increment"):
+        value = getattr(batch, key)
+        if value % (micro * world_size):
+            nearest = max(1, round(value / (micro * world_size))) * micro * world_size
+            raise ConfigError(
+                [
+                    f"batch.{key}={value} is not a multiple of batch.micro_batch_size={micro} × {world_size} processes\n"
+                    f"    hint: batch.{key}={nearest}, or fewer processes while the batch is small"
+                ]
+            )
     if size % (micro * world_size) == 0:
         return
     fitting = [n for n in range(1, size // micro + 1) if size % (micro * n) == 0]
@@ -95,20 +106,84 @@ def _model(config: Config) -> list[str]:
 
 def _data(config: Config) -> list[str]:
     return [
-        f"data.valid.{name}.weight={source.weight} has no meaning: held-out sources are weighed by their tokens"
-        for name, source in config.data.valid.items()
-        if source.weight != 1
+        *(
+            f"data.valid.{name}.{key}={getattr(source, key)} has no meaning: held-out sources are weighed by their tokens"
+            for name, source in config.data.valid.items()
+            for key, usual in (("weight", 1), ("max_epochs", None))
+            if getattr(source, key) != usual
+        ),
+        *_weights(config),
     ]
 
 
+def _weights(config: Config) -> list[str]:
+    """Stages of weights: names that exist, something to read in each, and one start each."""
+    data, problems = config.data, []
+    if data.train and not any(source.weight for source in data.train.values()):
+        problems.append("data.train: every weight is 0\n    hint: a run begins with at least one source")
+    starts: dict[int, str] = {}
+    for name, stage in data.stages.items():
+        where = f"data.stages.{name}"
+        for unknown in sorted(set(stage.weights) - set(data.train)):
+            near = difflib.get_close_matches(unknown, data.train, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"data.train.{unknown}.path=DIR"
+            problems.append(f"{where}.weights.{unknown} is not a source of data.train\n    hint: {hint}")
+        if not any(stage.weights.values()):
+            problems.append(f"{where}.weights gives no source a weight\n    hint: {where}.weights.NAME=1")
+        if stage.start_step in starts:
+            problems.append(
+                f"{where} and data.stages.{starts[stage.start_step]} both have start_step={stage.start_step}"
+            )
+        starts[stage.start_step] = name
+        if stage.start_step >= config.schedule.total_steps:
+            problems.append(
+                f"{where}.start_step={stage.start_step} is not below schedule.total_steps={config.schedule.total_steps}, so "
+                f"it would never begin"
+            )
+    used = {name for stage in data.stages.values() for name, weight in stage.weights.items() if weight}
+    problems += [
+        f"data.train.{name}.weight=0, and no stage of data.stages reads it\n    hint: leave the source out"
+        for name, source in data.train.items()
+        if not source.weight and name not in used
+    ]
+    return problems
+
+
 def _batch(config: Config) -> list[str]:
-    size, micro = config.batch.global_batch_size, config.batch.micro_batch_size
+    batch, problems = config.batch, []
+    size, micro = batch.global_batch_size, batch.micro_batch_size
     if size % micro:
-        return [
+        problems.append(
             f"batch.global_batch_size={size} is not a multiple of batch.micro_batch_size={micro}\n"
             f"    hint: batch.global_batch_size={max(1, size // micro) * micro}"
-        ]
-    return []
+        )
+    return problems + (_ramp(config) if any((batch.ramp_start_size, batch.ramp_increment, batch.ramp_steps)) else [])
+
+
+def _ramp(config: Config) -> list[str]:
+    """A batch that grows: all three keys, whole increments, each size held for a step at least."""
+    batch = config.batch
+    keys = {key: getattr(batch, key) for key in ("ramp_start_size", "ramp_increment", "ramp_steps")}
+    if not all(keys.values()):
+        missing = ", ".join(f"batch.{key}" for key, value in keys.items() if not value)
+        return [f"a batch that grows needs {missing} too\n    hint: or leave all batch.ramp_… keys at 0"]
+    problems = [
+        f"batch.{key}={keys[key]} is not a multiple of batch.micro_batch_size={batch.micro_batch_size}"
+        for key in ("ramp_start_size", "ramp_increment")
+        if keys[key] % batch.micro_batch_size
+    ]
+    growth = batch.global_batch_size - batch.ramp_start_size
+    if growth <= 0 or growth % batch.ramp_increment:
+        problems.append(
+            f"batch.ramp_start_size={batch.ramp_start_size} does not reach batch.global_batch_size="
+            f"{batch.global_batch_size} in steps of batch.ramp_increment={batch.ramp_increment}"
+        )
+    elif batch.ramp_steps < growth // batch.ramp_increment:
+        problems.append(
+            f"batch.ramp_steps={batch.ramp_steps} is fewer than the {growth // batch.ramp_increment} sizes before "
+            f"batch.global_batch_size\n    hint: a larger batch.ramp_increment"
+        )
+    return problems
 
 
 def _schedule(config: Config) -> list[str]:

@@ -9,8 +9,9 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import yaml
 
+from pretrain.config.build import named_section
 from pretrain.config.check import DEEPSPEED_OPTIONS, DERIVED_OPTIONS
-from pretrain.config.schema import Config, SourceConfig
+from pretrain.config.schema import Config
 
 HEADER = """\
 # Configuration
@@ -31,17 +32,22 @@ def reference() -> str:
 
 
 def _section(cls: type, prefix: str) -> str:
-    """A heading, the docstring and a table; below it the table of a source, where the section holds sources."""
+    """A heading, the docstring and a table; below it the tables of the sections within."""
     hints = get_type_hints(cls)
     lines = [f"## {prefix}", "", " ".join((cls.__doc__ or "").split()), ""]
     lines += ["| key | type | default | rule | meaning |", "|---|---|---|---|---|"]
+    below = [""]
     for field in dataclasses.fields(cls):
+        kind, name = hints[field.name], f"{prefix}.{field.name}"
+        named = named_section(kind)
+        if dataclasses.is_dataclass(kind) or named is not None:
+            below.append(_section(named or kind, f"{name}.NAME" if named else name))
+        if dataclasses.is_dataclass(kind):
+            continue
         default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-        cells = [f"`{prefix}.{field.name}`", _type(hints[field.name]), f"`{_yaml(default)}`"]
+        cells = [f"`{name}`", _type(kind), f"`{_yaml(default)}`"]
         cells += [_rule(field.metadata), field.metadata["help"]]
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
-    sources = [f"{prefix}.{name}.NAME" for name, kind in hints.items() if SourceConfig in get_args(kind)]
-    below = ["", *(_section(SourceConfig, name) for name in sources)] if sources else [""]
     return "\n".join([*lines, *below])
 
 
@@ -49,7 +55,7 @@ def _type(kind: Any) -> str:
     if get_origin(kind) in (Union, types.UnionType):
         return " or ".join("null" if part is type(None) else TYPE_NAMES[part] for part in get_args(kind))
     if get_origin(kind) is dict:
-        return "sources by name" if SourceConfig in get_args(kind) else "mapping"
+        return "sections by name" if named_section(kind) else "mapping"
     return TYPE_NAMES[kind]
 
 

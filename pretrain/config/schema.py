@@ -73,8 +73,41 @@ class ModelConfig:
 class SourceConfig:
     """One tokenized corpus."""
 
-    path: str = knob("", "Folder with manifest.json and shards, as `pretrain tokenizer encode` writes it.")
-    weight: float = knob(1.0, "Share of the training samples, relative to the other sources.", above=0)
+    path: str = knob(
+        "",
+        "Folder with manifest.json and shards, as `pretrain tokenizer encode` writes it; a path, or an address in an object "
+        "store such as s3://BUCKET/FOLDER.",
+    )
+    weight: float = knob(
+        1.0, "Share of the training samples, relative to the other sources; 0 until a stage gives it one.", minimum=0
+    )
+    max_epochs: float | None = knob(
+        None, "How often the run may read the source; a plan that needs more is refused before it starts.", above=0
+    )
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Other weights from a step on: a curriculum, or annealing. Nothing is repeated or skipped by the change."""
+
+    start_step: int = knob(1, "Optimizer steps that are taken before these weights hold.", minimum=1)
+    weights: dict[str, float] = knob({}, "Weight by source; one that is not named is not read in this stage.")
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """How sources in object stores are read: whole blocks by range requests, each checked when it arrives."""
+
+    connections: int = knob(16, "Requests in flight, for each process.", minimum=1)
+    attempts: int = knob(6, "Tries of a request before the run stops with an error.", minimum=1)
+    timeout_s: float = knob(30.0, "Seconds that one try may take.", above=0)
+    memory_mib: int = knob(
+        512, "Memory for blocks that are read ahead or still in use, for each process; MiB.", minimum=1
+    )
+    cache_dir: str | None = knob(
+        None, "Folder on a local disk that keeps blocks for later epochs and runs; processes may share it."
+    )
+    cache_gib: float = knob(100.0, "Size of cache_dir; the shards used longest ago make room. GiB.", above=0)
 
 
 @dataclass(frozen=True)
@@ -83,18 +116,28 @@ class DataConfig:
 
     train: dict[str, SourceConfig] = knob({}, "Training sources by name, e.g. `data.train.web.path=DIR`.")
     valid: dict[str, SourceConfig] = knob({}, "Held-out sources by name.")
+    stages: dict[str, StageConfig] = knob({}, "Changes of the weights, e.g. `data.stages.anneal.start_step=9000`.")
     tokenizer: str | None = knob(
         None, "SentencePiece model; its sha256 must be the one that the shards were made with."
     )
     seq_len: int = knob(2048, "Tokens a sequence (T); must divide the block of the shards.", minimum=1)
+    document_mask: bool = knob(False, "Attend within documents only, and count positions from each document's start.")
     lanes: int = knob(
-        256, "Parallel read streams of the order. Part of the order: cannot change within a run.", minimum=1
+        256,
+        "Parallel read streams of the order. Part of the order: cannot change within a run.",
+        minimum=1,
+        maximum=4092,
     )
     span: int = knob(64, "Consecutive sequences that a lane reads before it jumps. Part of the order.", minimum=1)
     seed: int = knob(0, "Seed of the order.", minimum=0)
     prefetch_batches: int = knob(
         4, "Batches that the reading thread keeps ready; 0 reads in the training thread.", minimum=0
     )
+    audit: bool = knob(
+        False,
+        "Write to RUN/audit.jsonl a digest of the sequences that each step consumed; the same for any number of ranks.",
+    )
+    store: StoreConfig = field(default_factory=StoreConfig)
 
 
 @dataclass(frozen=True)
@@ -103,6 +146,11 @@ class BatchConfig:
 
     global_batch_size: int = knob(32, "Sequences an optimizer step, over all processes.", minimum=1)
     micro_batch_size: int = knob(8, "Sequences a process and forward pass.", minimum=1)
+    ramp_start_size: int = knob(0, "Global batch of the first step, where it grows; 0 does not ramp.", minimum=0)
+    ramp_increment: int = knob(0, "Sequences by which the batch grows each time.", minimum=0)
+    ramp_steps: int = knob(
+        0, "Steps after which the batch has its full size; each size is held equally long.", minimum=0
+    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-FOLDER = click.argument("folder", metavar="DIR", type=click.Path(path_type=Path))
+ADDRESS = click.argument("address", metavar="DIR|ADDRESS")
 
 
 @click.group()
@@ -14,18 +14,21 @@ def data() -> None:
 
 
 @data.command()
-@FOLDER
-def info(folder: Path) -> None:
+@ADDRESS
+def info(address: str) -> None:
     """Print what a manifest says."""
-    from pretrain.data.manifest import read_manifest
+    from pretrain.data.manifest import load_manifest
+    from pretrain.data.store import open_store
 
-    manifest = read_manifest(folder)
+    manifest = load_manifest(open_store(address))
     rows = {
         "tokens": f"{manifest.tokens:,}",
         "documents": f"{manifest.documents:,}",
-        "text": f"{manifest.text_bytes / 1e6:,.1f} MB, {manifest.text_bytes / manifest.tokens:.2f} bytes a token",
-        "shards": f"{len(manifest.shards)}, {sum(shard.bytes for shard in manifest.shards) / 1e6:,.1f} MB",
-        "blocks": f"{sum(shard.blocks for shard in manifest.shards):,} of {manifest.block_tokens:,} tokens",
+        "text": f"{manifest.text_bytes / 1e6:,.1f} MB, {manifest.text_bytes / manifest.tokens:.2f} bytes a token"
+        if manifest.text_bytes
+        else "of unknown size",
+        "shards": f"{len(manifest.shards):,}, {manifest.shards.bytes.sum() / 1e6:,.1f} MB",
+        "blocks": f"{manifest.shards.blocks.sum():,} of {manifest.block_tokens:,} tokens",
         "ids": f"{manifest.dtype}, below {manifest.vocab_size:,}; documents begin with {manifest.bos_id} and end with "
         f"{manifest.eos_id}",
         "tokenizer": f"sha256 {manifest.tokenizer_sha256[:16]}…, SentencePiece {manifest.sentencepiece_version}",
@@ -36,29 +39,32 @@ def info(folder: Path) -> None:
 
 
 @data.command()
-@FOLDER
+@ADDRESS
 @click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="Threads.")
-def verify(folder: Path, workers: int) -> None:
+def verify(address: str, workers: int) -> None:
     """Read every byte and hold it against manifest and index. Exit code 1 with a list of the damage."""
     from rich.console import Console
     from rich.progress import Progress
 
-    from pretrain.data.manifest import read_manifest
-    from pretrain.data.verify import verify_folder
+    from pretrain.data.manifest import load_manifest
+    from pretrain.data.store import open_store
+    from pretrain.data.verify import verify_shards
 
-    shards = len(read_manifest(folder).shards)
+    store = open_store(address)
+    manifest = load_manifest(store)
+    shards = len(manifest.shards)
     problems: list[str] = []
     console = Console(stderr=True)
     with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
         task = progress.add_task("verify", total=shards)
-        for _, found in verify_folder(folder, workers=workers):
+        for _, found in verify_shards(store, manifest, workers=workers):
             problems += found
             progress.advance(task)
     if problems:
         click.echo("\n".join(sorted(problems)))
-        click.echo(f"{folder}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in {shards} shards")
+        click.echo(f"{store.address}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in {shards} shards")
         sys.exit(1)
-    click.echo(f"{folder}: {shards} shard{'s' if shards != 1 else ''} whole")
+    click.echo(f"{store.address}: {shards} shard{'s' if shards != 1 else ''} whole")
 
 
 @data.command()
@@ -73,13 +79,15 @@ def order(config: Path, overrides: tuple[str, ...], start: int, count: int) -> N
     import numpy as np
 
     from pretrain.config import load_config
+    from pretrain.data.ahead import fetch_ahead
     from pretrain.preflight import open_data
 
     run = open_data(load_config(config, overrides).config)
-    tokens = np.empty(run.train[0].seq_len + 1, dtype=np.int64)
-    samples = run.order(np.arange(start, start + count))
-    for g, number, sequence in zip(range(start, start + count), samples.source, samples.sequence, strict=True):
-        source = run.train[number]
-        source.read(int(sequence), tokens)
-        shard, block, row = source.place(int(sequence))
+    samples = run.order()(np.arange(start, start + count))
+    items = ({"source": samples.source[i : i + 1], "sequence": samples.sequence[i : i + 1]} for i in range(count))
+    tokens = np.empty((1, run.train[0].seq_len + 1), dtype=np.int64)
+    for g, item in enumerate(fetch_ahead(run.train)(items), start):
+        source = run.train[item["source"][0]]
+        source.read(item["sequence"], tokens)
+        shard, block, row = source.place(int(item["sequence"][0]))
         click.echo(f"{g} {source.name} {shard} {block} {row} {zlib.crc32(tokens.astype('<i8').tobytes()):08x}")

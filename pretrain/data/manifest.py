@@ -1,50 +1,44 @@
 """The manifest: what one tokenized corpus holds, and how to know that it is unchanged.
 
-`manifest.json` lies beside the shards (their layout: `pretrain/data/shards.py`) and is written last, so a folder with a
-manifest is complete. Nothing in it depends on when, where, or by how many processes the corpus was encoded.
+    manifest.json   small, for people too: everything but what is said of each shard; its last field is a checksum
+      → shards.npy  one row a shard, with the sha256 that manifest.json names       -> pretrain/data/shard_table.py
+
+Both lie beside the shards (their layout: `pretrain/data/shards.py`). `manifest.json` is written last, so a folder with one
+is complete. Nothing in them depends on when, where, or by how many processes the corpus was encoded. A reader computes
+where sequences lie from these numbers, and a flipped digit would move them all without a sound: hence the checksums.
 """
 
 import hashlib
 import json
 import os
-import re
-import types
 import typing
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pretrain.data.manifest_rules import LARGEST_VOCAB, LAYOUTS, check_manifest, check_table_file, raise_problems, show
+from pretrain.data.shard_table import TABLE_NAME, ShardTable, parse_table, table_bytes, table_file
+from pretrain.data.store import LocalStore, Store
 from pretrain.errors import DataError
 
-FORMAT = "pretrain-shards/1"
+FORMAT = "pretrain-shards/2"
 MANIFEST_NAME = "manifest.json"
-LAYOUTS = ("stream",)
-LARGEST_U2_VOCAB = 1 << 16
-LARGEST_COUNT = 1 << 48  # per shard: keeps every sum and product of counts inside int64
-
-_SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\.tar")
-_SHA256 = re.compile(r"[0-9a-f]{64}")
+STREAM, PACKED = LAYOUTS
+LARGEST_MANIFEST = 1 << 20  # bytes; without reasons for left out documents it has some 800
 
 
-@dataclass(frozen=True)
-class ShardEntry:
-    """One tar. `bytes` is its file size, `tokens` its trainable targets, `documents` the document ends in it."""
-
-    name: str
-    bytes: int
-    sha256: str
-    blocks: int
-    tokens: int
-    documents: int
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """One tokenized corpus.
 
-    `tokens` counts the targets that can be trained on: the sum of n-1 over blocks of n tokens, since a block's last
-    token is the next block's first. `text_bytes` is the UTF-8 size of the documents (for bits per byte). `skipped` maps
-    a reason to the number of documents left out for it.
+    `tokens` counts the targets that can be trained on. Layout "stream": each id but the first, which is the sum over the
+    shards, since a block's last id is the next block's first. Layout "packed": bins of `packed_seq_len` ids, filled up
+    with `pad_id`, and one more `pad_id` after the last bin; `padding_tokens` of all ids are padding, and each id that is
+    neither padding nor the first of its bin is a target. `documents_cut` of the documents were too long for one bin. In
+    a stream these are 0, and `pad_id` is -1.
+
+    `text_bytes` is the UTF-8 size of the documents (for bits per byte). `skipped` maps a reason to the number of
+    documents left out for it.
     """
 
     format: str
@@ -56,17 +50,26 @@ class Manifest:
     sentencepiece_version: str
     block_tokens: int
     layout: str
+    packed_seq_len: int = 0
+    pad_id: int = -1
     shuffle_seed: int
     tokens: int
+    padding_tokens: int = 0
     documents: int
+    documents_cut: int = 0
     text_bytes: int
     skipped: dict[str, int]
-    shards: tuple[ShardEntry, ...]
+    shards: ShardTable
+
+    @property
+    def stored_targets(self) -> int:
+        """Pairs of neighbouring ids on disk: whole sequences are cut out of these. `tokens`, and padding if packed."""
+        return int(self.shards.tokens.sum())
 
 
 def token_dtype(vocab_size: int) -> str:
     """The smallest little-endian unsigned type that holds every id: `<u2` up to 65,536 ids, else `<u4`."""
-    return "<u2" if vocab_size <= LARGEST_U2_VOCAB else "<u4"
+    return "<u2" if vocab_size <= LARGEST_VOCAB["<u2"] else "<u4"
 
 
 def fingerprint(manifest: Manifest) -> str:
@@ -80,22 +83,47 @@ def fingerprint(manifest: Manifest) -> str:
         "tokenizer_sha256": manifest.tokenizer_sha256,
         "block_tokens": manifest.block_tokens,
         "layout": manifest.layout,
-        "shards": [[shard.sha256, shard.blocks, shard.tokens, shard.documents] for shard in manifest.shards],
+        "packed_seq_len": manifest.packed_seq_len,
+        "pad_id": manifest.pad_id,
+        "padding_tokens": manifest.padding_tokens,
+        "shards": manifest.shards.digest,
     }
-    return hashlib.sha256(json.dumps(decisive, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    return _digest(decisive)
+
+
+def _digest(document: dict[str, Any]) -> str:
+    """SHA-256 (hex) of the canonical JSON: sorted keys, no spaces, ASCII."""
+    return hashlib.sha256(json.dumps(document, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Commit `manifest` to `folder` atomically and durably. Raises DataError if it would not be readable again."""
+    """Commit `manifest` to `folder` durably: the table, then `manifest.json`, each atomically.
+
+    Raises DataError if it would not be readable again.
+    """
     check_manifest(manifest, where="the new manifest")
-    temporary = folder / f"{MANIFEST_NAME}.tmp"
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(asdict(manifest), file, indent=1)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(folder / MANIFEST_NAME)
-    sync_folder(folder)
+    for name, data in ((TABLE_NAME, table_file(manifest.shards)), (MANIFEST_NAME, manifest_text(manifest).encode())):
+        temporary = folder / f"{name}.tmp"
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(folder / name)
+        sync_folder(folder)  # before the next: a manifest without its table must not survive a power cut
+
+
+def manifest_text(manifest: Manifest) -> str:
+    """The JSON document: one field a line, and the checksum last."""
+    table = {
+        "file": TABLE_NAME,
+        "rows": len(manifest.shards),
+        "sha256": hashlib.sha256(table_file(manifest.shards)).hexdigest(),
+    }
+    document = {**vars(manifest), "shards": table}
+    document["checksum"] = _digest(document)
+    return (
+        "{\n " + ",\n ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in document.items()) + "\n}\n"
+    )
 
 
 def sync_folder(folder: Path) -> None:
@@ -108,118 +136,92 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of `folder`, every field checked. Raises DataError for anything that is not a complete manifest."""
-    path = folder / MANIFEST_NAME
+    """The manifest of a folder: see `load_manifest`."""
+    return load_manifest(LocalStore(folder))
+
+
+def load_manifest(store: Store) -> Manifest:
+    """The manifest of a corpus, wherever it lies, with every value checked.
+
+    Raises DataError for anything that is not complete and unchanged. Nothing is allocated by a size that a file claims.
+    """
+    if isinstance(store, LocalStore):
+        _refuse_incomplete(store.folder)
+    where, table_where = f"{store.address}/{MANIFEST_NAME}", f"{store.address}/{TABLE_NAME}"
+    document = store.read_file(MANIFEST_NAME, LARGEST_MANIFEST, lambda data: _parse_document(data, where))
+    rows, sha256 = document["shards"]["rows"], document["shards"]["sha256"]
+    shards = store.read_file(TABLE_NAME, table_bytes(rows), lambda data: parse_table(data, rows, sha256, table_where))
+    manifest = Manifest(**{**document, "shards": shards})
+    check_manifest(manifest, where=where)
+    return manifest
+
+
+def _refuse_incomplete(folder: Path) -> None:
     if not folder.exists():
         raise DataError(
             f"{folder}: no such folder of shards", hint="check the path; `pretrain tokenizer encode` makes one"
         )
     if not folder.is_dir():
         raise DataError(f"{folder}: a tokenized corpus is a folder, and this is a file")
-    try:
-        document = json.loads(path.read_bytes().decode("utf-8"))
-    except FileNotFoundError:
+    if not (folder / MANIFEST_NAME).exists():
         raise DataError(
             f"{folder}: no {MANIFEST_NAME} in it; it is written last, so the shards are missing or incomplete",
             hint="run `pretrain tokenizer encode` with this folder as --output (again)",
-        ) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        )
+
+
+def _parse_document(data: bytes, where: str) -> dict[str, Any]:
+    """The fields of `Manifest`, their types and the checksum checked; `shards` is what is said of the table's file."""
+    try:
+        document = json.loads(
+            data.decode("utf-8"), object_pairs_hook=_object, parse_int=_integer, parse_constant=_refuse_constant
+        )
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: not a JSON document: {error}", hint="encode the corpus again") from None
+        raise DataError(f"{where}: not a JSON document: {error}", hint="encode the corpus again") from None
     if not isinstance(document, dict):
-        raise DataError(f"{path}: must hold a JSON object, found {type(document).__name__}")
+        raise DataError(f"{where}: must hold a JSON object, found {type(document).__name__}")
     # The format comes first: another format may have other fields.
     if document.get("format") != FORMAT:
         raise DataError(
-            f"{path}: format={document.get('format')!r} is not known; this version reads {FORMAT!r}",
+            f"{where}: format={show(document.get('format'))} is not known; this version reads {FORMAT!r}",
             hint="encode the corpus again, or install the version that wrote it",
         )
-    shards = document.get("shards")
-    if isinstance(shards, list):
-        document["shards"] = tuple(
-            _build(ShardEntry, entry, f"{path}: shards[{position}]") for position, entry in enumerate(shards)
+    checksum = document.pop("checksum", None)
+    if checksum != _digest(document):
+        raise DataError(
+            f"{where}: damaged: its values do not give its checksum={show(checksum)}",
+            hint="copy the folder again, or encode the corpus again; a manifest is not to be edited",
         )
-    manifest: Manifest = _build(Manifest, document, str(path))
-    check_manifest(manifest, where=str(path))
-    return manifest
+    _refuse_wrong_fields({**typing.get_type_hints(Manifest), "shards": dict}, document, where)
+    _refuse_wrong_fields({"file": str, "rows": int, "sha256": str}, document["shards"], f"{where}: shards")
+    check_table_file(**document["shards"], where=where)
+    return document
 
 
-def _build(kind: Any, document: object, where: str) -> Any:
-    """A `kind` from a JSON object with exactly its fields, each of exactly its type."""
-    if not isinstance(document, dict):
-        raise DataError(f"{where}: must be an object, found {type(document).__name__}")
-    expected = typing.get_type_hints(kind)
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    document = dict(pairs)
+    if len(document) != len(pairs):
+        raise ValueError("a name is given twice in one object")
+    return document
+
+
+def _integer(digits: str) -> int:
+    if len(digits) > 20:
+        raise ValueError(f"{digits[:20]}… is an integer of {len(digits)} digits")
+    return int(digits)
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON value")
+
+
+def _refuse_wrong_fields(expected: dict[str, Any], document: dict[str, Any], where: str) -> None:
+    """Raise DataError unless a JSON object has exactly these fields, each of exactly its type."""
     problems = [f"{name} is missing" for name in expected if name not in document]
-    problems += [f"{name} is not a field of {FORMAT}" for name in document if name not in expected]
-    problems += [
-        f"{name}={document[name]!r} must be of type {_type_name(expected[name])}"
-        for name in expected
-        if name in document and not _has_type(document[name], expected[name])
-    ]
-    if problems:
-        raise DataError(f"{where}: {'; '.join(problems)}", hint="encode the corpus again")
-    return kind(**document)
-
-
-def _has_type(value: object, kind: Any) -> bool:
-    if isinstance(kind, types.GenericAlias):
-        parts = typing.get_args(kind)
-        if kind.__origin__ is dict:
-            return isinstance(value, dict) and all(
-                type(k) is parts[0] and type(v) is parts[1] for k, v in value.items()
-            )
-        return isinstance(value, tuple) and all(type(item) is parts[0] for item in value)
-    return type(value) is kind  # isinstance would take True for an integer
-
-
-def _type_name(kind: Any) -> str:
-    return "list" if getattr(kind, "__origin__", None) is tuple else getattr(kind, "__name__", str(kind))
-
-
-def check_manifest(manifest: Manifest, *, where: str) -> None:
-    """Raise one DataError with every rule that the values of `manifest` break; `where` opens the message."""
-    problems = [
-        f"{field.name}={getattr(manifest, field.name)} is negative"
-        for field in fields(manifest)
-        if type(getattr(manifest, field.name)) is int and getattr(manifest, field.name) < 0
-    ]
-    if manifest.layout not in LAYOUTS:
-        problems.append(f"layout={manifest.layout!r} is not one of {', '.join(LAYOUTS)}")
-    if manifest.dtype not in ("<u2", "<u4"):
-        problems.append(f"dtype={manifest.dtype!r} is not '<u2' or '<u4'")
-    elif manifest.dtype == "<u2" and manifest.vocab_size > LARGEST_U2_VOCAB:
-        problems.append(f"dtype='<u2' cannot hold vocab_size={manifest.vocab_size}")
-    if manifest.block_tokens < 1:
-        problems.append(f"block_tokens={manifest.block_tokens} is less than 1")
-    for name in ("bos_id", "eos_id"):
-        if getattr(manifest, name) >= manifest.vocab_size:
-            problems.append(f"{name}={getattr(manifest, name)} is not below vocab_size={manifest.vocab_size}")
-    if not _SHA256.fullmatch(manifest.tokenizer_sha256):
-        problems.append(f"tokenizer_sha256={manifest.tokenizer_sha256!r} is not 64 lower-case hexadecimal digits")
-    problems += [f"skipped[{reason!r}]={count} is negative" for reason, count in manifest.skipped.items() if count < 0]
-    problems += _shard_problems(manifest.shards)
-    for name in ("tokens", "documents"):
-        total = sum(getattr(shard, name) for shard in manifest.shards)
-        if total != getattr(manifest, name):
-            problems.append(f"{name}={getattr(manifest, name)} but its shards hold {total}")
-    if problems:
-        raise DataError(f"{where}: {'; '.join(problems)}", hint="encode the corpus again")
-
-
-def _shard_problems(shards: tuple[ShardEntry, ...]) -> list[str]:
-    problems = [] if shards else ["shards is empty"]
-    seen: set[str] = set()
-    for shard in shards:
-        # The name is joined to a folder and opened: nothing but a plain file name in that folder may pass.
-        if not _SHARD_NAME.fullmatch(shard.name):
-            problems.append(f"shard name {shard.name!r} is not a plain file name that ends in .tar")
-        if shard.name in seen:
-            problems.append(f"shard {shard.name!r} is listed twice")
-        seen.add(shard.name)
-        if not _SHA256.fullmatch(shard.sha256):
-            problems.append(f"{shard.name}: sha256={shard.sha256!r} is not 64 lower-case hexadecimal digits")
-        for name, least in (("bytes", 1), ("blocks", 1), ("tokens", 1), ("documents", 0)):
-            if not least <= getattr(shard, name) < LARGEST_COUNT:
-                problems.append(f"{shard.name}: {name}={getattr(shard, name)} is not between {least} and 2^48")
-    return problems
+    problems += [f"{show(name)} is not a field of {FORMAT}" for name in document if name not in expected]
+    for name in [name for name in expected if name in document]:
+        value, wanted = document[name], typing.get_origin(expected[name]) or expected[name]
+        counts = value.values() if isinstance(value, dict) and typing.get_args(expected[name]) else ()
+        if type(value) is not wanted or any(type(count) is not int for count in counts):  # isinstance: True is an int
+            problems.append(f"{name}={show(value)} must be of type {wanted.__name__}")
+    raise_problems(problems, where)

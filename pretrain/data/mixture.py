@@ -1,64 +1,143 @@
-"""How the slots of time are shared among sources, in closed form.
+"""How samples are shared among sources, in closed form.
 
-Weights become integers that sum to `period` (largest remainder). A table of `period` slots spreads each source as evenly
-as it can; each lane walks the table from a phase of its own, so that the sources are mixed within a batch too.
+    weights  →  whole numbers of slots that sum to `period`            quanta
+             →  a table of slots, as even as any table can be          spread
+    sample g of a stage belongs to owner[g % period]
+
+Evenness: among the first n slots, a source has less than one slot more or less than n · its share; in any window, less than
+two. That is the pfair property of Baruah et al. 1996, "Proportionate Progress", https://doi.org/10.1007/BF01940883.
+
+A lane is every lanes-th sample. The period is a prime, so that each lane visits every slot before it sees one again; among
+the primes one is taken for which lanes visit the slots of a source at about the same pace, whatever its share.
 """
 
-import math
+import heapq
 from collections.abc import Sequence
 
 import numpy as np
 
 from pretrain.data.permute import I64
+from pretrain.errors import DataError
+
+PERIODS = (4_096, 65_536)  # the period is a prime in the upper half below one of these
+ENOUGH_SLOTS = 25  # rounding changes a weight by 2 % at most
 
 
 class SlotTable:
-    """`period` slots, each owned by a source; slot t of a lane is `owner[(t + phase[lane]) % period]`."""
+    """`period` slots that repeat for ever, in the order of samples and in the order in which a lane sees them.
 
-    def __init__(self, weights: Sequence[float], period: int, lanes: int) -> None:
-        self.period = period
-        self.quanta = quanta(weights, period)
-        # Source s with q slots wants them at (i + 1/2) / q for i in 0 … q - 1: sort everyone's wishes.
-        wishes = np.concatenate([(np.arange(q) + 0.5) / q for q in self.quanta])
-        owners = np.repeat(np.arange(len(self.quanta)), self.quanta)
-        self.owner: I64 = owners[np.lexsort((owners, wishes))]
-        self.positions = [np.flatnonzero(self.owner == source) for source in range(len(self.quanta))]
-        # Phases a golden section apart: any run of lanes is spread evenly over the table, and for no weights in step with
-        # it. (Phases 16 slots apart gave all lanes the same one of two equal sources.) Odd, so that it visits every slot
-        # of a table whose size is a power of two.
-        stride = round(period * (math.sqrt(5) - 1) / 2) | 1
-        self.phase: I64 = np.arange(lanes, dtype=np.int64) * stride % period
+    Samples are counted from the start of the stage, as lanes are: sample g is the (g // lanes)-th of lane g % lanes.
+    """
 
-    def source(self, t: I64, lane: I64) -> I64:
-        """Who owns slot t of each lane."""
-        return self.owner[(t + self.phase[lane]) % self.period]
+    def __init__(self, weights: Sequence[float], lanes: int) -> None:
+        self.lanes, self.period = lanes, choose_period(weights, lanes)
+        self.quanta = np.array(quanta(weights, self.period), dtype=np.int64)
+        self.owner = spread(self.quanta.tolist())
+        self._earlier = _earlier(self.owner)
+        # Slot k of a lane's walk is slot k · lanes of the table; lane l starts its walk where that is l.
+        self._walk = self.owner[np.arange(self.period) * lanes % self.period]
+        self._walk_earlier = _earlier(self._walk)
+        self._phase: I64 = np.arange(lanes, dtype=np.int64) * pow(lanes, -1, self.period) % self.period
+        places = [np.flatnonzero(self._walk == source) for source in range(len(self.quanta))]
+        self._places = places
+        self._before_phase = np.stack([np.searchsorted(place, self._phase) for place in places])  # (sources, lanes)
 
-    def lane_count(self, source: int, t: I64, lane: I64) -> I64:
-        """Slots of `source` in the lane before t."""
-        start = self.phase[lane]
-        return self._count(source, t + start) - self._count(source, start)
+    def source(self, g: I64) -> I64:
+        """Whose sample g is."""
+        return self.owner[g % self.period]
 
-    def global_count(self, source: int, t: I64, lane: I64) -> I64:
-        """Slots of `source` before (t, lane) in the order of g: all lanes before t, and lower lanes at t."""
-        times, where = np.unique(t, return_inverse=True)
-        lanes = np.arange(len(self.phase))
-        before = self.lane_count(source, times[:, None], lanes[None, :]).sum(axis=1)
-        now = self.source(times[:, None], lanes[None, :]) == source
-        lower = np.concatenate([np.zeros((len(times), 1), np.int64), now.cumsum(axis=1)], axis=1)
-        return before[where] + lower[where, lane]
+    def count(self, g: I64) -> I64:
+        """How many samples before g have the same source as g."""
+        whole, slot = np.divmod(g, self.period)
+        return whole * self.quanta[self.owner[slot]] + self._earlier[slot]
 
-    def _count(self, source: int, slots: I64) -> I64:
-        """Slots of `source` among the first `slots` of an endless repetition of the table."""
-        whole, rest = np.divmod(slots, self.period)
-        return whole * self.quanta[source] + np.searchsorted(self.positions[source], rest)
+    def lane_count(self, g: I64) -> I64:
+        """How many samples before g have the same source and the same lane as g."""
+        turn, lane = np.divmod(g, self.lanes)
+        whole, slot = np.divmod(turn + self._phase[lane], self.period)
+        source = self._walk[slot]
+        return whole * self.quanta[source] + self._walk_earlier[slot] - self._before_phase[source, lane]
+
+    def counts(self, g: int) -> I64:
+        """Samples before g, by source."""
+        whole, slot = divmod(g, self.period)
+        return whole * self.quanta + np.bincount(self.owner[:slot], minlength=len(self.quanta))
+
+    def lane_counts(self, g: int) -> I64:
+        """Samples before g, by source and lane: (sources, lanes)."""
+        turns = (g - np.arange(self.lanes) + self.lanes - 1) // self.lanes
+        whole, slot = np.divmod(turns + self._phase, self.period)
+        within = np.stack([np.searchsorted(place, slot) for place in self._places])
+        return whole * self.quanta[:, None] + within - self._before_phase
+
+
+def choose_period(weights: Sequence[float], lanes: int) -> int:
+    """The smaller table that does the weights justice. Raises DataError for a weight below one slot of the larger."""
+    smallest = min(weight for weight in weights if weight > 0) / sum(weights)
+    small, large = (best_period(lanes, limit) for limit in PERIODS)
+    if smallest * large < 1:
+        raise DataError(
+            f"the smallest weight is {smallest:.2g} of all weights, less than one sample in {large}",
+            hint="leave the source out, or give it more weight",
+        )
+    return small if smallest * small >= ENOUGH_SLOTS else large
+
+
+def best_period(lanes: int, limit: int) -> int:
+    """A prime between limit / 2 and limit; a lane's next round through the table starts about 0.38 lanes further on.
+
+    That is the golden section: it spreads a lane's slots evenly for every share. The shift has no factor in common with small
+    numbers, because shares of 1/2, 1/3 … are what people choose.
+    """
+    primes = [prime for prime in _primes(limit) if prime > max(limit // 2, lanes)]
+    shifts = {prime: -prime % lanes for prime in primes}
+    coprime = [prime for prime in primes if np.gcd(shifts[prime], 2 * 3 * 5 * 7) == 1]
+    return min(coprime or primes, key=lambda prime: (abs(shifts[prime] / lanes - 0.381966), prime))
 
 
 def quanta(weights: Sequence[float], period: int) -> list[int]:
     """Integers in proportion to the weights that sum to `period`; a source with a weight never gets none."""
     exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * period
-    floor = np.maximum(np.floor(exact).astype(np.int64), 1)
+    floor = np.maximum(np.floor(exact).astype(np.int64), exact > 0)
     missing = period - int(floor.sum())
     for _ in range(-missing):  # what tiny sources got is taken from the largest, one by one
         floor[int(np.argmax(floor))] -= 1
     floor[np.argsort(-(exact - floor), kind="stable")[: max(0, missing)]] += 1
     return [int(value) for value in floor]
+
+
+def spread(quanta: Sequence[int]) -> I64:
+    """Owners of sum(quanta) slots. A source's i-th slot lies in [⌊i / share⌋, ⌈(i + 1) / share⌉), first due first served."""
+    period = sum(quanta)
+    owner = np.empty(period, dtype=np.int64)
+    given = [0] * len(quanta)
+    waiting = [(0, source) for source, count in enumerate(quanta) if count]  # by the first slot that it may have
+    ready: list[tuple[int, int]] = []  # by the slot before which it must have one
+    for slot in range(period):
+        while waiting and waiting[0][0] <= slot:
+            _, source = heapq.heappop(waiting)
+            heapq.heappush(ready, (-(-(given[source] + 1) * period // quanta[source]), source))
+        _, source = heapq.heappop(ready)
+        owner[slot] = source
+        given[source] += 1
+        if given[source] < quanta[source]:
+            heapq.heappush(waiting, (given[source] * period // quanta[source], source))
+    return owner
+
+
+def _earlier(owner: I64) -> I64:
+    """For each slot, how many earlier ones have the same owner."""
+    by_owner = np.argsort(owner, kind="stable")
+    first = np.searchsorted(owner[by_owner], owner[by_owner])
+    earlier = np.empty(len(owner), dtype=np.int64)
+    earlier[by_owner] = np.arange(len(owner)) - first
+    return earlier
+
+
+def _primes(limit: int) -> list[int]:
+    sieve = np.ones(limit, dtype=bool)
+    sieve[:2] = False
+    for number in range(2, int(limit**0.5) + 1):
+        if sieve[number]:
+            sieve[number * number :: number] = False
+    return [int(prime) for prime in np.flatnonzero(sieve)]

@@ -1,42 +1,46 @@
 """The one order that all ranks share: a pure function of the global sample id g.
 
-    1. lane = g % lanes, t = g // lanes                    parallel read streams, pinned for the run
-    2. source = slot(t, lane)                              mixture.py; c = how often the lane had it before
-    3. u = (c // span) · lanes + lane                      the lane's number of a span, over all epochs
-       epoch = u // F, physical = permute(u % F; epoch)    F spans a source; permute.py
-       sequence = physical · span + c % span
-    4. a source with F < 4 · lanes counts over all lanes and is permuted by sequence: lanes of a small source would
-       otherwise start the next epoch before others have finished this one, and early batches repeat
+    1. stage, then source = owner of g's slot              weights hold from a sample on; mixture.py
+    2. lane = g % lanes                                    parallel read streams, pinned for the run
+       c = samples of that source in the lane before g     closed form, over all stages
+    3. v = (c // span · lanes + lane) · span + c % span    the sample's place in the endless stream of the source
+    4. epoch = v // N, place = v % N                       N sequences in the source
+       sequence = place, its whole spans permuted          keyed by seed, source and epoch; permute.py
+    5. a small source counts over all lanes in step 2, with spans of 1: lanes of a small source would otherwise start
+       the next epoch before others have finished this one, and early batches repeat
 
-There is no state but g: resuming is a subtraction, for any number of ranks and any batch size.
+There is no state but g: resuming is a subtraction, for any number of ranks and any batch size. Nothing before g depends on
+a stage that starts at g or later, so weights can be changed in the middle of a run.
 
 Glossary: a source's sequences are numbered 0 … N - 1 in the order in which they lie on disk; a span is `span` consecutive
-ones that a lane reads before it jumps (what makes range reads of a remote store efficient). In step 3 up to span - 1
-sequences at the end of a large source belong to no span and are not read: fewer than 1 in 4 · lanes.
+ones that a lane reads before it jumps (what makes range reads of a remote store efficient).
 """
 
 import hashlib
 import json
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from pretrain.data.mixture import SlotTable
 from pretrain.data.permute import I64, hash64, permute
-from pretrain.errors import DataError
-
-PERIODS = (4096, 65_536)  # slots of the mixture's table; the larger where a source has less than a slot of the smaller
 
 
 class OrderedSource(NamedTuple):
     """What the order needs to know of a source."""
 
     name: str
-    weight: float
     sequences: int
     fingerprint: str
+
+
+class Stage(NamedTuple):
+    """From sample `start` on, sources are mixed by these weights; one that is not named is not read."""
+
+    start: int
+    weights: Mapping[str, float]
 
 
 class Samples(NamedTuple):
@@ -48,75 +52,133 @@ class Samples(NamedTuple):
 
 
 class Order:
-    """`order(g)` for an array of g. Two orders with the same fingerprint give the same samples."""
+    """`order(g)` for an array of g. Two orders with the same fingerprint give the same samples.
 
-    def __init__(self, sources: Sequence[OrderedSource], *, seq_len: int, seed: int, lanes: int, span: int) -> None:
+    The first stage starts at 0, and each later one after the one before it.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[OrderedSource],
+        stages: Sequence[Stage],
+        *,
+        seq_len: int,
+        seed: int,
+        lanes: int,
+        span: int,
+    ) -> None:
         self.sources, self.lanes, self.span, self.seed = list(sources), lanes, span, seed
-        weights = [source.weight for source in sources]
-        self.table = SlotTable(weights, _period(weights), lanes)
+        self.seq_len = seq_len
+        self.starts: I64 = np.array([stage.start for stage in stages], dtype=np.int64)
+        assert self.starts[0] == 0 and (np.diff(self.starts) > 0).all(), self.starts
+        shares = [[stage.weights.get(source.name, 0.0) for source in sources] for stage in stages]
+        self.tables = [SlotTable(weights, lanes) for weights in shares]
+        self.sequences: I64 = np.array([source.sequences for source in sources], dtype=np.int64)
         # A source's permutation depends on its content and not on its place in the list.
-        self.keys = [int(source.fingerprint[:15], 16) for source in sources]
-        self.spans = [source.sequences // span for source in sources]
-        self.description = {
-            "format": "pretrain-order/1",
-            "seq_len": seq_len,
-            "seed": seed,
-            "lanes": lanes,
-            "span": span,
-            "period": self.table.period,
-            "sources": {source.name: source.fingerprint for source in sources},
-            # A list: which of two sources comes first decides ties between their slots.
-            "quanta": [[source.name, q] for source, q in zip(sources, self.table.quanta, strict=True)],
+        self._keys = np.array([int(source.fingerprint[:15], 16) for source in sources], dtype=np.int64)
+        self._small = np.array([self.is_small(number) for number in range(len(sources))])
+        self._spans = np.where(self._small, 1, span)
+        self._before, self._lanes_before = self._base_counts()
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Everything that the order depends on, as plain values."""
+        return {
+            "format": "pretrain-order/2",
+            "seq_len": self.seq_len,
+            "seed": self.seed,
+            "lanes": self.lanes,
+            "span": self.span,
+            "sources": {source.name: source.fingerprint for source in self.sources},
+            "stages": [
+                {
+                    "start": int(start),
+                    # Of a list: which of two sources comes first decides ties between their slots.
+                    "slots": [[s.name, int(q)] for s, q in zip(self.sources, table.quanta, strict=True) if q],
+                }
+                for start, table in zip(self.starts, self.tables, strict=True)
+            ],
         }
 
     @property
     def fingerprint(self) -> str:
-        """Hash of everything that the order depends on."""
+        """Hash of the description."""
         return hashlib.sha256(json.dumps(self.description, sort_keys=True).encode()).hexdigest()
 
     def is_small(self, source: int) -> bool:
-        """Whether the source is counted over all lanes and permuted by sequence (step 4)."""
-        return self.spans[source] < 4 * self.lanes
+        """Whether the source is counted over all lanes and permuted by sequence (step 5).
+
+        Lanes may be a few spans apart, and as many samples as the table is uneven; an epoch must be longer than that. The
+        table that counts is the first one that holds the source: what comes later must not change what has been.
+        """
+        first = next((table for table in self.tables if table.quanta[source]), self.tables[0])
+        return bool(self.sequences[source] < 4 * (self.lanes * self.span + first.period))
 
     def __call__(self, g: ArrayLike) -> Samples:
         """The samples of each g, in one vectorized call."""
         g = np.atleast_1d(np.asarray(g, dtype=np.int64))
-        t, lane = np.divmod(g, self.lanes)
-        source = self.table.source(t, lane)
-        epoch, sequence = np.empty_like(g), np.empty_like(g)
-        for number in np.unique(source):
-            rows = source == number
-            place = self._by_sequence if self.is_small(number) else self._by_span
-            epoch[rows], sequence[rows] = place(int(number), t[rows], lane[rows])
+        stage = np.searchsorted(self.starts, g, side="right") - 1
+        source, place = np.empty_like(g), np.empty_like(g)
+        for number in np.unique(stage):
+            rows = stage == number
+            source[rows], place[rows] = self._places(int(number), g[rows])
+        epoch, sequence = self._permuted(source, place)
         return Samples(source, epoch, sequence)
 
-    def _by_sequence(self, source: int, t: I64, lane: I64) -> tuple[I64, I64]:
-        size = self.sources[source].sequences
-        epoch, index = np.divmod(self.table.global_count(source, t, lane), size)
-        return epoch, permute(index, size, self._key(source, epoch))
+    def counts(self, g: int) -> I64:
+        """How many samples before g come from each source."""
+        stage = int(np.searchsorted(self.starts, g, side="right")) - 1
+        return self._before[stage] + self.tables[stage].counts(g - int(self.starts[stage]))
 
-    def _by_span(self, source: int, t: I64, lane: I64) -> tuple[I64, I64]:
-        turn, row = np.divmod(self.table.lane_count(source, t, lane), self.span)
-        epoch, index = np.divmod(turn * self.lanes + lane, self.spans[source])
-        return epoch, permute(index, self.spans[source], self._key(source, epoch)) * self.span + row
+    def _base_counts(self) -> tuple[I64, I64]:
+        """What the stages before each stage have used: by source, and by source and lane of the run."""
+        before = np.zeros((len(self.starts), len(self.sources)), dtype=np.int64)
+        by_lane = np.zeros((*before.shape, self.lanes), dtype=np.int64)
+        for number, (table, start, end) in enumerate(zip(self.tables, self.starts, self.starts[1:], strict=False)):
+            before[number + 1] = before[number] + table.counts(int(end - start))
+            own = table.lane_counts(int(end - start))  # the table's lane 0 is the one that the stage starts in
+            by_lane[number + 1] = by_lane[number] + np.roll(own, int(start) % self.lanes, axis=1)
+        return before, by_lane
 
-    def _key(self, source: int, epoch: I64) -> np.ndarray:
-        return hash64(self.seed, self.keys[source], epoch)
+    def _places(self, stage: int, g: I64) -> tuple[I64, I64]:
+        """Steps 1 to 3: the source of each g, and the place in that source's endless stream."""
+        table, local = self.tables[stage], g - self.starts[stage]
+        source = table.source(local)
+        place = self._before[stage, source] + table.count(local)
+        large = ~self._small[source]
+        if large.any():
+            lane = g[large] % self.lanes
+            count = self._lanes_before[stage, source[large], lane] + table.lane_count(local[large])
+            turn, row = np.divmod(count, self.span)
+            place[large] = (turn * self.lanes + lane) * self.span + row
+        return source, place
+
+    def _permuted(self, source: I64, place: I64) -> tuple[I64, I64]:
+        """Step 4. Spans go on across the end of an epoch, so an epoch begins with the rest of a span and ends with a part.
+
+        Both together are the sequences behind the last whole span on disk; the whole spans between them are permuted.
+        """
+        size, span = self.sequences[source], self._spans[source]
+        epoch, place = np.divmod(place, size)
+        head = -epoch * size % span
+        whole = (size - head) // span
+        index, row = np.divmod(place - head, span)
+        key = hash64(self.seed, self._keys[source], epoch)
+        inside = (index >= 0) & (index < whole)
+        sequence = np.where(place < head, whole * span + place, place)
+        sequence[inside] = permute(index[inside], whole[inside], key[inside]) * span[inside] + row[inside]
+        return epoch, sequence
 
 
-def _period(weights: Sequence[float]) -> int:
-    """The smallest table in which every source has at least one whole slot. Raises DataError where none has."""
-    smallest = min(weights) / sum(weights)
-    for period in PERIODS:
-        if smallest * period >= 1:
-            return period
-    raise DataError(
-        f"the smallest weight is {smallest:.2g} of all weights, less than one sample in {PERIODS[-1]}",
-        hint="leave the source out, or give it more weight",
-    )
+def past_of(description: Mapping[str, Any], samples: int) -> dict[str, Any]:
+    """What of a description has decided the samples before `samples`: later stages, and sources only they read, are free."""
+    stages = [stage for stage in description.get("stages", []) if stage["start"] < max(1, samples)]
+    used = {name for stage in stages for name, _ in stage["slots"]}
+    sources = {name: content for name, content in description.get("sources", {}).items() if name in used}
+    return {**description, "stages": stages, "sources": sources}
 
 
-def differences(expected: dict[str, object], found: dict[str, object]) -> list[str]:
+def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
     """What differs between two descriptions of an order, a line each."""
     names = sorted({*expected, *found})
     return [

@@ -33,26 +33,38 @@ def hash64(*values: ArrayLike) -> U64:
     return state
 
 
-def permute(index: ArrayLike, size: int, key: ArrayLike) -> I64:
+def permute(index: ArrayLike, size: ArrayLike, key: ArrayLike) -> I64:
     """Where `index` in [0, size) lands under the permutation that `key` names. Arrays broadcast; O(1) each.
 
     A Feistel network permutes [0, 4^h) ⊇ [0, size); a result outside is permuted again until it falls inside, which takes
     fewer than four rounds on average and keeps the whole a permutation of [0, size).
     """
-    value, keys = np.broadcast_arrays(np.asarray(index).astype(np.uint64), np.asarray(key).astype(np.uint64))
-    value = value.copy()
-    half = max(1, ((size - 1).bit_length() + 1) // 2)
-    outside = np.ones(value.shape, dtype=bool)
-    while outside.any():
-        value[outside] = _feistel(value[outside], keys[outside], half)
-        outside = value >= np.uint64(size)
-    return value.astype(np.int64)
+    value, sizes, keys = (
+        part.astype(np.uint64).ravel()
+        for part in np.broadcast_arrays(np.asarray(index), np.asarray(size), np.asarray(key))
+    )
+    result = value
+    half = _half_bits(sizes)
+    rows = np.arange(len(value))
+    while len(rows):
+        value = _feistel(value, keys, half)
+        result[rows] = value
+        outside = value >= sizes
+        value, sizes, keys, half, rows = (part[outside] for part in (value, sizes, keys, half, rows))
+    return result.astype(np.int64).reshape(np.broadcast_shapes(np.shape(index), np.shape(size), np.shape(key)))
 
 
-def _feistel(value: U64, key: U64, half_bits: int) -> U64:
-    shift, mask = np.uint64(half_bits), np.uint64((1 << half_bits) - 1)
-    left, right = value >> shift, value & mask
+def _half_bits(sizes: U64) -> U64:
+    """h of the smallest 4^h, h ≥ 1, that holds each size."""
+    distinct, where = np.unique(sizes, return_inverse=True)
+    halves = [max(1, ((int(size) - 1).bit_length() + 1) // 2) for size in distinct]
+    return np.array(halves, dtype=np.uint64)[where]
+
+
+def _feistel(value: U64, key: U64, half_bits: U64) -> U64:
+    mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    left, right = value >> half_bits, value & mask
     with np.errstate(over="ignore"):
         for number in range(1, ROUNDS + 1):
             left, right = right, left ^ (_mix(right + key + _GOLDEN * np.uint64(number)) & mask)
-    return (left << shift) | right
+    return (left << half_bits) | right

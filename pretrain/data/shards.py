@@ -1,7 +1,8 @@
 """The on-disk format that the writer (`tokenizer/write_shards.py`) and the reader share.
 
     FOLDER/
-      manifest.json            counts, sizes, hashes; written last            -> pretrain/data/manifest.py
+      manifest.json            what the folder holds; written last            -> pretrain/data/manifest.py
+      shards.npy               size, counts and hash of each shard            -> pretrain/data/shard_table.py
       shard-000000.tar         plain USTAR, readable by `tar` and `webdataset.WebDataset`
       shard-000000.idx.npy     int64 [blocks, 4], one row a block
       shard-000001.tar  …
@@ -26,27 +27,27 @@
 Nothing here trusts a file: no pickle, no extraction, and no allocation by a size that the file itself claims.
 """
 
-from pathlib import Path
-from typing import BinaryIO
+import io
 
 import numpy as np
 
-from pretrain.data.manifest import Manifest, ShardEntry
+from pretrain.data.manifest import Manifest
+from pretrain.data.shard_table import ShardEntry
+from pretrain.data.store import Store
 from pretrain.errors import DataError
 
 BLOCK_TOKENS = 1 << 17
 TOKENS_MEMBER = "tok.npy"
 ENDS_MEMBER = "doc.npy"
 INDEX_COLUMNS = 4
+LARGEST_INDEX = 64 << 20  # bytes of rows: two million blocks in one shard
 OFFSET, TOKENS, DOCUMENTS, CRC32 = range(INDEX_COLUMNS)
 
 _INDEX_DTYPE = np.dtype("<i8")
+_LARGEST_HEADER = 10 + (1 << 16)  # bytes before the data in the npy format, version 1.0
+SHOWN_PROBLEMS = 20
+
 _RECREATE = "encode the corpus again, or copy the folder again"
-
-
-def shard_name(shard: int) -> str:
-    """File name of the shard with this number."""
-    return f"shard-{shard:06d}.tar"
 
 
 def index_name(shard: str) -> str:
@@ -59,21 +60,46 @@ def block_key(shard: int, block: int) -> str:
     return f"{shard:06d}{block:06d}"
 
 
-def read_index(folder: Path, entry: ShardEntry, dtype: str = "<u2") -> np.ndarray:
-    """The index of one shard: int64 [blocks, 4], columns OFFSET (bytes), TOKENS, DOCUMENTS, CRC32.
+def read_index(store: Store, entry: ShardEntry, dtype: str = "<u2", *, block_tokens: int | None = None) -> np.ndarray:
+    """The index of one shard, checked as `parse_index` does."""
+    name = index_name(entry.name)
 
-    `dtype` is the manifest's. Every row is checked against the manifest's entry, so that a reader can use offsets as
-    they are. Raises DataError with the first row that breaks a rule.
+    def parse(data: bytes) -> np.ndarray:
+        return parse_index(data, entry, dtype, block_tokens=block_tokens, where=f"{store.address}/{name}")
+
+    index: np.ndarray = store.read_file(name, index_limit(entry), parse)
+    return index
+
+
+def index_limit(entry: ShardEntry) -> int:
+    """Bytes that an index can have at most. Raises DataError for more blocks than a reader would hold in memory."""
+    size = entry.blocks * INDEX_COLUMNS * _INDEX_DTYPE.itemsize
+    if size > LARGEST_INDEX:
+        raise DataError(
+            f"{entry.name}: {entry.blocks} blocks, and an index of more than {LARGEST_INDEX >> 20} MiB is not read",
+            hint="more and smaller shards",
+        )
+    return size + _LARGEST_HEADER
+
+
+def parse_index(
+    data: bytes, entry: ShardEntry, dtype: str, *, block_tokens: int | None = None, where: str
+) -> np.ndarray:
+    """The index in `data`: int64 [blocks, 4], columns OFFSET (bytes), TOKENS, DOCUMENTS, CRC32.
+
+    `dtype` and `block_tokens` are the manifest's; where the latter is given, every block but the last must be full. Each row
+    is checked against the manifest's entry, so that a reader can use offsets as they are. Raises DataError with the first
+    row that breaks a rule; `where` opens the message.
     """
-    path = folder / index_name(entry.name)
-    index = _read_index_array(path, entry.blocks)
-    length = index[:, TOKENS] * np.dtype(dtype).itemsize
+    index = _parse_array(data, entry.blocks, where)
+    tokens, last = index[:, TOKENS], np.arange(len(index)) == len(index) - 1
+    length = tokens * np.dtype(dtype).itemsize
     previous_end = np.concatenate([[0], (index[:, OFFSET] + length)[:-1]])
     rules = [
-        ("tokens of a block must be at least 2", index[:, TOKENS] >= 2),
+        ("tokens of a block must be at least 2", tokens >= 2),
         # Before any sum: a huge count must not wrap around int64 and pass as a small one.
-        ("tokens of a block must fit the shard", index[:, TOKENS] <= entry.bytes),
-        ("documents of a block must be between 0 and its tokens", _between(index[:, DOCUMENTS], 0, index[:, TOKENS])),
+        ("tokens of a block must fit the shard", tokens <= entry.bytes),
+        ("documents of a block must be between 0 and its tokens", _between(index[:, DOCUMENTS], 0, tokens)),
         ("crc32 must be between 0 and 2^32-1", _between(index[:, CRC32], 0, 0xFFFFFFFF)),
         (
             f"the payload must lie inside the shard's {entry.bytes} bytes",
@@ -81,13 +107,16 @@ def read_index(folder: Path, entry: ShardEntry, dtype: str = "<u2") -> np.ndarra
         ),
         ("payloads must not overlap, and come in order", index[:, OFFSET] >= previous_end),
     ]
+    if block_tokens is not None:
+        full = (tokens == block_tokens + 1) | (last & (tokens <= block_tokens))
+        rules.append((f"a block must have {block_tokens} tokens and one, and only the last of a shard fewer", full))
     for rule, holds in rules:
         if not holds.all():
             row = int(np.argmin(holds))
-            raise DataError(f"{path}: row {row} is {index[row].tolist()}: {rule}", hint=_RECREATE)
-    for name, total in (("tokens", int((index[:, TOKENS] - 1).sum())), ("documents", int(index[:, DOCUMENTS].sum()))):
+            raise DataError(f"{where}: row {row} is {index[row].tolist()}: {rule}", hint=_RECREATE)
+    for name, total in (("tokens", int((tokens - 1).sum())), ("documents", int(index[:, DOCUMENTS].sum()))):
         if total != getattr(entry, name):
-            raise DataError(f"{path}: holds {total} {name}, the manifest says {getattr(entry, name)}", hint=_RECREATE)
+            raise DataError(f"{where}: holds {total} {name}, the manifest says {getattr(entry, name)}", hint=_RECREATE)
     return index
 
 
@@ -95,56 +124,55 @@ def _between(values: np.ndarray, low: int, high: int | np.ndarray) -> np.ndarray
     return (values >= low) & (values <= high)
 
 
-def _read_index_array(path: Path, blocks: int) -> np.ndarray:
-    """The array of an index file, its header compared before a byte of data is read (np.load would allocate first)."""
-    expected = f"{_INDEX_DTYPE.str} [{blocks}, {INDEX_COLUMNS}]"
+def _parse_array(data: bytes, blocks: int, where: str) -> np.ndarray:
+    """The array of an index file, its header and size compared before it becomes an array."""
     try:
-        with path.open("rb") as file:
-            if np.lib.format.read_magic(file) != (1, 0):
-                raise ValueError("unknown npy version")
-            shape, fortran_order, dtype = _read_header(file)
-            if (shape, fortran_order, dtype) != ((blocks, INDEX_COLUMNS), False, _INDEX_DTYPE):
-                raise ValueError(f"found {dtype.str} {list(shape)}")
-            size = blocks * INDEX_COLUMNS * _INDEX_DTYPE.itemsize
-            # Before reading: a manifest and a header that both claim a huge index would be an allocation of that size.
-            found = path.stat().st_size - file.tell()
-            if found != size:
-                raise ValueError(f"{found} bytes of data instead of {size}")
-            data = file.read(size)
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such index", hint=_RECREATE) from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+        start = check_npy_header(data, _INDEX_DTYPE, (blocks, INDEX_COLUMNS))
+        size = blocks * INDEX_COLUMNS * _INDEX_DTYPE.itemsize
+        if len(data) - start != size:
+            raise ValueError(f"{len(data) - start} bytes of data instead of {size}")
     except ValueError as error:
-        raise DataError(f"{path}: not an index of {expected}: {error}", hint=_RECREATE) from None
-    return np.frombuffer(data, _INDEX_DTYPE).astype(np.int64).reshape(blocks, INDEX_COLUMNS)
+        expected = f"{_INDEX_DTYPE.str} [{blocks}, {INDEX_COLUMNS}]"
+        raise DataError(f"{where}: not an index of {expected}: {error}", hint=_RECREATE) from None
+    return np.frombuffer(data, _INDEX_DTYPE, offset=start).astype(np.int64).reshape(blocks, INDEX_COLUMNS)
 
 
-def _read_header(file: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
-    """Shape, order and dtype of a npy 1.0 header. Raises OSError, or ValueError for whatever is wrong with it."""
+def check_npy_header(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> int:
+    """Bytes before the array in an npy file (version 1.0). Raises ValueError unless it holds this type and shape."""
+    file = io.BytesIO(data)
+    if np.lib.format.read_magic(file) != (1, 0):
+        raise ValueError("unknown npy version")
     try:
-        return np.lib.format.read_array_header_1_0(file)
-    except OSError:
-        raise
+        found = np.lib.format.read_array_header_1_0(file)
     # NumPy parses the header as Python: damage surfaces as SyntaxError, TokenError and others, not only as ValueError.
     except Exception as error:
         raise ValueError(f"damaged header: {error}") from None
+    if found != (shape, False, dtype):
+        raise ValueError(f"found {found[2].str} {list(found[0])}")
+    return file.tell()
 
 
-def check_shards(folder: Path, manifest: Manifest) -> None:
-    """Verify that each shard and index of `manifest` is there with its size. Raises one DataError with all problems.
+def check_folder(store: Store, manifest: Manifest, *, thorough: bool) -> None:
+    """Hold a listing of the folder against `manifest`: every shard and index is there. Raises one DataError.
 
-    Hashes are not computed: that takes reading everything.
+    Sizes are compared where the listing gives them, or if `thorough`. Hashes are not computed: that takes reading
+    everything. A store that cannot be listed passes.
     """
+    found = store.list_names(sizes=thorough)
+    if found is None:
+        return
     problems = []
     for entry in manifest.shards:
-        path = folder / entry.name
-        if not path.is_file():
+        size = found.get(entry.name)
+        if entry.name not in found:
             problems.append(f"{entry.name}: missing")
-        elif path.stat().st_size != entry.bytes:
-            problems.append(f"{entry.name}: {path.stat().st_size} bytes, the manifest says {entry.bytes}")
-        if not (folder / index_name(entry.name)).is_file():
+        elif size is not None and size != entry.bytes:
+            problems.append(f"{entry.name}: {size} bytes, the manifest says {entry.bytes}")
+        if index_name(entry.name) not in found:
             problems.append(f"{index_name(entry.name)}: missing")
     if problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise DataError(f"{folder}: {len(problems)} files do not fit the manifest:\n{lines}", hint=_RECREATE)
+        lines = "\n".join(f"  - {problem}" for problem in problems[:SHOWN_PROBLEMS])
+        more = f"\n  - and {len(problems) - SHOWN_PROBLEMS} more" if len(problems) > SHOWN_PROBLEMS else ""
+        raise DataError(
+            f"{store.address}: {len(problems)} files do not fit the manifest:\n{lines}{more}", hint=_RECREATE
+        )

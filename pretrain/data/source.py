@@ -1,35 +1,51 @@
-"""One tokenized corpus, opened for reading: sequence number → tokens, by memory-mapped random access."""
+"""One tokenized corpus, opened for reading: sequence numbers → tokens, by random access to checked blocks.
+
+    sequences 0 … N - 1     numbered in the order in which they lie on disk
+      → shard, block, row   arithmetic on the manifest's counts: in a shard every block but the last is full
+      → ids of the block    blocks.py, which reads a shard's index when it is first touched
+      → a row of the batch  a copy
+
+Opening reads the manifest and its table of shards and nothing else, whatever the size of the corpus.
+"""
 
 from collections.abc import Mapping
-from pathlib import Path
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
-from pretrain.config.schema import SourceConfig
-from pretrain.data.manifest import Manifest, fingerprint, read_manifest
+from pretrain.config.schema import SourceConfig, StoreConfig
+from pretrain.data.blocks import LocalBlocks, RemoteBlocks
+from pretrain.data.cache import ShardCache
+from pretrain.data.manifest import Manifest, fingerprint, load_manifest
+from pretrain.data.memory import BlockMemory
 from pretrain.data.order import OrderedSource
-from pretrain.data.shards import OFFSET, TOKENS, check_shards, read_index
+from pretrain.data.shards import check_folder
+from pretrain.data.store import LocalStore, Store, open_store
 from pretrain.errors import DataError
+
+MANY_SHARDS = 4096
+
+Place = NDArray[np.int64]
+Held = tuple[list[int], list[int]]  # shards and blocks
 
 
 class Source:
     """Sequences 0 … N - 1 of `seq_len` tokens (+ 1, the last target), in the order in which they lie on disk.
 
-    A sequence never crosses a block. A block of n tokens holds (n - 1) // seq_len of them; only a corpus' last block may
+    A sequence never crosses a block. A block of n tokens holds (n - 1) // seq_len of them; only a shard's last block may
     have a remainder, which is not read (`dropped_tokens`).
     """
 
-    def __init__(self, name: str, config: SourceConfig, seq_len: int) -> None:
+    def __init__(self, name: str, config: SourceConfig, seq_len: int, store: StoreConfig | None = None) -> None:
         self.name, self.weight, self.seq_len = name, config.weight, seq_len
-        self.folder = Path(config.path)
-        self.manifest = _read_checked(name, self.folder, seq_len)
-        self.dtype = np.dtype(self.manifest.dtype)
-        indexes = [read_index(self.folder, entry, self.manifest.dtype) for entry in self.manifest.shards]
-        rows = np.concatenate(indexes)
-        self._shard = np.repeat(np.arange(len(indexes)), [len(index) for index in indexes])
-        self._offset = rows[:, OFFSET]
-        self._first = np.concatenate([[0], np.cumsum((rows[:, TOKENS] - 1) // seq_len)])
-        self._maps: dict[int, np.memmap] = {}
+        self.store = open_store(config.path, store)
+        self.address = self.folder = self.store.address
+        self.manifest = load_manifest(self.store)
+        self._check_seq_len()
+        self._rows = self.manifest.block_tokens // seq_len  # sequences of a full block
+        self._first = self._first_sequences()
+        self._blocks = _open_blocks(self.store, self.manifest, store or StoreConfig())
         if len(self) == 0:
             raise DataError(
                 f"data source {name} ({self.folder}) holds {self.manifest.tokens} tokens, fewer than one sequence of "
@@ -42,60 +58,105 @@ class Source:
 
     @property
     def dropped_tokens(self) -> int:
-        """Targets at the end of the corpus that fill no whole sequence."""
-        return self.manifest.tokens - len(self) * self.seq_len
+        """Targets at the ends of shards that fill no whole sequence."""
+        return self.manifest.stored_targets - len(self) * self.seq_len
 
     @property
     def bytes_per_token(self) -> float:
         """UTF-8 bytes of text per target, over the whole corpus."""
         return self.manifest.text_bytes / self.manifest.tokens
 
+    @cached_property
+    def fingerprint(self) -> str:
+        """The manifest's: hashed once, since a manifest can have many shards."""
+        return fingerprint(self.manifest)
+
     def ordered(self) -> OrderedSource:
         """What the order needs to know."""
-        return OrderedSource(self.name, self.weight, len(self), fingerprint(self.manifest))
+        return OrderedSource(self.name, len(self), self.fingerprint)
+
+    def check_shards(self) -> None:
+        """Raise DataError with the shards and indexes that a listing of the folder lacks, or has with another size.
+
+        One request for a store. Sizes of files on a disk are asked for one by one, so not where there are very many: a
+        shard's size is checked in any case when it is first read.
+        """
+        check_folder(self.store, self.manifest, thorough=len(self.manifest.shards) <= MANY_SHARDS)
 
     def place(self, sequence: int) -> tuple[str, int, int]:
         """Where a sequence lies: the shard's file name, the block's number in it, the row in the block."""
-        block = self._block(sequence)
-        shard = int(self._shard[block])
-        first_block = int(np.searchsorted(self._shard, shard))
-        return self.manifest.shards[shard].name, block - first_block, sequence - int(self._first[block])
+        shard, block, row = (int(part[0]) for part in self._locate(np.array([sequence])))
+        return self.manifest.shards[shard].name, block, row
 
-    def _block(self, sequence: int) -> int:
-        return int(np.searchsorted(self._first, sequence, side="right")) - 1
+    def read(
+        self, sequences: NDArray[np.int64], into: NDArray[np.int64], rows: NDArray[np.int64] | None = None
+    ) -> None:
+        """Copy the seq_len + 1 tokens of sequences[i] to row rows[i] of `into` (m, seq_len + 1); rows default to 0 … n - 1.
 
-    def read(self, sequence: int, into: np.ndarray) -> None:
-        """Copy the seq_len + 1 tokens of a sequence. Raises DataError for an id outside the vocabulary."""
-        block = self._block(sequence)
-        start = int(self._offset[block]) + (sequence - int(self._first[block])) * self.seq_len * self.dtype.itemsize
-        stop = start + (self.seq_len + 1) * self.dtype.itemsize
-        tokens = self._map(int(self._shard[block]))[start:stop].view(self.dtype)
-        if int(tokens.max()) >= self.manifest.vocab_size:
+        Raises DataError where a block that holds one of them is missing or damaged.
+        """
+        shards, blocks, starts = (part.tolist() for part in self._locate(sequences))
+        tokens, length, seq_len = self._blocks.tokens, self.seq_len + 1, self.seq_len
+        targets = range(len(shards)) if rows is None else rows.tolist()
+        self._blocks.hold(shards, blocks, urgent=True)
+        try:
+            for shard, block, row, target in zip(shards, blocks, starts, targets, strict=True):
+                start = row * seq_len
+                into[target] = tokens(shard, block)[start : start + length]
+        finally:
+            self._blocks.release(shards, blocks)
+
+    @property
+    def memory(self) -> BlockMemory | None:
+        """Where blocks are that had to be fetched; None for a corpus on a disk."""
+        return self._blocks.memory if isinstance(self._blocks, RemoteBlocks) else None
+
+    def hold(self, sequences: NDArray[np.int64]) -> Held:
+        """Have the blocks of these sequences fetched, and keep them until `release` gets what this returns."""
+        shards, blocks, _ = (part.tolist() for part in self._locate(sequences))
+        self._blocks.hold(shards, blocks)
+        return shards, blocks
+
+    def release(self, held: Held) -> None:
+        """Undo a `hold`."""
+        self._blocks.release(*held)
+
+    def _locate(self, sequences: NDArray[np.int64]) -> tuple[Place, Place, Place]:
+        """Shard, block in the shard, and row in the block of each sequence."""
+        shard = np.searchsorted(self._first, sequences, side="right") - 1
+        block, row = np.divmod(sequences - self._first[shard], self._rows)
+        return shard, block, row
+
+    def _first_sequences(self) -> NDArray[np.int64]:
+        """Of each shard the number of its first sequence, and after the last the number of sequences."""
+        full = self.manifest.shards.blocks - 1
+        # A manifest is refused where a shard's tokens are not what its blocks can hold.
+        last = self.manifest.shards.tokens - full * self.manifest.block_tokens
+        return np.concatenate([[0], np.cumsum(full * self._rows + last // self.seq_len)])
+
+    def _check_seq_len(self) -> None:
+        block_tokens, packed = self.manifest.block_tokens, self.manifest.packed_seq_len
+        if self.manifest.layout == "packed" and packed != self.seq_len:
             raise DataError(
-                f"{self.folder}: sequence {sequence} holds id {int(tokens.max())}, and the vocabulary has "
-                f"{self.manifest.vocab_size}",
-                hint="the shard is damaged: encode the corpus again",
+                f"data.seq_len={self.seq_len}, and source {self.name} ({self.folder}) was packed for sequences of {packed}",
+                hint=f"data.seq_len={packed}, or encode it again with --seq-len {self.seq_len}",
             )
-        into[:] = tokens
+        if block_tokens % self.seq_len:
+            divisors = [n for n in (128, 256, 512, 1024, 2048, 4096, 8192, 16384) if block_tokens % n == 0]
+            nearest = min(divisors, key=lambda n: abs(n - self.seq_len), default=block_tokens)
+            raise DataError(
+                f"data.seq_len={self.seq_len} does not divide the blocks of {block_tokens} tokens of source {self.name} "
+                f"({self.folder})",
+                hint=f"data.seq_len={nearest}",
+            )
 
-    def _map(self, shard: int) -> np.memmap:
-        if shard not in self._maps:
-            self._maps[shard] = np.memmap(self.folder / self.manifest.shards[shard].name, np.uint8, "r")
-        return self._maps[shard]
 
-
-def open_sources(configs: Mapping[str, SourceConfig], seq_len: int) -> list[Source]:
+def open_sources(configs: Mapping[str, SourceConfig], seq_len: int, store: StoreConfig | None = None) -> list[Source]:
     """Every source of a section, by name, so that the order does not depend on how the file lists them."""
-    return [Source(name, configs[name], seq_len) for name in sorted(configs)]
+    return [Source(name, configs[name], seq_len, store) for name in sorted(configs)]
 
 
-def _read_checked(name: str, folder: Path, seq_len: int) -> Manifest:
-    manifest = read_manifest(folder)
-    check_shards(folder, manifest)
-    if manifest.block_tokens % seq_len:
-        divisors = [n for n in (128, 256, 512, 1024, 2048, 4096, 8192, 16384) if manifest.block_tokens % n == 0]
-        raise DataError(
-            f"data.seq_len={seq_len} does not divide the blocks of {manifest.block_tokens} tokens of source {name} ({folder})",
-            hint=f"data.seq_len={min(divisors, key=lambda n: abs(n - seq_len), default=manifest.block_tokens)}",
-        )
-    return manifest
+def _open_blocks(store: Store, manifest: Manifest, config: StoreConfig) -> LocalBlocks | RemoteBlocks:
+    if isinstance(store, LocalStore):
+        return LocalBlocks(store, manifest)
+    return RemoteBlocks(store, manifest, BlockMemory.of(config), ShardCache.of(config))

@@ -1,8 +1,9 @@
 """Micro-batches of one rank, from the order to the model, as stages of a WebDataset pipeline.
 
     g of this rank     →  plan_batches   which sequences make up each micro-batch   (order.py)
-    sequence numbers   →  read_tokens    (B, T + 1) tokens                          (source.py)
-    tokens             →  split_targets  inputs (B, T) and targets (B, T)
+    sequence numbers   →  fetch_ahead    blocks of remote stores are on their way   (ahead.py)
+                       →  read_tokens    (B, T + 1) tokens                          (source.py)
+    tokens             →  split_targets  inputs and targets (B, T), and the documents of positions where asked for
                        →  prefetch       a thread keeps a few micro-batches ready
 
 Each stage is a function from an iterator to an iterator; `stream.append(stage)` adds one of your own.
@@ -11,48 +12,63 @@ Each stage is a function from an iterator to an iterator; `stream.append(stage)`
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import webdataset
 
+from pretrain.config.schema import BatchConfig, DataConfig
+from pretrain.data.ahead import fetch_ahead
+from pretrain.data.documents import mark_documents
 from pretrain.data.order import Order
 from pretrain.data.permute import I64
 from pretrain.data.source import Source
+from pretrain.loss import IGNORE
+from pretrain.schedule import batch_levels
+from pretrain.world import World
 
 Item = dict[str, Any]
-PLANNED_STEPS = 64  # steps that are planned in one vectorized call
+PLANNED_SAMPLES = 4_096  # of a rank, in one vectorized call; more does not fit the processor's cache
 
 
-class RankBatches:
-    """Which g a rank reads: of each `global_batch_size` consecutive ones a contiguous part, cut into micro-batches."""
+class Position(NamedTuple):
+    """Where a run stands: optimizer steps taken, and samples consumed."""
 
-    def __init__(self, *, global_batch_size: int, micro_batch_size: int, rank: int, world_size: int) -> None:
-        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
-        self.per_rank = global_batch_size // world_size
-        self.offset = rank * self.per_rank
-
-    def steps(self, start: int, count: int) -> I64:
-        """The g of `count` steps from sample `start` on: (count, micro-batches, micro_batch_size)."""
-        steps = start + np.arange(count)[:, None] * self.global_batch_size
-        g = steps + self.offset + np.arange(self.per_rank)[None, :]
-        return g.reshape(count, -1, self.micro_batch_size)
+    step: int
+    samples: int
 
 
-def plan_batches(order: Order, batches: RankBatches, start: int) -> Callable[[], Iterator[Item]]:
+def rank_samples(batch: BatchConfig, world: World, position: Position) -> Iterator[I64]:
+    """The g of this rank from a position on, for ever: arrays (steps, micro-batches, micro_batch_size).
+
+    A step is as many consecutive g as its batch is large; each rank takes a contiguous part of them. The batch is the same
+    within an array.
+    """
+    step, samples = position
+    levels = batch_levels(batch)
+    for number, (start, size) in enumerate(levels):
+        end = levels[number + 1][0] if number + 1 < len(levels) else None
+        per_rank = size // world.size
+        step = max(step, start)
+        planned = max(1, PLANNED_SAMPLES // per_rank)
+        while end is None or step < end:
+            count = planned if end is None else min(planned, end - step)
+            firsts = samples + world.rank * per_rank + np.arange(count)[:, None] * size
+            yield (firsts + np.arange(per_rank)[None, :]).reshape(count, -1, batch.micro_batch_size)
+            step, samples = step + count, samples + count * size
+
+
+def plan_batches(order: Order, batch: BatchConfig, world: World, position: Position) -> Callable[[], Iterator[Item]]:
     """Endless items with `samples` (g), `source`, `epoch` and `sequence`, each of shape (B,)."""
 
     def plan() -> Iterator[Item]:
-        first = start
-        while True:
-            g = batches.steps(first, PLANNED_STEPS)
+        for g in rank_samples(batch, world, position):
             samples = order(g.ravel())
-            shape = (-1, batches.micro_batch_size)
+            shape = (-1, batch.micro_batch_size)
             columns = [g.reshape(shape), *(part.reshape(shape) for part in samples)]
             for row in zip(*columns, strict=True):
                 yield dict(zip(("samples", "source", "epoch", "sequence"), row, strict=True))
-            first += PLANNED_STEPS * batches.global_batch_size
 
     return plan
 
@@ -62,19 +78,53 @@ def read_tokens(sources: Sequence[Source]) -> Callable[[Iterator[Item]], Iterato
 
     def read(items: Iterator[Item]) -> Iterator[Item]:
         for item in items:
-            tokens = np.empty((len(item["source"]), sources[0].seq_len + 1), dtype=np.int64)
-            for row, number, sequence in zip(tokens, item["source"], item["sequence"], strict=True):
-                sources[number].read(int(sequence), row)
+            numbers, sequences = item["source"], item["sequence"]
+            tokens = np.empty((len(numbers), sources[0].seq_len + 1), dtype=np.int64)
+            for number in range(len(sources)):
+                rows = np.flatnonzero(numbers == number)
+                if len(rows):
+                    sources[number].read(sequences[rows], tokens, rows)
             yield {**item, "tokens": tokens}
 
     return read
 
 
-def split_targets(items: Iterator[Item]) -> Iterator[Item]:
-    """Adds `inputs` and `targets`: each position's target is the next token."""
-    for item in items:
-        tokens = torch.from_numpy(item["tokens"])
-        yield {**item, "inputs": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
+def split_targets(
+    sources: Sequence[Source], *, document_mask: bool = False, pin: bool = False
+) -> Callable[[Iterator[Item]], Iterator[Item]]:
+    """Adds `inputs` and `targets`: each position's target is the next token, or IGNORE beside padding.
+
+    `document_mask` adds `documents`, the number of each position's document; `pin` puts all into page-locked memory, from
+    which a GPU copies while it computes.
+    """
+    manifests = [source.manifest for source in sources]
+    packed = np.array([manifest.layout == "packed" for manifest in manifests])
+    some_packed = bool(packed.any())
+    pad = torch.tensor([manifest.pad_id for manifest in manifests])
+
+    def split(items: Iterator[Item]) -> Iterator[Item]:
+        for item in items:
+            tokens = torch.from_numpy(item["tokens"])
+            parts = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+            if some_packed and packed[item["source"]].any():
+                parts["targets"] = _without_padding(tokens, pad[item["source"]], packed[item["source"]])
+            if document_mask:
+                parts["documents"] = mark_documents(parts["inputs"], manifests[0].eos_id)
+            if pin:
+                parts = {name: part.contiguous().pin_memory() for name, part in parts.items()}
+            yield {**item, **parts}
+
+    return split
+
+
+def _without_padding(tokens: torch.Tensor, pad: torch.Tensor, packed: np.ndarray) -> torch.Tensor:
+    """Targets of rows of packed sources: none is padding, follows padding, or belongs to the next row's document."""
+    targets = tokens[:, 1:].clone()
+    padding = tokens == pad[:, None]
+    ignored = padding[:, 1:] | padding[:, :-1]
+    ignored[:, -1] = True
+    targets[ignored & torch.from_numpy(packed)[:, None]] = IGNORE
+    return targets
 
 
 class _Failed:
@@ -124,9 +174,20 @@ def prefetch(depth: int) -> Callable[[Iterator[Item]], Iterator[Item]]:
 
 
 def build_stream(
-    order: Order, sources: Sequence[Source], batches: RankBatches, *, start: int, prefetch_batches: int
+    order: Order,
+    sources: Sequence[Source],
+    batch: BatchConfig,
+    world: World,
+    position: Position,
+    data: DataConfig,
+    *,
+    pin: bool = False,
 ) -> webdataset.DataPipeline:
-    """The whole pipeline from global sample `start` on."""
+    """The whole pipeline of one rank, from a position on."""
     return webdataset.DataPipeline(
-        plan_batches(order, batches, start), read_tokens(sources), split_targets, prefetch(prefetch_batches)
+        plan_batches(order, batch, world, position),
+        fetch_ahead(sources),
+        read_tokens(sources),
+        split_targets(sources, document_mask=data.document_mask, pin=pin),
+        prefetch(data.prefetch_batches),
     )

@@ -22,7 +22,7 @@ class Block(nn.Module):
         self.feed_forward_norm = build_norm(config)
         self.feed_forward = build_feed_forward(config)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotation: Rotation | None, mask_B1TT: Tensor | None = None) -> Tensor:
         """(B, T, D) → (B, T, D)."""
-        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation)
+        x_BTD = x_BTD + self.attention(self.attention_norm(x_BTD), rotation, mask_B1TT)
         return x_BTD + self.feed_forward(self.feed_forward_norm(x_BTD))

@@ -3,6 +3,7 @@
 What it is made of
 - pre-norm decoder blocks ................................. block.py
 - self-attention, multi-head and grouped queries .......... attention.py
+- attention within documents, on request .................. attention.py
 - rotary, learned and sinusoidal positions ................ positions.py
 - ReLU, GELU and SwiGLU feed-forward networks ............. feed_forward.py
 - RMSNorm and LayerNorm ................................... norms.py
@@ -22,9 +23,10 @@ from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.schema import ModelConfig
 from pretrain.loss import LossSums, chunked_cross_entropy
+from pretrain.model.attention import document_mask
 from pretrain.model.block import Block
 from pretrain.model.norms import build_norm
-from pretrain.model.positions import Rotation, rotation, sinusoidal
+from pretrain.model.positions import Rotation, positions_in_documents, rotation, sinusoidal
 
 
 class Embedding(nn.Module):
@@ -37,13 +39,13 @@ class Embedding(nn.Module):
         if config.positions == "learned":
             self.positions = nn.Embedding(config.max_seq_len, config.d_model)
 
-    def forward(self, tokens_BT: Tensor, positions_T: Tensor) -> Tensor:
-        """(B, T) → (B, T, D)."""
+    def forward(self, tokens_BT: Tensor, positions: Tensor) -> Tensor:
+        """(B, T) → (B, T, D). Positions are (T,), or (B, T) where they count from each document's start."""
         x_BTD = self.tokens(tokens_BT)
         if self.kind == "learned":
-            return x_BTD + self.positions(positions_T)
+            return x_BTD + self.positions(positions)
         if self.kind == "sinusoidal":
-            return x_BTD + sinusoidal(positions_T, x_BTD.shape[-1]).to(x_BTD.dtype)
+            return x_BTD + sinusoidal(positions, x_BTD.shape[-1]).to(x_BTD.dtype)
         return x_BTD
 
 
@@ -86,20 +88,29 @@ class Decoder(nn.Module):
         targets_BT: Tensor | None = None,
         z_loss_weight: float = 0.0,
         chunk_tokens: int = 2048,
+        documents_BT: Tensor | None = None,
     ) -> Tensor | LossSums:
-        """Logits (B, T, V), or with `targets_BT` the summed loss. T must not exceed `max_seq_len`."""
-        positions_T = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
-        x_BTD = self.embedding(tokens_BT, positions_T)
-        turn = self._rotation(positions_T, x_BTD.dtype)
+        """Logits (B, T, V), or with `targets_BT` the summed loss. T must not exceed `max_seq_len`.
+
+        With `documents_BT` (the number of each position's document, from `pretrain.data.documents`) each document is
+        computed as if it were alone: attention stays within it and its positions begin at 0.
+        """
+        if documents_BT is None:
+            positions, mask_B1TT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device), None
+        else:
+            positions = positions_in_documents(documents_BT)
+            mask_B1TT = document_mask(documents_BT, self.embedding.tokens.weight.dtype)
+        x_BTD = self.embedding(tokens_BT, positions)
+        turn = self._rotation(positions, x_BTD.dtype)
         for index, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if self._recomputes(index) else block
-            x_BTD = run(x_BTD, turn)
+            x_BTD = run(x_BTD, turn, mask_B1TT)
         return self.head(self.final_norm(x_BTD), targets_BT, z_loss_weight, chunk_tokens)
 
-    def _rotation(self, positions_T: Tensor, dtype: torch.dtype) -> Rotation | None:
+    def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
         if self.config.positions != "rope":
             return None
-        return rotation(positions_T, self.config.head_dim, self.config.rope_theta, dtype)
+        return rotation(positions, self.config.head_dim, self.config.rope_theta, dtype)
 
     def _recomputes(self, index: int) -> bool:
         every = self.activation_checkpoint_every

@@ -5,6 +5,8 @@
 - Rotary ........ Su et al. 2021, "RoFormer", https://arxiv.org/abs/2104.09864, in the rotate-half layout of GPT-NeoX and
                   of transformers' Llama, so that an export needs no permutation of weights
 
+Positions count from the start of a row, (T,), or from the start of each document in it, (B, T).
+
 Angles are computed in fp32 from the positions at each forward: a buffer would be rounded to bf16 together with the
 weights, and T × C/2 sines are nothing beside the blocks.
 """
@@ -16,10 +18,22 @@ from torch import Tensor
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of each position and channel, (T, C) each, in the dtype of the activations."""
+    """Cosine and sine of each position and channel, in the dtype of the activations.
+
+    (T, C) each, or (B, 1, T, C) where each row has its own positions.
+    """
 
     cos_TC: Tensor
     sin_TC: Tensor
+
+
+def positions_in_documents(documents_BT: Tensor) -> Tensor:
+    """How far each position is from the start of its document in the row: (B, T) int64.
+
+    A document is a run of equal numbers, and numbers grow along a row, as `pretrain.data.documents` makes them.
+    """
+    positions_T = torch.arange(documents_BT.shape[1], device=documents_BT.device)
+    return positions_T - torch.searchsorted(documents_BT, documents_BT)  # finds the first that is equal: the start
 
 
 def frequencies(width: int, theta: float, device: torch.device) -> Tensor:
@@ -27,15 +41,17 @@ def frequencies(width: int, theta: float, device: torch.device) -> Tensor:
     return 1.0 / theta ** (torch.arange(0, width, 2, device=device, dtype=torch.float32) / width)
 
 
-def sinusoidal(positions_T: Tensor, d_model: int) -> Tensor:
-    """Even channels sin, odd channels cos, of geometrically slower waves. Returns (T, D) in fp32."""
-    angles_TD2 = positions_T.float()[:, None] * frequencies(d_model, 10_000.0, positions_T.device)
+def sinusoidal(positions: Tensor, d_model: int) -> Tensor:
+    """Even channels sin, odd channels cos, of geometrically slower waves: (…, T) → (…, T, D) in fp32."""
+    angles_TD2 = positions.float()[..., None] * frequencies(d_model, 10_000.0, positions.device)
     return torch.stack([angles_TD2.sin(), angles_TD2.cos()], dim=-1).flatten(-2)
 
 
-def rotation(positions_T: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
-    """The rotation of each position; channel i is paired with channel i + C/2."""
-    angles_TC2 = positions_T.float()[:, None] * frequencies(head_dim, theta, positions_T.device)
+def rotation(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
+    """The rotation of each position, (T,) or (B, T); channel i is paired with channel i + C/2."""
+    if positions.dim() == 2:
+        positions = positions[:, None]  # one for all heads of a row
+    angles_TC2 = positions.float()[..., None] * frequencies(head_dim, theta, positions.device)
     angles_TC = torch.cat([angles_TC2, angles_TC2], dim=-1)
     return Rotation(angles_TC.cos().to(dtype), angles_TC.sin().to(dtype))
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from pretrain.config import load_config
-from pretrain.data.stream import RankBatches, build_stream
+from pretrain.config.schema import BatchConfig
+from pretrain.data.stream import Position, build_stream
 from pretrain.loss import plain_cross_entropy
 from pretrain.metrics import read_lines
 from pretrain.model.decoder import Decoder
@@ -15,6 +16,7 @@ from pretrain.model.init import init_weights
 from pretrain.optimizer import build_optimizer
 from pretrain.preflight import prepare
 from pretrain.schedule import lr_fraction
+from pretrain.world import World
 from tests.support.processes import losses, train
 from tests.support.runs import EAGER_ZERO3, make_run
 
@@ -29,11 +31,10 @@ def plain_run(config_path: Path) -> dict[int, tuple[float, float]]:
     init_weights(model, config.model, config.run.seed)
     optimizer = build_optimizer(model, config.optimizer)
     size = config.batch.global_batch_size
-    whole = RankBatches(global_batch_size=size, micro_batch_size=size, rank=0, world_size=1)
+    whole = BatchConfig(global_batch_size=size, micro_batch_size=size)
+    stream = build_stream(data.order(), data.train, whole, World(), Position(0, 0), config.data)
     found = {}
-    for step, batch in enumerate(
-        islice(build_stream(data.order, data.train, whole, start=0, prefetch_batches=0), STEPS), start=1
-    ):
+    for step, batch in enumerate(islice(stream, STEPS), start=1):
         for group in optimizer.param_groups:
             group["lr"] = config.optimizer.lr * lr_fraction(step, config.schedule)
         loss = plain_cross_entropy(model(batch["inputs"]), batch["targets"]) / batch["targets"].numel()

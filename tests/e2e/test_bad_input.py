@@ -1,6 +1,5 @@
 """A user's mistake: one clear error that names value, rule and hint, exit code 2, nothing started, no traceback."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -98,17 +97,21 @@ def test_a_tokenizer_that_did_not_make_the_shards_is_refused(config: Path, tmp_p
     assert "is not the tokenizer that encoded" in error and "sha256" in error
 
 
-@pytest.mark.parametrize("damage", ["no manifest", "broken manifest", "shard gone", "shard cut", "index cut"])
+@pytest.mark.parametrize(
+    "damage", ["no manifest", "broken manifest", "no table", "table cut", "shard gone", "shard cut", "index cut"]
+)
 def test_damaged_shards_are_refused(damage: str, config: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
     shutil.copytree(config.parent / "train", shards)
-    name = json.loads((shards / "manifest.json").read_text())["shards"][0]["name"]
+    name = "shard-000000.tar"
     if damage == "no manifest":
         (shards / "manifest.json").unlink()
     elif damage == "broken manifest":
         (shards / "manifest.json").write_text("{")
-    elif damage == "shard gone":
-        (shards / name).unlink()
+    elif damage in ("shard gone", "no table"):
+        (shards / (name if damage == "shard gone" else "shards.npy")).unlink()
+    elif damage == "table cut":
+        os.truncate(shards / "shards.npy", 200)
     else:
         path = shards / (name if damage == "shard cut" else name.replace(".tar", ".idx.npy"))
         path.write_bytes(path.read_bytes()[:-8])

@@ -6,30 +6,37 @@ import hashlib
 import numpy as np
 import pytest
 
-from pretrain.data.order import Order, OrderedSource
+from pretrain.data.order import Order, OrderedSource, Stage
 
-LARGE = OrderedSource("large", 3.0, 5_003, "1f" * 32)
-SMALL = OrderedSource("small", 1.0, 301, "e7" * 32)
-ORDER = Order([LARGE, SMALL], seq_len=2_048, seed=1_234, lanes=16, span=8)
+LARGE = OrderedSource("large", 30_003, "1f" * 32)
+MEDIUM = OrderedSource("medium", 140_001, "5c" * 32)
+SMALL = OrderedSource("small", 301, "e7" * 32)
+STAGES = [
+    Stage(0, {"large": 3.0, "small": 1.0}),
+    Stage(4_999, {"large": 1.0, "medium": 0.5, "small": 0.01}),
+    Stage(100_003, {"medium": 1.0, "large": 0.7}),
+]
+ORDER = Order([LARGE, MEDIUM, SMALL], STAGES, seq_len=2_048, seed=1_234, lanes=16, span=8)
+SAMPLES = ORDER(np.arange(300_000))
 
 DIGESTS = {
-    "source": "92fc490b1dea28bdb045013d4198a48e0f7a7c5abfba707778ab0710a976a818",
-    "epoch": "d39ea0d48ad0e4b61a159fe1c2d7c095e37c2ad9e1f80d8acde9bf476441cd78",
-    "sequence": "03fe75b92809eac459213f53d71cc641cc6f85bdca74eae7e7c1bf8e4af49c8e",
+    "source": "7c6bdedda5eaa8fbc3052230c6e0b915c523e6b5d1868db2213676f365ae3168",
+    "epoch": "250f9544743b1213dec90c4f029596b6f0f71096d7693899e5107d76937166bb",
+    "sequence": "846cd1625c81e30e4986f8ebe19debcbc51b202daacf522be70e68f128ed28eb",
 }
 
 
-def test_the_fixed_order_covers_both_kinds_of_source_and_several_epochs() -> None:
-    samples = ORDER(np.arange(10_000))
-    assert [ORDER.is_small(0), ORDER.is_small(1)] == [False, True]
-    assert [samples.epoch[samples.source == number].max() for number in (0, 1)] == [1, 8]
+def test_the_fixed_order_covers_both_kinds_of_source_both_tables_and_several_epochs() -> None:
+    assert [ORDER.is_small(number) for number in range(3)] == [False, False, True]
+    assert [table.period > 4_096 for table in ORDER.tables] == [False, True, False]
+    assert [SAMPLES.epoch[SAMPLES.source == number].max() for number in range(3)] == [5, 1, 6]
 
 
 @pytest.mark.parametrize("column", sorted(DIGESTS))
-def test_the_first_ten_thousand_samples_never_change(column: str) -> None:
-    values = getattr(ORDER(np.arange(10_000)), column)
+def test_the_samples_never_change(column: str) -> None:
+    values = getattr(SAMPLES, column)
     assert hashlib.sha256(values.astype("<i8").tobytes()).hexdigest() == DIGESTS[column]
 
 
 def test_the_fingerprint_never_changes() -> None:
-    assert ORDER.fingerprint == "d89d8b350bc202a1010d59eacbff0653528f8ec6c9977a130adffc62d2fc55c4"
+    assert ORDER.fingerprint == "33c0aafbb1a2ad74f5499e49920cc6a875336c87ead667788c47691b3cfec377"

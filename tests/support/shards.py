@@ -2,13 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from pretrain.data.manifest import FORMAT, Manifest, token_dtype, write_manifest
+from pretrain.data.manifest import FORMAT, PACKED, STREAM, Manifest, token_dtype, write_manifest
+from pretrain.data.shard_table import ShardEntry, ShardTable
+from tokenizer.write_bins import BinWriter
 from tokenizer.write_shards import ShardWriter
 
-BOS, EOS = 1, 2
+BOS, EOS, PAD = 1, 2, 3
 
 
 def write_corpus(
@@ -33,22 +36,64 @@ def write_corpus(
     with ShardWriter(folder, vocab_size=vocab_size, block_tokens=block_tokens, shard_bytes=shard_bytes) as writer:
         writer.add(stream, np.array(lengths))
         shards = writer.finish()
-    manifest = Manifest(
-        format=FORMAT,
-        dtype=dtype,
+    manifest = _describe(
+        shards,
         vocab_size=vocab_size,
-        bos_id=BOS,
-        eos_id=EOS,
         tokenizer_sha256=tokenizer_sha256,
-        sentencepiece_version="0.2.1",
         block_tokens=block_tokens,
-        layout="stream",
-        shuffle_seed=0,
         tokens=sum(shard.tokens for shard in shards),
-        documents=sum(shard.documents for shard in shards),
         text_bytes=4 * len(stream) if text_bytes is None else text_bytes,
-        skipped={},
-        shards=shards,
     )
     write_manifest(folder, manifest)
     return stream
+
+
+def write_packed_corpus(
+    folder: Path,
+    documents: Sequence[Sequence[int]],
+    seq_len: int,
+    *,
+    vocab_size: int = 1_000,
+    block_tokens: int = 64,
+    blocks_per_shard: int = 3,
+    tokenizer_sha256: str = "0" * 64,
+) -> Manifest:
+    """Write documents, given as ids without bos and eos, in bins of `seq_len` to `folder`; returns the manifest."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shard_bytes = blocks_per_shard * block_tokens * np.dtype(token_dtype(vocab_size)).itemsize
+    with ShardWriter(folder, vocab_size=vocab_size, block_tokens=block_tokens, shard_bytes=shard_bytes) as writer:
+        bins = BinWriter(writer, seq_len=seq_len, pad_id=PAD)
+        for document in documents:
+            bins.add(np.array([BOS, *document, EOS]), np.array([len(document) + 2]))
+        shards = bins.finish()
+    manifest = _describe(
+        shards,
+        vocab_size=vocab_size,
+        tokenizer_sha256=tokenizer_sha256,
+        block_tokens=block_tokens,
+        layout=PACKED,
+        packed_seq_len=seq_len,
+        pad_id=PAD,
+        tokens=bins.tokens,
+        padding_tokens=bins.padding_tokens,
+        documents_cut=bins.documents_cut,
+        text_bytes=4 * sum(map(len, documents)),
+    )
+    write_manifest(folder, manifest)
+    return manifest
+
+
+def _describe(shards: tuple[ShardEntry, ...], *, vocab_size: int, **fields: Any) -> Manifest:
+    return Manifest(
+        format=FORMAT,
+        dtype=token_dtype(vocab_size),
+        vocab_size=vocab_size,
+        bos_id=BOS,
+        eos_id=EOS,
+        sentencepiece_version="0.2.1",
+        shuffle_seed=0,
+        documents=sum(shard.documents for shard in shards),
+        skipped={},
+        shards=ShardTable.of(shards),
+        **{"layout": STREAM, **fields},
+    )

@@ -5,11 +5,19 @@ import torch
 from torch import Tensor
 
 from pretrain.config.schema import ModelConfig
-from pretrain.model.attention import MultiHeadAttention, attention_weights, fast_attention, reference_attention
+from pretrain.model.attention import (
+    MultiHeadAttention,
+    attention_weights,
+    document_mask,
+    fast_attention,
+    reference_attention,
+)
 from pretrain.model.positions import rotation
 
 SHAPES = [(1, 1, 1, 4), (2, 4, 4, 8), (2, 4, 2, 16), (1, 6, 3, 8), (3, 8, 1, 32), (1, 2, 1, 2)]  # B, H, K, C
 LENGTHS = [1, 2, 17, 64]
+# Lengths of the documents in each row. The fused kernel works on blocks of 512 keys: there a whole block may be hidden.
+ROWS = [[[1]], [[2, 1, 4], [7]], [[1] * 12, [11, 1]], [[600, 90, 10], [3, 687, 10]]]
 
 
 def qkv(shape: tuple[int, int, int, int], length: int, dtype: torch.dtype = torch.float32) -> tuple[Tensor, ...]:
@@ -87,6 +95,82 @@ def test_grouped_queries_are_repeated_key_heads(attend, H: int, K: int) -> None:
     torch.testing.assert_close(attend(q, k, v), repeated, atol=1e-6, rtol=1e-6)
 
 
+# --- documents --------------------------------------------------------------------------------------------------------
+
+
+def documents(rows: list[list[int]]) -> Tensor:
+    """The number of each position's document, (B, T)."""
+    return torch.tensor([[number for number, n in enumerate(lengths) for _ in range(n)] for lengths in rows])
+
+
+def row_shape(rows: list[list[int]]) -> tuple[tuple[int, int, int, int], int]:
+    return (len(rows), 4, 2, 8), sum(rows[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_mask_shows_the_same_document_and_not_the_future(dtype: torch.dtype) -> None:
+    of = documents([[3, 1, 4], [8], [1, 5, 2]])
+    mask = document_mask(of, dtype)
+    assert mask.shape == (3, 1, 8, 8)
+    assert mask.dtype == dtype
+    for row in range(3):
+        for query in range(8):
+            for key in range(8):
+                visible = of[row, query] == of[row, key] and key <= query
+                assert mask[row, 0, query, key] == (0.0 if visible else -math.inf)
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_the_fast_path_stays_within_documents_as_the_formula_does(rows: list[list[int]]) -> None:
+    fast_inputs, reference_inputs = qkv(*row_shape(rows)), qkv(*row_shape(rows))
+    mask = document_mask(documents(rows), torch.float32)
+    fast, reference = fast_attention(*fast_inputs, mask), reference_attention(*reference_inputs, mask)
+    torch.testing.assert_close(fast, reference, atol=1e-5, rtol=1e-5)
+    upstream = torch.randn(fast.shape, generator=torch.Generator().manual_seed(0))
+    for found, expected in zip(
+        torch.autograd.grad(fast, fast_inputs, upstream),
+        torch.autograd.grad(reference, reference_inputs, upstream),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_the_fast_path_within_documents_in_bf16_is_close_to_the_formula_in_fp32(rows: list[list[int]]) -> None:
+    mask = document_mask(documents(rows), torch.bfloat16)
+    fast = fast_attention(*qkv(*row_shape(rows), torch.bfloat16), mask)
+    assert fast.dtype == torch.bfloat16
+    expected = reference_attention(*qkv(*row_shape(rows)), mask.float())
+    torch.testing.assert_close(fast.float(), expected, atol=3e-2, rtol=3e-2)
+
+
+@pytest.mark.parametrize("attend", [fast_attention, reference_attention])
+@pytest.mark.parametrize("rows", ROWS, ids=str)
+def test_a_document_in_a_row_is_a_document_alone(attend, rows: list[list[int]]) -> None:
+    q, k, v = qkv(*row_shape(rows))
+    together = attend(q, k, v, document_mask(documents(rows), torch.float32))
+    for row, lengths in enumerate(rows):
+        start = 0
+        for length in lengths:
+            place = (slice(row, row + 1), slice(None), slice(start, start + length))
+            torch.testing.assert_close(together[place], attend(q[place], k[place], v[place]), atol=1e-5, rtol=1e-5)
+            start += length
+
+
+@pytest.mark.parametrize("attend", [fast_attention, reference_attention])
+def test_no_gradient_crosses_from_a_document_to_another(attend) -> None:
+    q, k, v = qkv((1, 4, 2, 8), 12)
+    out = attend(q, k, v, document_mask(documents([[5, 3, 4]]), torch.float32))
+    gradients = torch.autograd.grad(out[:, :, 5:8].sum(), (q, k, v))
+    for name, gradient in zip("qkv", gradients, strict=True):
+        assert (gradient[:, :, :5] == 0).all(), name
+        assert (gradient[:, :, 8:] == 0).all(), name
+    assert (gradients[2][:, :, 5:8] != 0).all()
+
+
+# --- the module -------------------------------------------------------------------------------------------------------
+
+
 def config(**changes: object) -> ModelConfig:
     return ModelConfig(**({"d_model": 32, "n_heads": 4, "n_kv_heads": 2} | changes))
 
@@ -100,6 +184,9 @@ def test_both_paths_of_the_module_agree(rotary: bool) -> None:
     reference.load_state_dict(fast.state_dict())
     x, turn = torch.randn(2, 9, 32), rotation(torch.arange(9), 8, 1e4, torch.float32) if rotary else None
     torch.testing.assert_close(fast(x, turn), reference(x, turn), atol=1e-6, rtol=1e-5)
+    mask = document_mask(documents([[4, 5], [8, 1]]), torch.float32)
+    torch.testing.assert_close(fast(x, turn, mask), reference(x, turn, mask), atol=1e-6, rtol=1e-5)
+    assert not torch.allclose(fast(x, turn, mask), fast(x, turn))
 
 
 def test_the_module_splits_and_joins_heads_in_the_same_order() -> None:

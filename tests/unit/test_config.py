@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from pretrain.config import Config, check_config, check_world, load_config, save_config
-from pretrain.config.build import build, known_keys
+from pretrain.config.build import build, known_keys, named_section
 from pretrain.config.check import find_conflicts
 from pretrain.config.load import COMMAND_LINE
 from pretrain.config.schema import (
@@ -20,6 +20,7 @@ from pretrain.config.schema import (
     ModelConfig,
     ScheduleConfig,
     SourceConfig,
+    StageConfig,
 )
 from pretrain.config.show import show_config
 from pretrain.errors import ConfigError, PretrainError, UserError
@@ -192,8 +193,66 @@ def test_a_key_with_one_letter_missing_is_found_again(tmp_path: Path, key: str, 
 @pytest.mark.parametrize("value", ["3", "text", "[1, 2]"])
 def test_a_section_given_a_value_is_refused(tmp_path: Path, value: str) -> None:
     assert "model=" in problems_of(tmp_path, f"model: {value}")[0]
-    assert "is not a set of named sources" in problems_of(tmp_path, f"data: {{train: {value}}}")[0]
+    assert "is not a set of named sections" in problems_of(tmp_path, f"data: {{train: {value}}}")[0]
     assert "data.train.web=" in problems_of(tmp_path, f"data: {{train: {{web: {value}}}}}")[0]
+
+
+# --- mixtures and batches that change ---------------------------------------------------------------------------------
+
+TWO = "data: {train: {web: {path: W}, books: {path: B, weight: 0}}}"
+STAGE = ("data.stages.late.start_step=10", "data.stages.late.weights={web: 1, books: 3}")
+
+
+def test_a_stage_may_be_given_on_the_command_line(tmp_path: Path) -> None:
+    late = load(tmp_path, TWO, *STAGE, "data.stages.late.weights.web=2").data.stages["late"]
+    assert late == StageConfig(10, {"web": 2.0, "books": 3.0})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        ((), r"data\.train\.books\.weight=0, and no stage of data\.stages reads it"),
+        ((*STAGE, "data.train.web.weight=0"), r"data\.train: every weight is 0"),
+        ((*STAGE, "data.stages.late.weights.book=1"), r"weights\.book is not a source of data\.train\n.*mean books\?"),
+        ((*STAGE, "data.stages.late.start_step=1000"), r"start_step=1000 is not below schedule\.total_steps=1000"),
+        (
+            (*STAGE, "data.stages.x.start_step=10", "data.stages.x.weights.web=1"),
+            "x and data.stages.late both have start_",
+        ),
+        ((*STAGE, "data.stages.x.start_step=11"), r"data\.stages\.x\.weights gives no source a weight"),
+    ],
+)
+def test_a_stage_that_makes_no_sense_is_refused(tmp_path: Path, arguments: tuple[str, ...], problem: str) -> None:
+    (found,) = problems_of(tmp_path, TWO, *arguments)
+    assert re.search(problem, found), found
+
+
+RAMP = {"ramp_start_size": 8, "ramp_increment": 8, "ramp_steps": 30}
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"ramp_steps": 0}, r"needs batch\.ramp_steps too"),
+        ({"ramp_increment": 0, "ramp_steps": 0}, r"needs batch\.ramp_increment, batch\.ramp_steps too"),
+        ({"ramp_increment": 20}, r"ramp_increment=20 is not a multiple of batch\.micro_batch_size=8"),
+        ({"ramp_increment": 16}, r"ramp_start_size=8 does not reach batch\.global_batch_size=32 in steps of .*=16"),
+        ({"ramp_start_size": 32}, r"ramp_start_size=32 does not reach"),
+        ({"ramp_steps": 2}, r"ramp_steps=2 is fewer than the 3 sizes"),
+    ],
+)
+def test_a_batch_that_cannot_grow_is_refused(changes: dict[str, int], problem: str) -> None:
+    found = find_conflicts(Config(batch=BatchConfig(**{**RAMP, **changes})))
+    assert any(re.search(problem, one) for one in found), found
+    assert find_conflicts(Config(batch=BatchConfig(**RAMP))) == []
+
+
+def test_every_size_of_a_growing_batch_must_be_shared_evenly() -> None:
+    config = Config(batch=BatchConfig(64, 8, ramp_start_size=16, ramp_increment=16, ramp_steps=30))
+    check_world(config, 2)
+    with pytest.raises(ConfigError, match=r"batch\.ramp_start_size=16 is not a multiple of .* × 4 processes") as caught:
+        check_world(config, 4)
+    assert "hint: batch.ramp_start_size=32" in str(caught.value)
 
 
 # --- types and ranges -------------------------------------------------------------------------------------------------
@@ -220,7 +279,13 @@ def test_a_section_given_a_value_is_refused(tmp_path: Path, value: str) -> None:
         ("optimizer.beta1=1.5", "optimizer.beta1=1.5 is not below 1"),
         ("engine.zero_stage=4", "engine.zero_stage=4 is above 3"),
         ("run.seed=-1", "run.seed=-1 is below 0"),
-        ("data.train.web.weight=0", "data.train.web.weight=0.0 is not above 0"),
+        ("data.train.web.weight=-1", "data.train.web.weight=-1.0 is below 0"),
+        ("data.train.web.max_epochs=0", "data.train.web.max_epochs=0.0 is not above 0"),
+        ("data.stages.x.weights.web=-1", "data.stages.x.weights.web=-1.0 is below 0"),
+        ("data.stages.x.weights.web=much", "data.stages.x.weights.web='much' is not a number"),
+        ("data.stages.x.start_step=0", "data.stages.x.start_step=0 is below 1"),
+        ("data.stages=3", "data.stages=3 is not a set of named sections"),
+        ("data.store.attempts=0", "data.store.attempts=0 is below 1"),
         ("schedule.kind=cosin", "schedule.kind='cosin' is not one of .*\n    hint: did you mean cosine?"),
     ],
 )
@@ -291,6 +356,8 @@ words = st.from_regex(r"[A-Za-zÄé漢_/][A-Za-z_/.: #'\"-]{0,12}[A-Za-z]", full
     lambda word: word.lower() not in ("true", "false", "null", "yes", "no", "on", "off", "nan", "inf")
 )
 
+names = words.map(lambda word: re.sub(r"\W", "_", word))
+
 
 def values_of(kind: Any, rules: Any) -> st.SearchStrategy[Any]:
     """Whatever a single value may be."""
@@ -312,16 +379,27 @@ def values_of(kind: Any, rules: Any) -> st.SearchStrategy[Any]:
         )
     if kind is str:
         return words
-    if get_origin(kind) is dict and get_args(kind)[1] is SourceConfig:
-        return st.dictionaries(words.map(lambda word: re.sub(r"\W", "_", word)), sections(SourceConfig), max_size=2)
+    if (named := named_section(kind)) is not None:
+        return st.dictionaries(names, sections(named), max_size=2)
+    if get_origin(kind) is dict and get_args(kind)[1] is float:
+        return st.dictionaries(names, st.floats(0, 1e30, allow_subnormal=False), max_size=2)
     if get_origin(kind) is dict:
         return st.dictionaries(st.sampled_from(["dump_state", "compile", "timers"]), st.booleans(), max_size=2)
-    return st.none() | words
+    one = next(arg for arg in get_args(kind) if arg is not type(None))
+    return st.none() | values_of(one, rules)
 
 
 def sections(kind: type) -> st.SearchStrategy[Any]:
     hints = get_type_hints(kind)
-    return st.builds(kind, **{f.name: values_of(hints[f.name], f.metadata) for f in dataclasses.fields(kind)})
+    return st.builds(
+        kind,
+        **{
+            f.name: sections(hints[f.name])
+            if dataclasses.is_dataclass(hints[f.name])
+            else values_of(hints[f.name], f.metadata)
+            for f in dataclasses.fields(kind)
+        },
+    )
 
 
 @settings(
@@ -333,7 +411,11 @@ def test_what_is_saved_loads_as_the_same_values(tmp_path: Path, values: dict[str
     values["schedule"] = ScheduleConfig(final_lr_fraction=values["schedule"].final_lr_fraction)
     values["engine"] = dataclasses.replace(values["engine"], zero_stage=1, device="auto")
     held_out = {name: SourceConfig(source.path) for name, source in values["data"].valid.items()}
-    values["data"] = dataclasses.replace(values["data"], valid=held_out)
+    train = {name: dataclasses.replace(s, weight=s.weight or 1.0) for name, s in values["data"].train.items()}
+    stages = {}
+    for number, name in enumerate(values["data"].stages if train else ()):
+        stages[name] = StageConfig(number + 1, dict.fromkeys(train, 0.5))
+    values["data"] = dataclasses.replace(values["data"], train=train, valid=held_out, stages=stages)
     config = Config(**values, model=ModelConfig(max_seq_len=values["data"].seq_len))
     save_config(config, tmp_path / "saved.yaml")
     assert load_config(tmp_path / "saved.yaml").config == config
@@ -365,8 +447,9 @@ def test_show_says_where_each_value_came_from(tmp_path: Path) -> None:
 
 
 def test_show_lists_every_key_and_is_itself_a_config(tmp_path: Path) -> None:
-    shown = show_config(load_config(write(tmp_path / "run.yaml", ""), ["data.train.web.path=W", "optimizer.lr=1e-3"]))
-    assert load(tmp_path, shown) == load(tmp_path, "", "data.train.web.path=W", "optimizer.lr=1e-3")
+    arguments = ["data.train.web.path=W", "optimizer.lr=1e-3", "data.stages.x.weights.web=2"]
+    shown = show_config(load_config(write(tmp_path / "run.yaml", ""), arguments))
+    assert load(tmp_path, shown) == load(tmp_path, "", *arguments)
     keys = {line.strip().split(":")[0] for line in shown.splitlines()}
     assert {key.rsplit(".", 1)[-1] for key in known_keys()} <= keys
 
@@ -461,6 +544,8 @@ def test_a_model_file_is_as_large_as_its_name_says(path: Path) -> None:
 @pytest.mark.parametrize("section", sorted(SECTIONS))
 def test_every_knob_has_a_help_text_and_a_default_that_fits_its_range(section: str) -> None:
     for field in dataclasses.fields(SECTIONS[section]):
+        if dataclasses.is_dataclass(field.default_factory):
+            continue  # a section of its own
         assert field.metadata["help"].endswith("."), field.name
         assert len(field.metadata["help"]) > 10, field.name
     problems: list[str] = []

@@ -1,5 +1,6 @@
 import itertools
 import math
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -126,6 +127,124 @@ def test_every_nth_block_is_recomputed_in_training_only(every: int, runs: int) -
     model.eval()
     model(tokens[:, :-1], tokens[:, 1:]).total.backward()
     assert calls == runs + 3
+
+
+# --- documents --------------------------------------------------------------------------------------------------------
+
+LENGTHS = [[5, 1, 6], [9, 3]]  # of the documents in each row
+
+
+def documents(lengths: list[list[int]] = LENGTHS) -> torch.Tensor:
+    """The number of each position's document, (B, T)."""
+    rows = [[number for number, n in enumerate(row) for _ in range(n)] for row in lengths]
+    return torch.tensor(rows, dtype=torch.int32)
+
+
+def alone(tokens: torch.Tensor, lengths: list[list[int]] = LENGTHS) -> Iterator[tuple[tuple[int, slice], torch.Tensor]]:
+    """Each document's place in the batch, and its inputs and targets as a batch of their own."""
+    for row, parts in enumerate(lengths):
+        ends = itertools.accumulate(parts)
+        for end, length in zip(ends, parts, strict=True):
+            yield (row, slice(end - length, end)), tokens[row : row + 1, end - length : end + 1]
+
+
+POSITIONS_AND_ATTENTION = list(itertools.product(("rope", "learned", "sinusoidal"), ("sdpa", "reference")))
+
+
+@pytest.mark.parametrize(("positions", "attention"), POSITIONS_AND_ATTENTION)
+def test_each_document_of_a_row_gives_what_it_gives_alone(positions: str, attention: str) -> None:
+    c = config(positions=positions, attention=attention, init_std=0.2)
+    model, tokens = model_of(c), batch(c)
+    together = model(tokens[:, :-1], documents_BT=documents())
+    mixed_up = model(tokens[:, :-1])
+    for place, document in alone(tokens):
+        expected = model(document[:, :-1])[0]
+        assert (together[place] - expected).abs().max() <= 1e-5
+        if place[1].start:
+            assert (mixed_up[place] - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize(("positions", "attention"), POSITIONS_AND_ATTENTION)
+def test_gradients_of_a_row_of_documents_are_the_sum_of_those_of_each_alone(positions: str, attention: str) -> None:
+    c = config(positions=positions, attention=attention, init_std=0.2)
+    tokens, together, apart = batch(c), model_of(c), model_of(c)
+    together(tokens[:, :-1], tokens[:, 1:], z_loss_weight=0.1, documents_BT=documents()).total.backward()
+    for _, document in alone(tokens):
+        apart(document[:, :-1], document[:, 1:], z_loss_weight=0.1).total.backward()
+    for (name, found), expected in zip(together.named_parameters(), apart.parameters(), strict=True):
+        largest = expected.grad.abs().max()
+        assert largest > 1e-2, name
+        assert (found.grad - expected.grad).abs().max() <= 1e-5 * max(1.0, largest), name
+
+
+@pytest.mark.parametrize(("positions", "attention"), POSITIONS_AND_ATTENTION)
+def test_tokens_of_one_document_change_no_bit_of_another(positions: str, attention: str) -> None:
+    c = config(positions=positions, attention=attention)
+    model, tokens = model_of(c), batch(c)[:, :-1]
+    before = model(tokens, documents_BT=documents())
+    for place, _ in alone(tokens):
+        changed = tokens.clone()
+        changed[place] = (changed[place] + 1) % c.vocab_size
+        differs = (model(changed, documents_BT=documents()) != before).any(-1)
+        assert differs[place].all()
+        differs[place] = False
+        assert not differs.any()
+
+
+@pytest.mark.parametrize(("positions", "attention"), POSITIONS_AND_ATTENTION)
+def test_rows_of_one_document_are_rows_without_documents(positions: str, attention: str) -> None:
+    c = config(positions=positions, attention=attention)
+    model, tokens = model_of(c), batch(c)[:, :-1]
+    plain, masked = model(tokens), model(tokens, documents_BT=torch.zeros_like(tokens))
+    torch.testing.assert_close(masked, plain, atol=1e-6, rtol=1e-6)
+
+
+def test_documents_in_bf16_are_near_those_in_fp32() -> None:
+    c = config()
+    tokens, exact, rounded = batch(c)[:, :-1], model_of(c), model_of(c).to(torch.bfloat16)
+    found = rounded(tokens, documents_BT=documents())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact(tokens, documents_BT=documents()), atol=2e-2, rtol=2e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_recomputing_within_documents_gives_bitwise_the_same_gradients(dtype: torch.dtype) -> None:
+    c, gradients = config(), []
+    for option in (0, 1):
+        model, tokens = model_of(c, activation_checkpoint_every=option).to(dtype), batch(c)
+        model(tokens[:, :-1], tokens[:, 1:], documents_BT=documents()).total.backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert all(torch.equal(plain, recomputed) for plain, recomputed in zip(*gradients, strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_all_blocks_keep_one_and_the_same_mask_for_backward(dtype: torch.dtype) -> None:
+    """A mask of booleans would be turned into numbers, and kept, by every block: n_layers · B · T² numbers."""
+    c, kept = config(), set()
+    model, tokens = model_of(c).to(dtype), batch(c)
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape[-2:] == (12, 12):
+            kept.add((tensor.untyped_storage().data_ptr(), tensor.dtype))
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        sums = model(tokens[:, :-1], tokens[:, 1:], documents_BT=documents())
+    assert [of for _, of in kept] == [dtype]
+    sums.total.backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at it itself
+def test_a_block_compiles_whole_with_documents_and_without() -> None:
+    c, tokens = config(), batch(config())
+    plain, compiled = model_of(c), model_of(c)
+    for block in compiled.blocks:
+        block.forward = torch.compile(block.forward, dynamic=False, fullgraph=True, backend="aot_eager")
+    for given in (documents(), None):
+        for model in (plain, compiled):
+            model(tokens[:, :-1], tokens[:, 1:], documents_BT=given).total.backward()
+        for (name, found), expected in zip(compiled.named_parameters(), plain.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, expected.grad, msg=name)
 
 
 # --- initial weights --------------------------------------------------------------------------------------------------

@@ -11,15 +11,21 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from pretrain.config.schema import SourceConfig
 from pretrain.data.manifest import Manifest, read_manifest
-from pretrain.data.shards import OFFSET, TOKENS, check_shards, read_index
+from pretrain.data.shards import OFFSET, TOKENS, index_name
+from pretrain.data.source import Source
+from pretrain.data.stream import split_targets
 from pretrain.errors import DataError, PretrainError
-from tokenizer import encode
+from pretrain.loss import IGNORE
+from tests.support.processes import pretrain
+from tokenizer import encode, encoder, write_bins
 from tokenizer.cli import tokenizer as cli
 from tokenizer.corpus import Document
-from tokenizer.encode import Encoder, Progress, encode_corpus
+from tokenizer.encode import Progress, encode_corpus
+from tokenizer.encoder import Encoder
 from tokenizer.model import load_tokenizer, tokenizer_sha256
-from tokenizer.train import train_model
+from tokenizer.train import SETTINGS, train_model
 
 BLOCK = 64
 TEXTS = [
@@ -50,7 +56,7 @@ def stream_of(folder: Path, manifest: Manifest) -> list[int]:
     ids: list[int] = []
     for entry in manifest.shards:
         data = (folder / entry.name).read_bytes()
-        for row in read_index(folder, entry, manifest.dtype):
+        for row in np.load(folder / index_name(entry.name)):
             payload = data[row[OFFSET] : row[OFFSET] + row[TOKENS] * np.dtype(manifest.dtype).itemsize]
             block = np.frombuffer(payload, manifest.dtype).tolist()
             assert not ids or ids[-1] == block[0]
@@ -78,7 +84,7 @@ def test_every_document_comes_back_from_the_shards(tokenizer: Path, corpus: Path
     out = tmp_path / "deep" / "shards"
     manifest = encode_corpus(tokenizer, [corpus], out, workers=1, block_tokens=BLOCK, shard_bytes=20 * BLOCK)
     assert manifest == read_manifest(out)
-    check_shards(out, manifest)
+    Source("a", SourceConfig(str(out)), BLOCK).check_shards()
     sp = load_tokenizer(tokenizer)
     decoded = [sp.decode(document) for document in documents_of(out, manifest)]
     assert sorted(decoded) == sorted(TEXTS)
@@ -94,7 +100,7 @@ def test_every_document_comes_back_from_the_shards(tokenizer: Path, corpus: Path
 def test_bytes_do_not_depend_on_the_workers_and_follow_the_seed(
     tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "BATCH_BYTES", 500)  # many batches, so that order can go wrong
+    monkeypatch.setattr(encoder, "BATCH_BYTES", 500)  # many batches, so that order can go wrong
 
     def run(workers: int, seed: int = 0) -> dict[str, bytes]:
         out = tmp_path / f"{workers}-{seed}"
@@ -109,23 +115,23 @@ def test_bytes_do_not_depend_on_the_workers_and_follow_the_seed(
 
 
 def test_ids_are_those_of_sentencepiece(tokenizer: Path) -> None:
-    encoder = Encoder(tokenizer, "text")
-    assert encoder.cuttable
+    encoding = Encoder(tokenizer, "text")
+    assert encoding.cuttable
     generator = random.Random(0)
     alphabet = [" ", "  ", "\u2581", "\n", "\t", "word3", "document", ":", "漢", "<s>", "x" * 40]
     for _ in range(300):
         text = "".join(generator.choices(alphabet, k=30))
-        assert encoder.encode_text(text) == encoder.model.encode(text)
-    encoder.cuttable = False
-    assert encoder.encode_text("a b") == encoder.model.encode("a b")
+        assert encoding.encode_text(text) == encoding.model.encode(text)
+    encoding.cuttable = False
+    assert encoding.encode_text("a b") == encoding.model.encode("a b")
 
 
 def test_the_memory_of_words_is_bounded(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "REMEMBERED_WORDS", 5)
-    encoder = Encoder(tokenizer, "text")
+    monkeypatch.setattr(encoder, "REMEMBERED_WORDS", 5)
+    encoding = Encoder(tokenizer, "text")
     text = "y" * 50 + " " + " ".join(f"w{i}" for i in range(50))
-    assert encoder.encode_text(text) == encoder.model.encode(text)
-    assert encoder._ids_of_word.keys() == {" w0", " w1", " w2", " w3", " w4"}
+    assert encoding.encode_text(text) == encoding.model.encode(text)
+    assert encoding._ids_of_word.keys() == {" w0", " w1", " w2", " w3", " w4"}
 
 
 def test_a_large_vocabulary_is_stored_in_four_bytes(
@@ -146,8 +152,9 @@ def test_a_large_vocabulary_is_stored_in_four_bytes(
         def encode(self, text: str) -> list[int]:
             return [token + 66_000 for token in self.inner.encode(text)]
 
-    monkeypatch.setattr(encode, "load_tokenizer", Padded)
-    monkeypatch.setattr(encode, "can_cut", lambda model: True)
+    for module in (encode, encoder):
+        monkeypatch.setattr(module, "load_tokenizer", Padded)
+    monkeypatch.setattr(encoder, "can_cut", lambda model: True)
     manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1)
     assert manifest.dtype == "<u4"
     sp = load_tokenizer(tokenizer)
@@ -253,7 +260,7 @@ def test_a_failed_overwrite_leaves_no_manifest_for_shards_that_are_gone(
 def test_progress_reports_each_batch(
     tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "BATCH_BYTES", 1_000)
+    monkeypatch.setattr(encoder, "BATCH_BYTES", 1_000)
     seen: list[Progress] = []
     manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, progress=seen.append)
     assert len(seen) > 3
@@ -268,7 +275,7 @@ def die_on_call(batch: list[Document]) -> None:
 def test_a_killed_worker_is_an_error_and_not_a_hang(
     tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encode, "_encode_in_worker", die_on_call)
+    monkeypatch.setattr(encoder, "_encode_in_worker", die_on_call)
     with pytest.raises(PretrainError, match="one of the 2 encoding processes died"):
         encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=2)
     assert not (tmp_path / "out" / "manifest.json").exists()
@@ -299,6 +306,109 @@ def test_the_command_encodes_and_errors_propagate(tokenizer: Path, corpus: Path,
     again = CliRunner().invoke(cli, arguments)
     assert isinstance(again.exception, DataError)
     assert CliRunner().invoke(cli, [*arguments, "--overwrite"]).exit_code == 0
+
+
+def pieces_of(tokens: np.ndarray, eos: int, pad: int) -> list[tuple[int, ...]]:
+    """Sequences (n, seq_len) cut after every eos, padding taken off."""
+    pieces: list[list[int]] = []
+    for row in tokens.tolist():
+        pieces.append([])
+        for token in row:
+            pieces[-1] += [token] * (token != pad)
+            if token == eos:
+                pieces.append([])
+    return sorted(tuple(piece) for piece in pieces if piece)
+
+
+@pytest.mark.parametrize("seq_len", [16, 64])
+def test_bins_hold_every_document_and_the_counts_are_those_of_training(
+    tokenizer: Path, corpus: Path, tmp_path: Path, seq_len: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(write_bins, "WINDOW_TOKENS", 1_000)
+    options = {"layout": "packed", "seq_len": seq_len, "block_tokens": BLOCK, "shard_bytes": 20 * BLOCK}
+    manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, **options)
+    assert manifest == read_manifest(tmp_path / "out")
+    assert (manifest.layout, manifest.packed_seq_len, manifest.pad_id) == ("packed", seq_len, 3)
+    sp = load_tokenizer(tokenizer)
+    documents = [[sp.bos_id(), *sp.encode(text), sp.eos_id()] for text in TEXTS]
+    expected = [tuple(ids[i : i + seq_len]) for ids in documents for i in range(0, len(ids), seq_len)]
+    source = Source("a", SourceConfig(str(tmp_path / "out")), seq_len)
+    tokens = np.empty((len(source), seq_len + 1), np.int64)
+    source.read(np.arange(len(source)), tokens)
+    assert pieces_of(tokens[:, :-1], sp.eos_id(), sp.pad_id()) == sorted(expected)
+    assert manifest.documents == len(TEXTS)
+    assert manifest.documents_cut == sum(len(ids) > seq_len for ids in documents) > 0
+    stage = split_targets([source])
+    (item,) = stage(iter([{"tokens": tokens, "source": np.zeros(len(source), np.int64)}]))
+    assert manifest.tokens == (item["targets"] != IGNORE).sum()
+    assert source.bytes_per_token == sum(len(text.encode()) for text in TEXTS) / manifest.tokens
+
+
+def test_packed_bytes_do_not_depend_on_the_workers(
+    tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder, "BATCH_BYTES", 500)
+    monkeypatch.setattr(write_bins, "WINDOW_TOKENS", 700)
+    outputs = []
+    for workers in (1, 2):
+        out = tmp_path / str(workers)
+        encode_corpus(tokenizer, [corpus], out, workers=workers, layout="packed", seq_len=32, block_tokens=BLOCK)
+        outputs.append(files_of(out))
+    assert outputs[0] == outputs[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"pad_id": -1}, "has no padding id"),
+        ({"pad_id": -1, "pad_piece": "</s>"}, "pads with id 2, which also marks the documents"),
+    ],
+)
+def test_a_tokenizer_that_cannot_pad_writes_streams_only(
+    corpus: Path, tmp_path: Path, settings: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in settings.items():
+        monkeypatch.setitem(SETTINGS, name, value)
+    path = tmp_path / "tokenizer.model"
+    path.write_bytes(train_model(TEXTS * 2, 350))
+    with pytest.raises(DataError, match=message) as caught:
+        encode_corpus(path, [corpus], tmp_path / "out", workers=1, layout="packed", seq_len=128)
+    assert "--layout stream" in str(caught.value)
+    assert not (tmp_path / "out").exists()
+    assert encode_corpus(path, [corpus], tmp_path / "out", workers=1).layout == "stream"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--layout", "packed"], "hint: --seq-len with the data.seq_len of the training"),
+        (["--seq-len", "128"], "hint: leave --seq-len out, or add --layout packed"),
+        (["--layout", "packed", "--seq-len", "1000"], "hint: --seq-len 1024"),
+        (["--layout", "packed", "--seq-len", "1"], "--seq-len"),
+        (["--layout", "sorted"], "--layout"),
+    ],
+)
+def test_layout_options_that_make_no_sense_end_with_2(
+    tokenizer: Path, corpus: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    paths = ["--tokenizer", tokenizer, "--input", corpus, "--output", tmp_path / "out"]
+    done = pretrain("tokenizer", "encode", *paths, *options)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_packs_and_says_how_well(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
+    arguments = ["encode", "--tokenizer", str(tokenizer), "--input", str(corpus), "--output", str(tmp_path / "out")]
+    arguments += ["--workers", "1", "--layout", "packed", "--seq-len", "256"]
+    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
+    manifest = read_manifest(tmp_path / "out")
+    rows = {line[:15].strip(): line[15:].strip() for line in result.output.splitlines()}
+    ids = np.array(stream_of(tmp_path / "out", manifest))
+    assert rows["sequences"] == f"{len(ids) // 256:,} of 256"
+    assert rows["filled"] == f"{(ids != 3).mean():.2%}, {(ids == 3).sum():,} padding"
+    assert rows["documents cut"] == f"{manifest.documents_cut}, {manifest.documents_cut / len(TEXTS):.1%}"
 
 
 def test_help_needs_no_heavy_import_and_encoding_no_torch_in_workers() -> None:

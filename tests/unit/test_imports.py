@@ -81,7 +81,22 @@ def test_planning_on_a_login_node_needs_only_omegaconf(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", [f"pretrain.data.{name}" for name in ("shards", "manifest", "order", "permute", "mixture", "source")]
+    "module",
+    [
+        f"pretrain.data.{name}"
+        for name in (
+            "shards",
+            "manifest",
+            "manifest_rules",
+            "shard_table",
+            "order",
+            "permute",
+            "mixture",
+            "source",
+            "blocks",
+            "memory",
+        )
+    ],
 )
 def test_the_order_and_the_shards_need_numpy_at_most(module: str) -> None:
     assert outside(module, ("numpy", "pretrain.config", "pretrain.errors", "pretrain.data")) == set()
@@ -108,7 +123,7 @@ def test_converting_needs_no_process_group(module: str) -> None:
 
 @pytest.mark.parametrize("module", modules("tokenizer.*"))
 def test_the_tokenizer_sees_little_of_the_trainer_and_never_torch(module: str) -> None:
-    allowed = ("errors", "config", "planning", "data.shards", "data.manifest")
+    allowed = ("errors", "config", "planning", "data.shards", "data.shard_table", "data.manifest")
     seen = {name for name in imports(module) if within(name, "pretrain")}
     assert {name for name in seen if not any(within(name, f"pretrain.{a}") for a in allowed)} == set()
     assert not any(within(name, heavy) for name in imports(module) for heavy in ("torch", "deepspeed", "launch"))

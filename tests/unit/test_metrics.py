@@ -1,6 +1,7 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -17,8 +18,17 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def values(step: int, loss: float = 2.0) -> dict[str, float]:
-    return {"step": step, "loss": loss, "grad_norm": 1.0, "lr": 1e-3, "tokens_per_second": 9.0, "epoch": 0.1}
+def values(step: int, loss: float = 2.0) -> dict[str, Any]:
+    sources = {"web": {"tokens": 64 * step, "epochs": 0.1 * step}}
+    return {
+        "step": step,
+        "loss": loss,
+        "grad_norm": 1.0,
+        "lr": 1e-3,
+        "tokens_per_second": 9.0,
+        "epoch": 0.1,
+        "sources": sources,
+    }
 
 
 def write_steps(folder: RunFolder, steps: range, resumed_step: int = 0) -> None:
@@ -57,6 +67,16 @@ def test_numbers_keep_every_bit(tmp_path: Path, number: float) -> None:
     (line,) = read_lines(folder.metrics)
     assert line["loss"] == number
     assert math.copysign(1, line["loss"]) == math.copysign(1, number)
+
+
+def test_the_audit_is_rewound_with_the_metrics(folder: RunFolder) -> None:
+    for resumed, steps in ((0, range(1, 8)), (4, range(5, 6))):
+        writer = MetricsWriter(folder, resumed_step=resumed, tensorboard=False)
+        for step in steps:
+            writer.audit({"step": step, "digest": "0"})
+        writer.close()
+    assert steps_in(folder.audit) == [1, 2, 3, 4, 5]
+    assert replaced(folder) == ["replaced-001-audit.jsonl"]
 
 
 def test_resuming_goes_on_after_the_resumed_step(folder: RunFolder) -> None:
@@ -131,4 +151,5 @@ def test_tensorboard_gets_steps_and_evaluations(folder: RunFolder) -> None:
     board = EventAccumulator(str(folder.tensorboard)).Reload()
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [(1, 2.0), (2, 1.0)]
     assert [(event.step, event.value) for event in board.Scalars("valid/bits_per_byte")] == [(2, 0.25)]
+    assert [(event.step, event.value) for event in board.Scalars("data/tokens/web")] == [(1, 64.0), (2, 128.0)]
     assert "valid/step" not in board.Tags()["scalars"]

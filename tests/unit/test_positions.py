@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from pretrain.model.positions import frequencies, rotate, rotation, sinusoidal
+from pretrain.model.positions import frequencies, positions_in_documents, rotate, rotation, sinusoidal
 
 
 def turned(x: torch.Tensor, positions: list[int], theta: float = 1e4) -> torch.Tensor:
@@ -66,3 +66,19 @@ def test_sinusoids_follow_the_formula() -> None:
             angle = t / 10_000 ** (2 * i / D)
             assert found[t, 2 * i].item() == pytest.approx(math.sin(angle), abs=1e-5)
             assert found[t, 2 * i + 1].item() == pytest.approx(math.cos(angle), abs=1e-5)
+
+
+def test_rows_with_positions_of_their_own_are_turned_each_by_its_own() -> None:
+    positions = torch.tensor([[0, 1, 2, 3], [0, 0, 1, 9]])
+    x = torch.randn(2, 3, 4, 8)
+    turned_together = rotate(x, rotation(positions, 8, 1e4, torch.float32))
+    for row in range(2):
+        assert torch.equal(turned_together[row : row + 1], turned(x[row : row + 1], positions[row].tolist()))
+        assert torch.equal(sinusoidal(positions, 8)[row], sinusoidal(positions[row], 8))
+
+
+def test_positions_begin_at_zero_in_each_document() -> None:
+    documents = torch.tensor([[0, 0, 0, 0, 0], [0, 0, 1, 2, 2], [4, 5, 5, 5, 6]], dtype=torch.int32)
+    found = positions_in_documents(documents)
+    assert found.dtype == torch.int64
+    assert found.tolist() == [[0, 1, 2, 3, 4], [0, 1, 0, 0, 1], [0, 0, 1, 2, 0]]

@@ -59,7 +59,7 @@ def test_the_reference_names_every_key_once() -> None:
     expected = {
         key.replace("data.train.NAME", f"data.{part}.NAME") for key in known_keys() for part in ("train", "valid")
     }
-    assert set(rows) == expected | {"data.train", "data.valid"}
+    assert set(rows) == expected | {"data.train", "data.valid", "data.stages"}
     assert len(rows) == len(set(rows))
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.config.check import find_conflicts
-from pretrain.config.schema import Config, ScheduleConfig
-from pretrain.schedule import lr_fraction
+from pretrain.config.schema import BatchConfig, Config, ScheduleConfig
+from pretrain.schedule import batch_levels, batch_size, lr_fraction, samples_between
 
 
 def curve(schedule: ScheduleConfig) -> list[float]:
@@ -78,3 +78,42 @@ def test_steps_beyond_the_end_keep_the_last_value(schedule: ScheduleConfig, beyo
     assert lr_fraction(schedule.total_steps + beyond, schedule) == pytest.approx(
         schedule.final_lr_fraction if schedule.kind != "constant" else 1.0
     )
+
+
+# --- batch size -------------------------------------------------------------------------------------------------------
+
+
+@st.composite
+def batches(draw: st.DrawFn) -> BatchConfig:
+    growths, increment = draw(st.integers(1, 12)), draw(st.integers(1, 9))
+    start = draw(st.integers(1, 20))
+    return BatchConfig(
+        global_batch_size=start + growths * increment,
+        micro_batch_size=1,
+        ramp_start_size=start,
+        ramp_increment=increment,
+        ramp_steps=draw(st.integers(growths, 200)),
+    )
+
+
+@given(batches())
+def test_a_batch_grows_in_equal_steps_and_has_its_full_size_after_the_ramp(batch: BatchConfig) -> None:
+    sizes = [batch_size(step, batch) for step in range(batch.ramp_steps + 3)]
+    assert sizes[0] == batch.ramp_start_size
+    assert sizes[batch.ramp_steps :] == [batch.global_batch_size] * 3
+    assert sizes[batch.ramp_steps - 1] == batch.global_batch_size - batch.ramp_increment
+    assert {after - before for before, after in pairwise(sizes)} <= {0, batch.ramp_increment}
+    held = [sizes[: batch.ramp_steps].count(size) for _, size in batch_levels(batch)[:-1]]
+    assert max(held) - min(held) <= 1
+
+
+@given(batches(), st.integers(0, 250), st.integers(0, 250))
+def test_samples_are_the_sum_of_the_batches(batch: BatchConfig, first: int, steps: int) -> None:
+    assert samples_between(first, first + steps, batch) == sum(
+        batch_size(step, batch) for step in range(first, first + steps)
+    )
+
+
+def test_without_a_ramp_every_batch_is_full() -> None:
+    assert batch_levels(BatchConfig(32, 8)) == [(0, 32)]
+    assert samples_between(3, 10, BatchConfig(32, 8)) == 7 * 32

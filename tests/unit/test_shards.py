@@ -14,8 +14,10 @@ import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretrain.data.manifest import FORMAT, Manifest, ShardEntry
-from pretrain.data.shards import CRC32, DOCUMENTS, OFFSET, TOKENS, check_shards, index_name, read_index
+from pretrain.data.manifest import FORMAT, Manifest
+from pretrain.data.shard_table import ShardEntry, ShardTable
+from pretrain.data.shards import CRC32, DOCUMENTS, OFFSET, TOKENS, check_folder, index_name, read_index
+from pretrain.data.store import LocalStore
 from pretrain.errors import DataError
 from tokenizer.write_shards import ShardWriter, clear_output
 
@@ -49,7 +51,7 @@ def read_blocks(folder: Path, entries: tuple[ShardEntry, ...], dtype: str = "<u2
         data = (folder / entry.name).read_bytes()
         assert len(data) == entry.bytes
         assert hashlib.sha256(data).hexdigest() == entry.sha256
-        for offset, tokens, _, crc32 in read_index(folder, entry, dtype).tolist():
+        for offset, tokens, _, crc32 in read_index(LocalStore(folder), entry, dtype).tolist():
             payload = data[offset : offset + tokens * np.dtype(dtype).itemsize]
             assert zlib.crc32(payload) == crc32
             blocks.append(np.frombuffer(payload, dtype))
@@ -161,19 +163,19 @@ def manifest_of(entries: tuple[ShardEntry, ...]) -> Manifest:
         documents=sum(entry.documents for entry in entries),
         text_bytes=100,
         skipped={},
-        shards=entries,
+        shards=ShardTable.of(entries),
     )
 
 
 def test_check_shards_lists_every_problem(tmp_path: Path) -> None:
     entries = write(tmp_path, documents_of(150))
-    check_shards(tmp_path, manifest_of(entries))
+    check_folder(LocalStore(tmp_path), manifest_of(entries), thorough=True)
     (tmp_path / entries[0].name).unlink()
     with (tmp_path / entries[1].name).open("ab") as file:
         file.write(b"x")
     (tmp_path / index_name(entries[2].name)).unlink()
     with pytest.raises(DataError) as caught:
-        check_shards(tmp_path, manifest_of(entries))
+        check_folder(LocalStore(tmp_path), manifest_of(entries), thorough=True)
     for problem in ("3 files", "shard-000000.tar: missing", "shard-000001.tar: ", "shard-000002.idx.npy: missing"):
         assert problem in str(caught.value)
 
@@ -181,7 +183,7 @@ def test_check_shards_lists_every_problem(tmp_path: Path) -> None:
 @pytest.fixture
 def shard(tmp_path: Path) -> tuple[Path, ShardEntry, np.ndarray]:
     (entry,) = write(tmp_path, documents_of(3 * T + 1))
-    return tmp_path, entry, read_index(tmp_path, entry)
+    return tmp_path, entry, read_index(LocalStore(tmp_path), entry)
 
 
 @pytest.mark.parametrize(
@@ -207,16 +209,16 @@ def test_every_bad_index_row_is_refused(shard, row: int, column: int, value: int
     index[row, column] = value
     np.save(folder / index_name(entry.name), index)
     with pytest.raises(DataError, match=rule):
-        read_index(folder, entry)
+        read_index(LocalStore(folder), entry)
 
 
 def test_the_item_size_decides_whether_a_payload_fits(shard) -> None:
     folder, entry, index = shard
     index[2, OFFSET] = entry.bytes - 2 * (T + 1)
     np.save(folder / index_name(entry.name), index)
-    read_index(folder, entry, "<u2")
+    read_index(LocalStore(folder), entry, "<u2")
     with pytest.raises(DataError, match="must lie inside"):
-        read_index(folder, entry, "<u4")
+        read_index(LocalStore(folder), entry, "<u4")
 
 
 def test_files_that_are_no_index_are_refused(shard) -> None:
@@ -234,16 +236,16 @@ def test_files_that_are_no_index_are_refused(shard) -> None:
     for content in (b"", b"nonsense", good[:-1], good + b"x", good[:60], pickled.getvalue(), saved.getvalue()):
         path.write_bytes(content)
         with pytest.raises(DataError, match=r"shard-000000\.idx\.npy"):
-            read_index(folder, entry)
+            read_index(LocalStore(folder), entry)
     path.write_bytes(header_of_a_petabyte.getvalue())
     with pytest.raises(DataError, match="not an index of"):
-        read_index(folder, entry)
+        read_index(LocalStore(folder), entry)
     path.write_bytes(good)
     with pytest.raises(DataError, match="not an index of"):
-        read_index(folder, dataclasses.replace(entry, blocks=2))
+        read_index(LocalStore(folder), dataclasses.replace(entry, blocks=2))
     path.unlink()
-    with pytest.raises(DataError, match="no such index"):
-        read_index(folder, entry)
+    with pytest.raises(DataError, match="no such file"):
+        read_index(LocalStore(folder), entry)
 
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -257,7 +259,7 @@ def test_a_damaged_header_is_a_data_error_or_harmless(shard, position: int, valu
     damaged[position] = value
     path.write_bytes(damaged)
     try:
-        found = read_index(folder, entry)
+        found = read_index(LocalStore(folder), entry)
     except DataError:
         return
     assert (found == index).all()
@@ -266,3 +268,34 @@ def test_a_damaged_header_is_a_data_error_or_harmless(shard, position: int, valu
 def test_entries_are_plain_json(shard) -> None:
     _, entry, _ = shard
     assert ShardEntry(**json.loads(json.dumps(dataclasses.asdict(entry)))) == entry
+
+
+def test_an_index_larger_than_a_reader_holds_is_refused_before_it_is_read(shard) -> None:
+    folder, entry, _ = shard
+    with pytest.raises(DataError, match=r"1099511627776 blocks, and an index of more than 64 MiB is not read"):
+        read_index(LocalStore(folder), dataclasses.replace(entry, blocks=1 << 40))
+
+
+def test_only_the_last_block_of_a_shard_may_be_short(tmp_path: Path) -> None:
+    (entry,) = write(tmp_path, documents_of(2 * T + 5))
+    assert read_index(LocalStore(tmp_path), entry, block_tokens=T)[:, TOKENS].tolist() == [T + 1, T + 1, 5]
+    for other in (T - 1, T + 1):
+        with pytest.raises(DataError, match=rf"row 0 .*must have {other} tokens and one"):
+            read_index(LocalStore(tmp_path), entry, block_tokens=other)
+    index = np.load(tmp_path / index_name(entry.name))
+    index[1:, TOKENS] += [-1, 1]
+    np.save(tmp_path / index_name(entry.name), index)
+    read_index(LocalStore(tmp_path), entry)
+    with pytest.raises(DataError, match=r"row 1 .*and only the last of a shard fewer"):
+        read_index(LocalStore(tmp_path), entry, block_tokens=T)
+
+
+def test_a_folder_with_many_gaps_is_a_short_message(tmp_path: Path) -> None:
+    entries = write(tmp_path, documents_of(3_000))
+    for path in tmp_path.iterdir():
+        path.unlink()
+    with pytest.raises(DataError) as caught:
+        check_folder(LocalStore(tmp_path), manifest_of(entries), thorough=False)
+    assert f"{2 * len(entries)} files do not fit" in caught.value.message
+    assert f"and {2 * len(entries) - 20} more" in caught.value.message
+    assert len(caught.value.message.splitlines()) == 22

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -6,11 +7,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretrain.config.schema import SourceConfig
-from pretrain.data.manifest import read_manifest
-from pretrain.data.shards import OFFSET, read_index
+from pretrain.data.manifest import read_manifest, write_manifest
+from pretrain.data.shard_table import ShardTable, shard_name
+from pretrain.data.shards import OFFSET, index_name, read_index
 from pretrain.data.source import Source, open_sources
+from pretrain.data.store import LocalStore
 from pretrain.errors import DataError
 from tests.support.shards import write_corpus
+from tests.support.stores import memory_address_fixture as memory_address_fixture
+from tests.support.stores import no_waits_fixture as no_waits_fixture
+from tests.support.stores import upload
 
 T = 8
 
@@ -20,9 +26,9 @@ def open_source(folder: Path, seq_len: int = T, name: str = "web") -> Source:
 
 
 def read(source: Source, sequence: int) -> list[int]:
-    row = np.empty(source.seq_len + 1, np.int64)
-    source.read(sequence, row)
-    return row.tolist()
+    row = np.empty((1, source.seq_len + 1), np.int64)
+    source.read(np.array([sequence]), row)
+    return row[0].tolist()
 
 
 @pytest.mark.parametrize("tokens", [9, 10, 64, 65, 66, 72, 73, 193, 194, 1_000])
@@ -86,19 +92,107 @@ def test_a_corpus_shorter_than_one_sequence_is_refused(tmp_path: Path) -> None:
 def test_an_id_outside_the_vocabulary_is_never_passed_on(tmp_path: Path) -> None:
     write_corpus(tmp_path, 500)
     manifest = read_manifest(tmp_path)
-    offset = int(read_index(tmp_path, manifest.shards[0])[1, OFFSET])
+    offset = int(read_index(LocalStore(tmp_path), manifest.shards[0])[1, OFFSET])
     with (tmp_path / manifest.shards[0].name).open("r+b") as file:
         file.seek(offset + 2 * 11)
         file.write(np.array([1_000], "<u2").tobytes())
     source = open_source(tmp_path)
-    damaged = (64 + 11) // T
-    with pytest.raises(DataError, match=rf"sequence {damaged} holds id 1000, and the vocabulary has 1000"):
-        read(source, damaged)
-    read(source, damaged + 1)
+    for sequence in range(8, 16):  # the whole block is not to be trusted
+        with pytest.raises(DataError, match=r"shard-000000\.tar: block 1 at offset \d+: damaged"):
+            read(source, sequence)
+    read(source, 7)
+    read(source, 16)
+
+
+# --- many at once -----------------------------------------------------------------------------------------------------
+
+
+def test_rows_are_filled_where_they_are_wanted(tmp_path: Path) -> None:
+    stream = write_corpus(tmp_path, 1_000)
+    source, into = open_source(tmp_path), np.full((6, T + 1), -1)
+    source.read(np.array([100, 3, 57]), into, np.array([4, 0, 5]))
+    for row, sequence in ((4, 100), (0, 3), (5, 57)):
+        assert into[row].tolist() == stream[sequence * T : sequence * T + T + 1].tolist()
+    assert (into[[1, 2, 3]] == -1).all()
+    source.read(np.array([9, 9]), into)
+    assert into[0].tolist() == into[1].tolist() == stream[9 * T : 10 * T + 1].tolist()
+    source.read(np.array([], dtype=np.int64), into)
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.integers(0, 123), max_size=40))
+def test_any_batch_is_what_its_sequences_are(corpus_of_1000: tuple[Source, np.ndarray], sequences: list[int]) -> None:
+    source, stream = corpus_of_1000
+    into = np.zeros((len(sequences), T + 1), np.int64)
+    source.read(np.array(sequences, dtype=np.int64), into)
+    assert into.tolist() == [stream[n * T : n * T + T + 1].tolist() for n in sequences]
+
+
+@pytest.fixture(scope="module")
+def corpus_of_1000(tmp_path_factory: pytest.TempPathFactory) -> tuple[Source, np.ndarray]:
+    folder = tmp_path_factory.mktemp("corpus")
+    return (lambda stream: (open_source(folder), stream))(write_corpus(folder, 1_000))
+
+
+# --- opening ----------------------------------------------------------------------------------------------------------
+
+
+def test_opening_reads_the_manifest_with_its_table_and_nothing_else(tmp_path: Path) -> None:
+    stream = write_corpus(tmp_path, 1_000)
+    for path in tmp_path.iterdir():
+        if path.name not in ("manifest.json", "shards.npy", "shard-000003.tar", "shard-000003.idx.npy"):
+            path.unlink()
+    source = open_source(tmp_path)
+    assert len(source) == 999 // T
+    first = 3 * 3 * 64 // T
+    assert read(source, first) == stream[first * T : first * T + T + 1].tolist()
+    with pytest.raises(DataError, match=r"shard-000002\.tar: no such file"):
+        read(source, first - 1)
+
+
+def test_every_shard_may_end_with_a_part_of_a_block(tmp_path: Path) -> None:
+    """As shards of several writers do, each of which ended its own stream."""
+    streams = [write_corpus(tmp_path / str(part), tokens) for part, tokens in enumerate((140, 70, 300))]
+    parts = [read_manifest(tmp_path / str(part)) for part in range(3)]
+    entries = []
+    for part, manifest in enumerate(parts):
+        for shard in manifest.shards:
+            name = shard_name(len(entries))
+            for old, new in ((shard.name, name), (index_name(shard.name), index_name(name))):
+                (tmp_path / str(part) / old).rename(tmp_path / new)
+            entries.append(replace(shard, name=name))
+    totals = {field: sum(getattr(shard, field) for shard in entries) for field in ("tokens", "documents")}
+    write_manifest(tmp_path, replace(parts[0], shards=ShardTable.of(entries), **totals))
+    source = open_source(tmp_path)
+    expected = []
+    for stream, manifest in zip(streams, parts, strict=True):
+        start = 0
+        for shard in manifest.shards:
+            expected += [stream[start + n * T : start + n * T + T + 1].tolist() for n in range(shard.tokens // T)]
+            start += shard.tokens
+    assert [read(source, sequence) for sequence in range(len(source))] == expected
+    assert source.dropped_tokens == totals["tokens"] - len(expected) * T > 0
+
+
+def test_a_packed_corpus_is_read_with_the_length_it_was_packed_for(tmp_path: Path) -> None:
+    write_corpus(tmp_path, 64 * 10 + 1)
+    manifest = read_manifest(tmp_path)
+    # The rule of a packed manifest: each id is the first of its bin, padding, or a target.
+    packed = replace(manifest, layout="packed", packed_seq_len=16, pad_id=3, padding_tokens=1, tokens=600)
+    write_manifest(tmp_path, packed)
+    with pytest.raises(DataError, match=r"data\.seq_len=8, and source web .* was packed for sequences of 16") as caught:
+        open_source(tmp_path, 8)
+    assert "data.seq_len=16" in str(caught.value.hint)
+    source = open_source(tmp_path, 16)
+    assert (len(source), source.dropped_tokens) == (40, 0)
+
+
+# --- whether all shards are there -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("damage", ["gone", "short", "no index"])
-def test_a_damaged_folder_is_refused_when_it_is_opened(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("kind", ["local", "remote"])
+def test_a_listing_finds_what_is_missing(tmp_path: Path, memory_address: str, kind: str, damage: str) -> None:
     write_corpus(tmp_path, 500)
     tar = tmp_path / "shard-000001.tar"
     if damage == "gone":
@@ -107,8 +201,65 @@ def test_a_damaged_folder_is_refused_when_it_is_opened(tmp_path: Path, damage: s
         tar.write_bytes(tar.read_bytes()[:-1])
     else:
         (tmp_path / "shard-000001.idx.npy").unlink()
-    with pytest.raises(DataError, match=r"shard-000001"):
-        open_source(tmp_path)
+    upload(tmp_path, memory_address)
+    source = Source("web", SourceConfig(str(tmp_path) if kind == "local" else memory_address), T)
+    with pytest.raises(DataError, match=r"1 files do not fit the manifest:\n  - shard-000001"):
+        source.check_shards()
+
+
+def test_a_whole_folder_passes(tmp_path: Path, memory_address: str) -> None:
+    write_corpus(tmp_path, 500)
+    upload(tmp_path, memory_address)
+    for address in (str(tmp_path), memory_address):
+        Source("web", SourceConfig(address), T).check_shards()
+
+
+def test_of_very_many_files_on_a_disk_the_names_are_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path, 500)
+    monkeypatch.setattr("pretrain.data.source.MANY_SHARDS", 1)
+    tar = tmp_path / "shard-000001.tar"
+    tar.write_bytes(tar.read_bytes()[:-1])
+    source = open_source(tmp_path)
+    source.check_shards()
+    with pytest.raises(DataError, match=r"shard-000001\.tar: \d+ bytes, the manifest says"):
+        read(source, 3 * 8)
+    tar.unlink()
+    with pytest.raises(DataError, match=r"shard-000001\.tar: missing"):
+        source.check_shards()
+
+
+# --- object stores ----------------------------------------------------------------------------------------------------
+
+
+def test_a_store_is_read_as_a_folder_is(tmp_path: Path, memory_address: str) -> None:
+    write_corpus(tmp_path, 1_000)
+    upload(tmp_path, memory_address)
+    local, remote = open_source(tmp_path), Source("web", SourceConfig(memory_address), T)
+    assert local.ordered() == remote.ordered()
+    assert (local.memory is None, remote.memory is None) == (True, False)
+    assert (local.folder, remote.folder) == (str(tmp_path), memory_address)
+    everything = np.arange(len(local))
+    a, b = np.zeros((2, len(local), T + 1), np.int64)
+    local.read(everything, a)
+    remote.read(everything, b)
+    assert (a == b).all()
+    assert [local.place(n) for n in (0, 50, 120)] == [remote.place(n) for n in (0, 50, 120)]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\xff"])
+@pytest.mark.parametrize("name", ["manifest.json", "shards.npy"])
+def test_a_store_without_a_whole_manifest_is_refused(
+    memory_address: str, name: str, content: bytes | None, no_waits: None, tmp_path: Path
+) -> None:
+    write_corpus(tmp_path, 100)
+    if content is None:
+        (tmp_path / name).unlink()
+    else:
+        (tmp_path / name).write_bytes(content)
+    upload(tmp_path, memory_address)
+    with pytest.raises(DataError, match=name) as caught:
+        Source("web", SourceConfig(memory_address), T)
+    assert caught.value.hint
 
 
 def test_sources_come_by_name_whatever_the_file_says(tmp_path: Path) -> None:

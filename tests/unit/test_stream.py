@@ -7,12 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import webdataset
 
-from pretrain.config.schema import SourceConfig
-from pretrain.data.order import Order
+from pretrain.config.schema import BatchConfig, DataConfig, SourceConfig
+from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source
-from pretrain.data.stream import Item, RankBatches, build_stream, prefetch, split_targets
+from pretrain.data.stream import Item, Position, build_stream, prefetch, split_targets
 from pretrain.errors import DataError
+from pretrain.loss import IGNORE
+from pretrain.world import World
 from tests.support.shards import write_corpus
 
 T = 8
@@ -27,27 +30,34 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> list[Source]:
 
 
 def order_over(sources: list[Source]) -> Order:
-    return Order([source.ordered() for source in sources], seq_len=T, seed=3, lanes=4, span=2)
+    stages = [Stage(0, {source.name: 1.0 for source in sources})]
+    return Order([source.ordered() for source in sources], stages, seq_len=T, seed=3, lanes=4, span=2)
 
 
-def items(
-    sources: list[Source], count: int, *, rank: int = 0, world_size: int = 1, start: int = 0, prefetch_batches: int = 0
-) -> list[Item]:
-    batches = RankBatches(global_batch_size=8, micro_batch_size=2, rank=rank, world_size=world_size)
-    stream = build_stream(order_over(sources), sources, batches, start=start, prefetch_batches=prefetch_batches)
-    return list(islice(iter(stream), count))
+BATCH = BatchConfig(global_batch_size=8, micro_batch_size=2)
+
+
+def stream_of(
+    sources: list[Source], *, rank: int = 0, world_size: int = 1, step: int = 0, **data: object
+) -> webdataset.DataPipeline:
+    config = DataConfig(**{"prefetch_batches": 0, **data})  # type: ignore[arg-type]
+    return build_stream(order_over(sources), sources, BATCH, World(rank, world_size), Position(step, 8 * step), config)
+
+
+def items(sources: list[Source], count: int, **options: object) -> list[Item]:
+    return list(islice(iter(stream_of(sources, **options)), count))  # type: ignore[arg-type]
 
 
 def test_each_micro_batch_holds_the_sequences_that_the_order_names(sources: list[Source]) -> None:
-    order, row = order_over(sources), np.empty(T + 1, np.int64)
+    order, row = order_over(sources), np.empty((1, T + 1), np.int64)
     for number, item in enumerate(items(sources, 300)):  # beyond one planned stretch of 64 steps of 4 micro-batches
         assert item["samples"].tolist() == [2 * number, 2 * number + 1]
         expected = order(item["samples"])
         for place in range(2):
             assert item["source"][place] == expected.source[place]
             assert item["epoch"][place] == expected.epoch[place]
-            sources[expected.source[place]].read(int(expected.sequence[place]), row)
-            assert item["tokens"][place].tolist() == row.tolist()
+            sources[expected.source[place]].read(expected.sequence[place : place + 1], row)
+            assert item["tokens"][place].tolist() == row[0].tolist()
 
 
 def test_targets_are_the_inputs_one_place_on(sources: list[Source]) -> None:
@@ -56,8 +66,6 @@ def test_targets_are_the_inputs_one_place_on(sources: list[Source]) -> None:
         assert item["inputs"].dtype == item["targets"].dtype == torch.int64
         assert torch.equal(item["inputs"][:, 1:], item["targets"][:, :-1])
         assert item["targets"][:, -1].tolist() == item["tokens"][:, -1].tolist()
-        assert item["inputs"].is_contiguous()
-        assert item["targets"].is_contiguous()
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
@@ -77,7 +85,7 @@ def test_ranks_together_read_each_global_batch_once(sources: list[Source], world
 @pytest.mark.parametrize("prefetch_batches", [0, 3])
 def test_starting_in_the_middle_gives_what_follows_there(sources: list[Source], prefetch_batches: int) -> None:
     whole = items(sources, 24)
-    later = items(sources, 12, start=8 * 3, prefetch_batches=prefetch_batches)
+    later = items(sources, 12, step=3, prefetch_batches=prefetch_batches)
     for expected, found in zip(whole[12:], later, strict=True):
         assert torch.equal(expected["inputs"], found["inputs"])
 
@@ -87,8 +95,7 @@ def test_a_stage_can_be_added(sources: list[Source]) -> None:
         for number, item in enumerate(items):
             yield {**item, "number": number}
 
-    batches = RankBatches(global_batch_size=8, micro_batch_size=2, rank=0, world_size=1)
-    stream = build_stream(order_over(sources), sources, batches, start=0, prefetch_batches=0)
+    stream = stream_of(sources)
     stream.append(count)
     assert [item["number"] for item in islice(iter(stream), 3)] == [0, 1, 2]
 
@@ -140,8 +147,7 @@ def test_without_depth_there_is_no_thread() -> None:
 
 @pytest.mark.parametrize("taken", [1, 5])
 def test_the_thread_ends_when_the_consumer_stops_early(sources: list[Source], taken: int) -> None:
-    batches = RankBatches(global_batch_size=8, micro_batch_size=2, rank=0, world_size=1)
-    stream = iter(build_stream(order_over(sources), sources, batches, start=0, prefetch_batches=2))
+    stream = iter(stream_of(sources, prefetch_batches=2))
     assert len(list(islice(stream, taken))) == taken
     assert len(prefetch_threads()) == 1
     stream.close()
@@ -170,13 +176,49 @@ def test_an_error_while_reading_surfaces_after_the_items_before_it() -> None:
 
 def test_a_damaged_shard_surfaces_through_the_whole_stream(tmp_path: Path) -> None:
     write_corpus(tmp_path, 200)
-    source = Source("a", SourceConfig(str(tmp_path)), T)
-    source.manifest = source.manifest.__class__(**{**vars(source.manifest), "vocab_size": 100})
-    with pytest.raises(DataError, match="the vocabulary has 100"):
-        items([source], 50, prefetch_batches=2)
+    shard = tmp_path / "shard-000000.tar"
+    data = bytearray(shard.read_bytes())
+    data[data.index(np.arange(20, 30, dtype="<u2").tobytes())] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(DataError, match=r"shard-000000\.tar"):
+        items([Source("a", SourceConfig(str(tmp_path)), T)], 50, prefetch_batches=2)
     wait_for_no_thread()
 
 
-def test_split_targets_of_a_single_token_sequence() -> None:
-    (item,) = split_targets(iter([{"tokens": np.array([[5, 6], [7, 8]])}]))
-    assert (item["inputs"].tolist(), item["targets"].tolist()) == ([[5], [7]], [[6], [8]])
+# --- targets ----------------------------------------------------------------------------------------------------------
+
+
+class Packed:
+    """What `split_targets` asks of a source."""
+
+    def __init__(self, layout: str) -> None:
+        self.manifest = self
+        self.layout, self.pad_id, self.eos_id = layout, 9 if layout == "packed" else -1, 2
+
+
+def test_padding_of_a_packed_source_is_no_target_and_nothing_is_expected_after_it() -> None:
+    tokens = np.array([[1, 5, 2, 9, 9, 1], [1, 5, 2, 9, 9, 1]])
+    item = {"tokens": tokens, "source": np.array([0, 1])}
+    (found,) = split_targets([Packed("packed"), Packed("stream")])(iter([item]))  # type: ignore[list-item]
+    assert found["targets"].tolist() == [[5, 2, IGNORE, IGNORE, IGNORE], [5, 2, 9, 9, 1]]
+    assert found["inputs"].tolist() == tokens[:, :-1].tolist()
+
+
+def test_the_target_of_a_full_row_of_a_packed_source_belongs_to_another_row() -> None:
+    item = {"tokens": np.array([[1, 5, 6, 7]]), "source": np.array([0])}
+    (found,) = split_targets([Packed("packed")])(iter([item]))  # type: ignore[list-item]
+    assert found["targets"].tolist() == [[5, 6, IGNORE]]
+
+
+def test_documents_are_marked_where_asked_for(sources: list[Source]) -> None:
+    (found,) = items(sources, 1, document_mask=True)
+    ends = (found["inputs"] == sources[0].manifest.eos_id).cumsum(-1)
+    assert found["documents"].shape == found["inputs"].shape
+    assert torch.equal(found["documents"][:, 1:].long(), ends[:, :-1])
+    assert "documents" not in items(sources, 1)[0]
+
+
+def test_split_targets_of_a_single_token_sequence(sources: list[Source]) -> None:
+    item = {"tokens": np.array([[5, 6], [7, 8]]), "source": np.array([0, 1])}
+    (found,) = split_targets(sources)(iter([item]))
+    assert (found["inputs"].tolist(), found["targets"].tolist()) == ([[5], [7]], [[6], [8]])

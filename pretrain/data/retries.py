@@ -1,0 +1,95 @@
+"""Asking again: every request to a store goes through `insist`, which ends with a result or with one error."""
+
+import queue
+import random
+import threading
+import time
+from collections.abc import Callable
+from typing import TypeVar, cast
+
+from pretrain.errors import DataError
+
+FIRST_WAIT_S = 0.25  # doubled after each try
+LONGEST_WAIT_S = 20.0
+
+PERMANENT_STATUS = (400, 401, 403, 404, 405, 410, 416, 501)
+# By name: the packages that define them are optional.
+PERMANENT_NAMES = (
+    "ClientAuthenticationError",  # azure
+    "DefaultCredentialsError",  # google
+    "InvalidRegionError",  # botocore, like the rest
+    "NoCredentialsError",
+    "ParamValidationError",
+    "PartialCredentialsError",
+    "ProfileNotFound",
+)
+
+T = TypeVar("T")
+
+
+class Settled(Exception):  # noqa: N818 - an answer, and not a failure
+    """Raised by what is tried: `error` is the answer, and another try would not change it."""
+
+    def __init__(self, error: DataError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+def insist(once: Callable[[], T], *, what: str, attempts: int, timeout_s: float, hint: str) -> T:
+    """The result of `once`, tried up to `attempts` times of at most `timeout_s` seconds each, with growing waits between.
+
+    Whatever `once` raises counts as a failed try; what would fail again, such as a missing file or a refused permission, ends
+    it at once. Raises one DataError that says `what` failed, how often, and the last reason, which is its cause. A try that
+    takes too long is left to itself in its thread: `once` must not have effects that a second run would hurt.
+    """
+    last: Exception | None = None
+    for number in range(attempts):
+        if number:
+            wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (number - 1))
+            time.sleep(wait * random.uniform(0.5, 1.0))  # ranks that failed together do not come back together
+        try:
+            return _within(timeout_s, once)
+        except Settled as answer:
+            raise answer.error from None
+        except Exception as error:
+            if is_permanent(error):
+                raise DataError(f"{what}: {describe(error)}", hint=hint) from error
+            last = error
+    said = "" if last is None else describe(last)
+    raise DataError(f"{what}: no success in {attempts} tries; the last: {said}", hint=hint) from last
+
+
+def is_permanent(error: BaseException) -> bool:
+    """Whether another try would fail the same way."""
+    if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | ImportError):
+        return True
+    status = error.status if hasattr(error, "status") else getattr(error, "code", None)  # aiohttp, gcsfs
+    return status in PERMANENT_STATUS or type(error).__name__ in PERMANENT_NAMES
+
+
+def describe(error: BaseException) -> str:
+    """One line for a message: what kind of error, and what it says."""
+    if isinstance(error, DataError):
+        return error.message
+    said = " ".join(str(error).split())[:300]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _within(timeout_s: float, once: Callable[[], T]) -> T:
+    """Run `once` in a thread of its own, because nothing else can leave a call that hangs. Raises TimeoutError."""
+    answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answer.put((once(), None))
+        except BaseException as error:
+            answer.put((None, error))
+
+    threading.Thread(target=run, name="store-request", daemon=True).start()
+    try:
+        value, error = answer.get(timeout=timeout_s)
+    except queue.Empty:
+        raise TimeoutError(f"no answer within {timeout_s:g} s") from None
+    if error is not None:
+        raise error
+    return cast(T, value)
