@@ -143,6 +143,8 @@ def test_a_failed_write_leaves_no_open_file_and_leftovers_are_cleared(tmp_path: 
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"shard-000000.tar", "shard-000000.idx.npy", "shard-000001.tar", "shard-000001.idx.npy"}
     (tmp_path / "notes.txt").write_text("the user's own")
+    for name in ("manifest.json", "shards.npy", "shards.npy.tmp", "manifest.json.tmp"):
+        (tmp_path / name).write_text("ours")
     clear_output(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
