@@ -90,6 +90,27 @@ def test_the_table_is_in_place_before_the_manifest(tmp_path: Path) -> None:
     assert (tmp_path / "shards.npy").read_bytes() == table_file(MANIFEST.shards)
 
 
+def test_each_file_is_on_the_disk_before_it_gets_its_name_and_the_table_before_the_manifest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[tuple[str, set[str]]] = []
+    fsync = os.fsync
+
+    def record(descriptor: int) -> None:
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
+        synced.append((path.name, {name.name for name in tmp_path.iterdir()}))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", record)
+    write_manifest(tmp_path, MANIFEST)
+    assert synced == [
+        ("shards.npy.tmp", {"shards.npy.tmp"}),
+        (tmp_path.name, {"shards.npy"}),
+        ("manifest.json.tmp", {"shards.npy", "manifest.json.tmp"}),
+        (tmp_path.name, {"shards.npy", "manifest.json"}),
+    ]
+
+
 def test_a_killed_replacement_is_no_mixture_of_two_corpora(tmp_path: Path) -> None:
     write_manifest(tmp_path, PACKED)
     others = ShardTable.of(dataclasses.replace(entry, sha256="d" * 64) for entry in PACKED.shards)
