@@ -137,4 +137,4 @@ def test_without_the_mask_the_losses_are_others(
 ) -> None:
     train(config, 2, f"run.dir={tmp_path}", "data.document_mask=false")
     found = {line["step"]: line["loss"] for line in read_lines(tmp_path / "metrics.jsonl")}
-    assert min(abs(found[step] - expected[0][step][0]) for step in found) > 1e-4
+    assert max(abs(found[step] - expected[0][step][0]) for step in found) > 1e-3  # the others are held to 1e-5
