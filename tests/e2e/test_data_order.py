@@ -112,8 +112,8 @@ def test_weights_may_change_from_here_on_but_not_what_has_been_read(config: Path
 
 def test_a_plan_that_reads_a_source_too_often_is_refused_before_it_starts(config: Path, tmp_path: Path) -> None:
     refused = pretrain(
-        "launch", "local", config, "--nproc", "2", f"run.dir={tmp_path}", *STAGE, "data.train.b.max_epochs=2"
+        "launch", "local", config, "--nproc", "2", f"run.dir={tmp_path}", *STAGE, "data.train.b.max_epochs=1.5"
     )
     assert refused.returncode == 2
-    assert "b: " in refused.stderr and "max_epochs=2 is reached after" in refused.stderr and "hint:" in refused.stderr
+    assert "b: " in refused.stderr and "max_epochs=1.5 is reached after" in refused.stderr and "hint:" in refused.stderr
     assert not (tmp_path / "metrics.jsonl").exists()
