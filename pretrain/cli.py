@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from pretrain import __version__
+from pretrain.checkpoint.cli import checkpoint
 from pretrain.config import load_config
 from pretrain.config.show import show_config
 from pretrain.data.cli import data
@@ -25,6 +26,7 @@ def cli() -> None:
 
 cli.add_command(tokenizer)
 cli.add_command(data)
+cli.add_command(checkpoint)
 data.add_command(index)
 
 

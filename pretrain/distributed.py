@@ -51,6 +51,15 @@ def end_group() -> None:
         dist.destroy_process_group()
 
 
+GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+
+
+def lost_peer(error: Exception) -> bool:
+    """Whether a collective failed because another process is gone: that one knows why, and may have ended in order."""
+    # gloo raises a plain RuntimeError, with what the system says of a socket whose other end is gone.
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in GONE)
+
+
 def barrier() -> None:
     """Wait for all ranks."""
     dist.barrier()

@@ -7,8 +7,8 @@ docs/decisions/0002-deepspeed.md, with the measurements.
 import logging
 import os
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -89,7 +89,15 @@ class Engine:
             for block in self.model.blocks:
                 block.forward = torch.compile(block.forward, dynamic=False, fullgraph=True)
 
-    def train_step(self, batches: Sequence[Batch], global_targets: int, lr: float) -> StepSums:
+    def train_step(
+        self,
+        batches: Sequence[Batch],
+        global_targets: int,
+        lr: float,
+        *,
+        around_forward: Callable[[], AbstractContextManager[None]] = nullcontext,
+        before_update: Callable[[], None] = lambda: None,
+    ) -> StepSums:
         """One optimizer step over this rank's micro-batches.
 
         `global_targets` is the number of targets of all ranks together: the loss is a mean over these, not a mean of
@@ -104,13 +112,16 @@ class Engine:
         self.deepspeed.train()
         for index, batch in enumerate(batches):
             self.deepspeed.set_gradient_accumulation_boundary(index == len(batches) - 1)
-            sums = self._loss(batch)
+            with around_forward():
+                sums = self._loss(batch)
             self.deepspeed.backward(sums.total * scale)
             cross_entropy += sums.cross_entropy.detach()
             z_squared += sums.z_squared.detach()
             if self.stage == 0 and index == len(batches) - 1:
                 # After the last backward the gradients are averaged over ranks and not yet clipped.
                 grad_norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters()]))
+            if index == len(batches) - 1:
+                before_update()
             self.deepspeed.step()
         if self.stage > 0:
             grad_norm = float(self.deepspeed.get_global_grad_norm() or 0.0)
@@ -146,12 +157,26 @@ def import_deepspeed(device: torch.device) -> Any:
         import deepspeed.comm
         import deepspeed.ops
 
+        _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu":
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
     return deepspeed
+
+
+def _import_muon() -> None:
+    """DeepSpeed's optimizers import its Muon, which compiles a function when it is imported.
+
+    That costs a second of every start for a compiler that nobody has asked for; uncompiled, Muon computes the same.
+    """
+    compiler, torch.compile = torch.compile, lambda function: function
+    try:
+        with suppress(ModuleNotFoundError):  # it has moved: a second lost, nothing else
+            import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
+    finally:
+        torch.compile = compiler
 
 
 def _build_model(deepspeed: Any, config: Config, device: torch.device, options: dict[str, Any]) -> Decoder:

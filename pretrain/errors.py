@@ -8,7 +8,8 @@
     ├── TrainingError                3  training cannot go on (a loss that is not finite, …)
     └── ExportError                  4  an export did not prove itself and was not published
 
-An error says the value, the rule that it breaks, and what to do next (`hint`).
+An error says the value, the rule that it breaks, and what to do next (`hint`). A process that hangs is ended with 75, for
+which nothing is raised (watchdog.py).
 """
 
 from collections.abc import Sequence

@@ -26,6 +26,7 @@ class MetricsWriter:
         for path in (folder.metrics, folder.evaluations, folder.audit):
             keep_until(path, kept, folder.logs)
         self._audit_path = folder.audit
+        self._audit: IO[str] | None = None
         self._steps = folder.metrics.open("a")
         self._evaluations = folder.evaluations.open("a")
         self._board: Any = None
@@ -56,13 +57,16 @@ class MetricsWriter:
 
     def audit(self, values: dict[str, Any]) -> None:
         """What one step consumed."""
-        with self._audit_path.open("a") as file:
-            _append(file, values)
+        if self._audit is None:  # only a run with data.audit has the file
+            self._audit = self._audit_path.open("a")
+        _append(self._audit, values)
 
     def close(self) -> None:
         """Finish the files."""
         self._steps.close()
         self._evaluations.close()
+        if self._audit is not None:
+            self._audit.close()
         if self._board is not None:
             self._board.close()
 
@@ -76,14 +80,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_until(path: Path, step: int, logs: Path) -> None:
-    """Leave only lines up to `step`. What is taken away goes to logs/, numbered: those steps are about to be redone."""
+    """Leave only lines up to `step`. What is taken away goes to logs/, numbered: those steps are about to be redone.
+
+    What is kept goes into a new file in any case: an older attempt that still lives then writes on into the old one.
+    """
+    if not path.exists():
+        return
     lines = read_lines(path)
     kept = [line for line in lines if line["step"] <= step]
-    ends_whole = not path.exists() or path.stat().st_size == 0 or path.read_bytes().endswith(b"\n")
-    if len(kept) == len(lines) and ends_whole:
-        return
-    number = len(list(logs.glob(f"replaced-*-{path.name}"))) + 1
-    (logs / f"replaced-{number:03d}-{path.name}").write_bytes(path.read_bytes())
+    ends_whole = path.stat().st_size == 0 or path.read_bytes().endswith(b"\n")
+    if len(kept) != len(lines) or not ends_whole:
+        number = len(list(logs.glob(f"replaced-*-{path.name}"))) + 1
+        (logs / f"replaced-{number:03d}-{path.name}").write_bytes(path.read_bytes())
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     temporary.replace(path)

@@ -4,7 +4,7 @@ Every rank runs it, and `pretrain launch local` runs it before it starts any of 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.load import check_fits
+from pretrain.checkpoint.load import check_fits, check_state
+from pretrain.checkpoint.remote import check_upload
 from pretrain.config import Config, check_world
 from pretrain.data.manifest import fingerprint
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.schedule import samples_between
-from pretrain.state import RunFolder
+from pretrain.state import Jump, RunFolder
+
+Found = tuple[Path, dict[str, Any]] | None  # a checkpoint and its state
 
 
 @dataclass(frozen=True)
@@ -31,15 +34,17 @@ class Prepared:
     valid: list[Source]
     tokenizer: bytes | None
 
-    def order(self, resumed: dict[str, Any] | None = None) -> Order:
+    def order(self, resumed: dict[str, Any] | None = None, jumps: Sequence[Jump] = ()) -> Order:
         """The order over the training sources, for a run that goes on from the state of a checkpoint.
+
+        `jumps` are the samples that it jumps over.
 
         Raises DataError where it would read a source more often than its `max_epochs`.
         """
         data = self.config.data
         order = Order(
             [source.ordered() for source in self.train],
-            plan_stages(self.config, resumed),
+            plan_stages(self.config, resumed, jumps),
             seq_len=data.seq_len,
             seed=data.seed,
             lanes=data.lanes,
@@ -55,6 +60,7 @@ def prepare(config: Config, world_size: int, *, is_main: bool = True) -> Prepare
     One process of a run looks whether all shards are there: a thousand that list a folder are a burden for its store.
     """
     check_world(config, world_size)
+    check_upload(config)
     RunFolder(Path(config.run.dir)).check_free()
     prepared = open_data(config)
     # Sizes only: hashing is left to the one rank that then decides for all.
@@ -78,7 +84,7 @@ def open_data(config: Config) -> Prepared:
     return Prepared(config, train, valid, tokenizer)
 
 
-def plan_stages(config: Config, resumed: dict[str, Any] | None = None) -> list[Stage]:
+def plan_stages(config: Config, resumed: dict[str, Any] | None = None, jumps: Sequence[Jump] = ()) -> list[Stage]:
     """The stages of weights with the sample at which each starts.
 
     For a run that goes on, from where it stands: its batch may have been another until now, and stages that have begun
@@ -90,6 +96,8 @@ def plan_stages(config: Config, resumed: dict[str, Any] | None = None) -> list[S
     for stage in sorted(config.data.stages.values(), key=lambda stage: stage.start_step):
         if stage.start_step >= past["step"]:
             start = past["samples"] + samples_between(past["step"], stage.start_step, config.batch)
+            for jump in sorted(jumps):
+                start += jump.samples if past["samples"] <= jump.first < start else 0
         elif len(stages) < len(began):
             start = began[len(stages)]
         else:  # the past did not know it: whatever its start, the checkpoint will not fit
@@ -125,9 +133,15 @@ def _check_epochs(config: Config, order: Order, resumed: dict[str, Any] | None) 
 
 
 def find_resume(
-    prepared: Prepared, *, hashes: bool, skipped: Callable[[str], None]
-) -> tuple[Path, dict[str, Any]] | None:
+    prepared: Prepared,
+    *,
+    hashes: bool,
+    skipped: Callable[[str], None],
+    recover: Callable[[Callable[[str], None]], Found] | None = None,
+) -> Found:
     """The checkpoint to start from with its state, None for a start from scratch.
+
+    `recover` may bring one where the run has none. Without it and with `checkpoint.upload`, that is left open.
 
     Raises CheckpointError where `checkpoint.resume` forbids what is there, where nothing that is there verifies (a run must
     not start again silently), and where it does not fit the run.
@@ -142,13 +156,18 @@ def find_resume(
         )
     reasons: list[str] = []
     found = layout.find_newest(checkpoints, hashes=hashes, skipped=reasons.append)
-    if found is None and (steps or config.checkpoint.resume == "must"):
+    if found is None and recover is not None:
+        found = recover(reasons.append)
+    decided = recover is not None or config.checkpoint.upload is None
+    if found is None and decided and (reasons or config.checkpoint.resume == "must"):
         raise CheckpointError(
             "\n  - ".join(
-                [f"{checkpoints} holds no usable checkpoint" + (f" among {len(steps)}:" if steps else ""), *reasons]
+                [f"{checkpoints} holds no usable checkpoint" + (f" among {len(reasons)}:" if reasons else ""), *reasons]
             ),
-            hint="remove the damaged ones to start again" if steps else "checkpoint.resume=auto starts from scratch",
+            hint="remove the damaged ones to start again" if reasons else "checkpoint.resume=auto starts from scratch",
         )
+    if found is not None:
+        check_state(*found)
     order = prepared.order(None if found is None else found[1])
     if found is not None:
         check_fits(*found, config, order.description)

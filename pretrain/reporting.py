@@ -8,6 +8,19 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from pretrain.config.schema import Config
+from pretrain.planning import count_parameters, plan_batch
+
+
+def headline(config: Config, world_size: int, device: str, step: int) -> str:
+    """What is about to train, in one line."""
+    start = f"resumed at step {step}" if step else "from scratch"
+    return (
+        f"{config.run.dir}: {format_count(count_parameters(config.model))} parameters, ZeRO stage "
+        f"{config.engine.zero_stage}, {config.engine.precision}, {world_size} process{'es' if world_size > 1 else ''} on "
+        f"{device}, {format_count(plan_batch(config, world_size).tokens_per_step)} tokens a step, {start}"
+    )
+
 
 class Reporter:
     """Rank 0's voice. `step` is called at every step and decides by itself what to show."""

@@ -7,19 +7,34 @@ RUN/evaluations.jsonl          one line an evaluation
 RUN/audit.jsonl                with data.audit, one line a step: a digest of the sequences that it consumed
 RUN/tensorboard/               the same, for TensorBoard
 RUN/checkpoints/step-00000100/ complete checkpoints; checkpoint/layout.py
+RUN/weights/step-00000100/     the same with the weights alone, for evaluation
+RUN/attempt                    number of the newest start; an older one that still lives may not write any more
+RUN/jumps.json                 batches that were jumped over after a rollback
+RUN/heartbeats/                what each process is doing; heartbeat.py
 RUN/logs/                      what was printed, and metrics that a resume replaced
 """
 
 import fcntl
+import json
 import os
 import socket
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 from pretrain.errors import UserError
 
 STATUSES = ("running", "unfinished", "done", "failed")
+
+
+class Jump(NamedTuple):
+    """`samples` samples from `first` on are not read: something went wrong at `step`."""
+
+    first: int
+    samples: int
+    step: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -33,6 +48,14 @@ class Progress:
     def advanced(self, samples: int, tokens: int) -> "Progress":
         """After one more step."""
         return Progress(self.step + 1, self.samples + samples, self.tokens + tokens)
+
+    def jumped(self, jumps: Sequence[Jump]) -> "Progress":
+        """Behind whatever is to be jumped over from here."""
+        progress = self
+        for jump in sorted(jumps):
+            if jump.first == progress.samples:
+                progress = replace(progress, samples=jump.first + jump.samples)
+        return progress
 
     def to_json(self) -> dict[str, int]:
         """As plain values."""
@@ -79,6 +102,21 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """One folder a checkpoint."""
         return self.path / "checkpoints"
+
+    @property
+    def weights(self) -> Path:
+        """One folder a save of the weights alone."""
+        return self.path / "weights"
+
+    @property
+    def jumps(self) -> Path:
+        """What was jumped over."""
+        return self.path / "jumps.json"
+
+    @property
+    def heartbeats(self) -> Path:
+        """One file a process, while it lives."""
+        return self.path / "heartbeats"
 
     @property
     def logs(self) -> Path:
@@ -139,6 +177,39 @@ class RunFolder:
                 )
         return lock
 
+    def clean(self) -> None:
+        """Remove small files that a killed process had not finished. For whoever holds the lock."""
+        for leftover in self.path.glob(".*.tmp"):
+            leftover.unlink(missing_ok=True)
+
+    def attempt(self) -> int:
+        """The newest start of this run; 0 where it never started."""
+        try:
+            return int((self.path / "attempt").read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def begin_attempt(self) -> int:
+        """The number of this start. From now on, what an earlier one saves is not published."""
+        number = self.attempt() + 1
+        self._replace("attempt", f"{number}\n")
+        return number
+
+    def read_jumps(self) -> list[Jump]:
+        """What was jumped over until now. Raises UserError for a file that is not what `write_jumps` writes."""
+        try:
+            return [Jump(**entry) for entry in json.loads(self.jumps.read_text())]
+        except FileNotFoundError:
+            return []
+        except (ValueError, TypeError) as error:
+            raise UserError(
+                f"{self.jumps} is damaged: {error}", hint="remove it to read those batches again"
+            ) from error
+
+    def write_jumps(self, jumps: Sequence[Jump]) -> None:
+        """Before the batches are jumped over: a kill must not bring them back."""
+        self._replace(self.jumps.name, json.dumps([jump._asdict() for jump in jumps], indent=1) + "\n")
+
     def status(self) -> str | None:
         """The last status, None where the run never started."""
         try:
@@ -149,6 +220,13 @@ class RunFolder:
     def set_status(self, status: str) -> None:
         """Replace the status in one go, so that a reader never sees half a word."""
         assert status in STATUSES
-        temporary = self.path / ".status.tmp"
-        temporary.write_text(status + "\n")
-        temporary.replace(self.path / "status")
+        self._replace("status", status + "\n")
+
+    def _replace(self, name: str, text: str) -> None:
+        # Of this process: ranks that fail together each say so.
+        temporary = self.path / f".{name}-{socket.gethostname()}-{os.getpid()}.tmp"
+        with temporary.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(self.path / name)

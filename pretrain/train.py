@@ -4,20 +4,25 @@ Checks come first and need no torch; then the signal handlers; then the heavy im
 """
 
 import os
+import random
 import sys
 import traceback
 from collections.abc import Sequence
+from pathlib import Path
 from typing import NoReturn
 
 from pretrain.config import Config, load_config
 from pretrain.errors import PretrainError, UserError
 from pretrain.faults import StopRequest
 from pretrain.preflight import Prepared, prepare
+from pretrain.state import RunFolder
+from pretrain.watchdog import Watchdog
 from pretrain.world import World
 
 
-def train(config: Config, data: Prepared, world: World, stop: StopRequest) -> str:
+def train(config: Config, data: Prepared, world: World, stop: StopRequest, watchdog: Watchdog) -> str:
     """Run this process's part of a training. Returns the status that was left."""
+    import numpy as np
     import torch
 
     from pretrain.distributed import end_group, pick_device, start_group
@@ -26,13 +31,20 @@ def train(config: Config, data: Prepared, world: World, stop: StopRequest) -> st
     if device.type == "cpu" and config.engine.precision == "fp16":
         raise UserError("engine.precision=fp16 is not supported on CPU", hint="engine.precision=bf16")
     _configure_torch(config, world.local_size)
-    start_group(world, device)
+    # Longer than the watchdog waits: it says more than a timeout does.
+    start_group(world, device, timeout_minutes=max(45, 3 * config.guard.watchdog_s / 60))
 
     from pretrain.trainer import Trainer
 
-    torch.manual_seed(config.run.seed + world.rank)
-    trainer = Trainer(config, world, device, data, stop)
-    status = trainer.run()
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # what checkpoint/rng.py keeps
+        seed(config.run.seed + world.rank)
+    trainer = Trainer(config, world, device, data, stop, watchdog)
+    try:
+        status = trainer.run()
+    except PretrainError as error:
+        if error.everywhere:
+            end_group()  # or whoever leaves first breaks the collective in which the others learn of it
+        raise
     trainer.engine.close()
     end_group()
     return status
@@ -45,7 +57,10 @@ def _configure_torch(config: Config, local_size: int) -> None:
     torch.set_num_threads(config.engine.threads_per_process or max(1, cores // local_size))
     if config.run.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+        # What torch.use_deterministic_algorithms(True) does, without the compiler that it imports to set a flag there.
+        torch._C._set_deterministic_algorithms(True, warn_only=False)
+        if config.engine.compile:
+            torch.use_deterministic_algorithms(True)
         # Left on, every torch.empty is filled with NaN: DeepSpeed's gigabyte buckets made a step eight times as long.
         torch.utils.deterministic.fill_uninitialized_memory = False
 
@@ -65,8 +80,10 @@ def main(arguments: Sequence[str]) -> None:
         if rank == "0":
             print(f"error: {error}", file=sys.stderr)
         leave(error.exit_code)
+    stop.set_deadline(config.run.time_limit_minutes)
     try:
-        train(config, data, world, stop)
+        with Watchdog(config.guard.watchdog_s, RunFolder(Path(config.run.dir)), world) as watchdog:
+            train(config, data, world, stop, watchdog)
     except PretrainError as error:
         if rank == "0" or not error.everywhere:
             print(

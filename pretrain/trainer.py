@@ -1,98 +1,130 @@
 """The training loop.
 
-1. agree         one small all-reduce: targets of the global batch, and whether any rank wants to stop
+1. agree         one small all-reduce: targets of the global batch, who wants to stop, what became of a save
 2. train_step    forward and backward over this rank's micro-batches, clip, update          engine.py
-3. write down    metrics.jsonl, TensorBoard, the console                                    metrics.py, reporting.py
-4. sometimes     evaluate, save                                                             evaluate.py, checkpoint/
+3. judge         a loss that is not finite, or a spike: stop, or go back and jump over it   guards.py
+4. write down    metrics.jsonl, TensorBoard, the console                                    recorder.py
+5. sometimes     evaluate, save                                                             evaluate.py, checkpoint/
 """
 
 import math
 import time
-from contextlib import suppress
-from itertools import islice
+from collections import deque
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import IO, Any
 
 import torch
 
-from pretrain.audit import digest, sequence_sums
-from pretrain.checkpoint import layout
+from pretrain.attempt import Attempt
 from pretrain.checkpoint.load import load_checkpoint
-from pretrain.checkpoint.save import save_checkpoint
-from pretrain.config.load import save_config
+from pretrain.checkpoint.saver import Saver
 from pretrain.config.schema import Config
-from pretrain.data.order import Order
-from pretrain.data.stream import Position, build_stream
-from pretrain.distributed import from_main, sum_integers_over_ranks, sum_over_ranks
+from pretrain.distributed import lost_peer, sum_over_ranks
 from pretrain.engine import Batch, Engine
-from pretrain.errors import PretrainError, TrainingError
+from pretrain.errors import TrainingError
 from pretrain.evaluate import evaluate
 from pretrain.faults import StopRequest
+from pretrain.feed import Batches, Feed
+from pretrain.guards import Guard, fatal
 from pretrain.loss import IGNORE
-from pretrain.metrics import MetricsWriter
-from pretrain.planning import count_parameters, flops_per_token, plan_batch
-from pretrain.preflight import Prepared, find_resume
-from pretrain.reporting import Reporter, format_count
+from pretrain.planning import flops_per_token
+from pretrain.preflight import Found, Prepared
+from pretrain.recorder import Recorder
+from pretrain.replicas import compare_replicas
+from pretrain.reporting import headline
 from pretrain.schedule import batch_size, lr_fraction
-from pretrain.state import Progress, RunFolder
+from pretrain.state import Jump, Progress, RunFolder
+from pretrain.stragglers import Stragglers
+from pretrain.watchdog import Watchdog
 from pretrain.world import World
+
+
+class _StopAskedError(Exception):
+    """In the middle of an evaluation; on all ranks at once."""
 
 
 class Trainer:
     """One process of a run. The process group must be up."""
 
-    def __init__(self, config: Config, world: World, device: torch.device, data: Prepared, stop: StopRequest) -> None:
+    def __init__(
+        self,
+        config: Config,
+        world: World,
+        device: torch.device,
+        data: Prepared,
+        stop: StopRequest,
+        watchdog: Watchdog,
+    ) -> None:
         self.config, self.world, self.device, self.data, self.stop = config, world, device, data, stop
+        self.watchdog = watchdog
         self.folder = RunFolder(Path(config.run.dir))
-        self.order: Order | None = None
+        self.attempt = Attempt(self.folder, world, data)
         self.engine = Engine(config, world, device)
+        self.feed = Feed(data, world, device)
+        self.guard = Guard(config.guard, gradient_may_overflow=config.engine.precision == "fp16")
+        self.stragglers = Stragglers(device, config.guard.straggler_every_steps)
         self.progress = Progress()
-        self.saved_step = -1
-        self.reporter: Reporter | None = None
-        self.metrics: MetricsWriter | None = None
-        self.lock: IO[str] | None = None
+        self.saver: Saver
+        self.recorder: Recorder
+        self._closing = ExitStack()
+        self.validation: tuple[int, float] | None = None
+        self._firsts: deque[int] = deque(maxlen=config.guard.jump_steps)  # where the last batches began
 
     def run(self) -> str:
         """Train to the end or to a stop. Returns the status that was left: `done` or `unfinished`."""
-        self._open()
-        try:
-            return self._loop()
-        except Exception:
-            self.folder.set_status("failed")
-            raise
-        finally:
-            self._close()
+        with self._closing:
+            try:
+                self._open()
+                return self._loop()
+            except Exception as error:
+                if not lost_peer(error):
+                    self.attempt.leave("failed")
+                raise
 
     def _loop(self) -> str:
         total = self.config.schedule.total_steps
-        steps = self._micro_batches()
-        if self.progress.step == 0:
-            self._evaluate()
+        whole = self._evaluate() if self.progress.step in (0, total) else True
         while self.progress.step < total:
             started = time.perf_counter()
-            batches = list(islice(steps, self._micro_batches_of_a_step()))
+            self.watchdog.at("data", self.progress.step + 1)
+            self.progress = self.progress.jumped(self.attempt.jumps)
+            with self.stragglers.data():
+                batches = self.feed.next(self.progress)
             targets, stopping = self._agree(batches)
             if stopping:
                 return self._finish("unfinished")
-            self._step(batches, int(targets), started)
+            verdict = self._step(batches, int(targets), started)
+            if verdict is not None:
+                self._answer(*verdict)
+                continue
             step = self.progress.step
-            if self._due(self.config.eval.every_steps, step) or step == total:
-                self._evaluate()
-            if self._due(self.config.checkpoint.every_steps, step):
-                self._save()
-        return self._finish("done")
+            if self._due(self.config.eval.every_steps) or step == total:
+                whole = self._evaluate()
+            state, weights = (
+                self._due(every)
+                for every in (self.config.checkpoint.every_steps, self.config.checkpoint.weights_every_steps)
+            )
+            if state or weights:
+                self._save(whole=state, weights=weights)
+        return self._finish("done" if whole else "unfinished")
 
-    def _step(self, batches: list[dict[str, Any]], targets: int, started: float) -> None:
-        """One update, written down. `started` is before the wait for data: a run that starves must look slow."""
+    def _step(self, batches: Batches, targets: int, started: float) -> tuple[str, str] | None:
+        """One update, judged and written down. `started` is before the wait for data: a run that starves must look slow."""
         lr = self.config.optimizer.lr * lr_fraction(self.progress.step + 1, self.config.schedule)
         inputs = [Batch(batch["inputs"], batch["targets"], batch.get("documents")) for batch in batches]
-        sums = self.engine.train_step(inputs, targets, lr)
+        sums = self.engine.train_step(
+            inputs, targets, lr, around_forward=self._forward, before_update=self._before_update
+        )
         cross_entropy, z_squared = sum_over_ranks([sums.cross_entropy, sums.z_squared], self.device)
         first = self.progress.samples
+        self._firsts.append(first)
         self.progress = self.progress.advanced(batch_size(self.progress.step, self.config.batch), targets)
         seconds = time.perf_counter() - started
         loss = cross_entropy / targets
-        self._check_finite(loss, sums.grad_norm)
+        verdict = self.guard.judge(loss, sums.grad_norm)
+        if verdict is not None:
+            return verdict
         values = {
             "step": self.progress.step,
             "loss": loss,
@@ -103,175 +135,162 @@ class Trainer:
             "samples": self.progress.samples,
             "seconds": seconds,
             "z_squared": z_squared / targets,
-            "epoch": self.progress.samples / sum(len(source) for source in self.data.train),
+            "epoch": self.feed.epochs(self.progress.samples),
             "model_flops_per_second": targets * flops_per_token(self.config.model, self.config.data.seq_len) / seconds,
-            "sources": self._ledger(),
+            "sources": self.feed.ledger(self.progress.samples),
         }
         if self.config.data.audit:
-            self._audit(batches, first)
-        if self.metrics is not None and self.reporter is not None:
-            self.metrics.step(values)
-            self.reporter.step(values)
-
-    def _check_finite(self, loss: float, grad_norm: float) -> None:
-        """Before anything is saved. In fp16 a gradient that overflows is DeepSpeed's to skip, with a smaller loss scale."""
-        found = {"loss": loss, "norm of the gradient": grad_norm}
-        if self.config.engine.precision == "fp16":
-            del found["norm of the gradient"]
-        for name, value in found.items():
-            if not math.isfinite(value):
-                error = TrainingError(
-                    f"the {name} of step {self.progress.step} is {value}",
-                    hint="a lower optimizer.lr or a longer schedule.warmup_steps; the last checkpoint is from before it",
-                )
-                error.everywhere = True
-                raise error
-
-    def _agree(self, batches: list[dict[str, Any]]) -> tuple[float, float]:
-        """Targets of the global batch, and the number of ranks that want to stop."""
-        mine = sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)
-        targets, stopping = sum_over_ranks([mine, float(self.stop.wanted())], self.device)
-        return targets, stopping
-
-    def _micro_batches(self) -> Any:
-        assert self.order is not None
-        return iter(
-            build_stream(
-                self.order,
-                self.data.train,
-                self.config.batch,
-                self.world,
-                Position(self.progress.step, self.progress.samples),
-                self.config.data,
-                pin=self.device.type == "cuda",
-            )
-        )
-
-    def _micro_batches_of_a_step(self) -> int:
-        per_rank = batch_size(self.progress.step, self.config.batch) // self.world.size
-        return per_rank // self.config.batch.micro_batch_size
-
-    def _ledger(self) -> dict[str, dict[str, float]]:
-        """What has been read of each source until now."""
-        assert self.order is not None
-        counts = self.order.counts(self.progress.samples)
-        return {
-            source.name: {"tokens": int(count) * self.order.seq_len, "epochs": int(count) / source.sequences}
-            for source, count in zip(self.order.sources, counts, strict=True)
-        }
-
-    def _audit(self, batches: list[dict[str, Any]], first: int) -> None:
-        sums = sum_integers_over_ranks(sequence_sums(batches), self.device)
-        if self.metrics is not None:
             size = self.progress.samples - first
-            self.metrics.audit({"step": self.progress.step, "samples": first, "batch": size, "digest": digest(sums)})
+            line = {"step": self.progress.step, "samples": first, "batch": size, "digest": self.feed.audit(batches)}
+            self.recorder.audit(line)
+        slowest = self.stragglers.step(self.progress.step)
+        if slowest is not None:
+            values["slowest"] = slowest.to_json()
+            if slowest.notable:
+                self.recorder.say(f"step {self.progress.step}: {slowest}")
+        self.recorder.step(values)
+        self.stop.margin_s = 2 * (seconds + self.saver.seconds)
+        return None
 
-    def _open(self) -> None:
-        """Make the run folder, resume, and start the files that rank 0 writes."""
-        notes: list[str] = []
-        found, error = None, None
-        if self.world.is_main:
-            try:
-                self.folder.make()
-                self.lock = self.folder.claim()
-                self._forget_old_stop()
-                layout.clean(self.folder.checkpoints)
-                self.stop.stop_file = self.folder.stop_file
-                found = find_resume(self.data, hashes=True, skipped=notes.append)
-                save_config(self.config, self.folder.config)
-                self.folder.set_status("running")
-            except PretrainError as problem:
-                error = problem
-        found, error = from_main((found, error))
-        if error is not None:  # on every rank: one that waited for rank 0 would hang
+    @contextmanager
+    def _forward(self) -> Iterator[None]:
+        self.watchdog.at("forward and backward", self.progress.step + 1)
+        with self.stragglers.forward():
+            yield
+
+    def _before_update(self) -> None:
+        step, every = self.progress.step + 1, self.config.guard.replicas_every_steps
+        self.watchdog.at("update", step)
+        if every and step % every == 0:
+            compare_replicas(self.engine.model, step)
+
+    def _agree(self, batches: Batches) -> tuple[float, float]:
+        """Targets of the global batch, and the number of ranks that want to stop; settles a save that all have written."""
+        self.watchdog.at("agree", self.progress.step + 1)
+        mine = sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)
+        doubts = [self.stop.wanted(), self.attempt.outdated(), self.feed.problem is not None]
+        values = [float(mine), *map(float, doubts), *self.saver.flags()]
+        targets, stopping, outdated, unread, *flags = sum_over_ranks(values, self.device)
+        if unread:
+            self.feed.give_up()
+        if outdated:
+            error = TrainingError(f"a later attempt of run {self.folder.path} has begun: this one ends unsaved")
             error.everywhere = True
             raise error
-        self.order = self.data.order(None if found is None else found[1])
-        if found is not None:
-            self.progress = load_checkpoint(*found, self.engine, self.world)
-            self.saved_step = self.progress.step
-        if self.world.is_main:
-            self.metrics = MetricsWriter(
-                self.folder,
-                resumed_step=None if found is None else self.progress.step,
-                tensorboard=self.config.log.tensorboard,
+        self.saver.settle(*flags)
+        return targets, stopping
+
+    def _answer(self, action: str, reason: str) -> None:
+        """Stop, or go back to the newest checkpoint and jump over the batches at fault."""
+        step, behind = self.progress.step, self.progress.samples
+        self.watchdog.at("save", step)
+        self.saver.flush()
+        if action == "stop":
+            raise fatal(step, reason)
+        if len(self.attempt.jumps) >= self.config.guard.max_rollbacks:
+            raise fatal(step, reason, hint=f"guard.max_rollbacks={self.config.guard.max_rollbacks} are used up")
+        self.watchdog.at("load", step)
+        found = self.attempt.newest()
+        if found is None:
+            raise fatal(step, reason, hint="there is no checkpoint yet to go back to; a smaller checkpoint.every_steps")
+        first = max(self._firsts[0], int(found[1]["samples"]))
+        self.attempt.jump(Jump(first, behind - first, step, reason))
+        self._restore(found)
+        self.saver.stand_at(found)
+        self.recorder.rewind(self.progress.step)
+        self.recorder.say(
+            f"step {step}: {reason}; back to step {self.progress.step}, and samples {first} to {behind - 1} are jumped over"
+        )
+
+    def _open(self) -> None:
+        """Claim the run, resume, and start the files that rank 0 writes."""
+        found = self.attempt.begin(self.stop)
+        self.watchdog.attempt = self.attempt.number
+        self._restore(found)
+        self.recorder = Recorder(
+            self.folder,
+            self.config,
+            resumed_step=None if found is None else self.progress.step,
+            speaks=self.world.is_main,
+        )
+        self._closing.callback(self.recorder.close)
+        self.saver = Saver(self.attempt, self.config.checkpoint, self.world, self.device, self.recorder.say)
+        self._closing.callback(self.saver.close)
+        self.saver.stand_at(found)
+        for note in self.attempt.notes:
+            self.recorder.say(f"skipped a checkpoint: {note}")
+        self.recorder.say(headline(self.config, self.world.size, self.device.type, self.progress.step))
+        self.recorder.start(self.progress.step)
+
+    def _restore(self, found: Found) -> None:
+        """Stand where a checkpoint stands, or at the beginning."""
+        self.watchdog.at("load", self.progress.step)
+        state = None if found is None else found[1]
+        self.feed.plan(state, self.attempt.jumps)
+        if found is not None and state is not None:
+            self.progress = load_checkpoint(found[0], state, self.engine, self.world)
+            self.guard.restore(state.get("losses", []))
+            loss = state.get("validation_loss")
+            self.validation = None if loss is None else (self.progress.step, loss)
+        self._firsts.clear()
+
+    def _evaluate(self) -> bool:
+        """False where it was cut short because the run is to stop. One that was done before is not repeated."""
+        known = self.validation is not None and self.validation[0] == self.progress.step
+        if known or not self.data.valid or not self.config.eval.every_steps:
+            return True
+        try:
+            values = evaluate(
+                self.data.valid,
+                self._held_out_loss,
+                max_sequences=self.config.eval.max_sequences,
+                micro_batch_size=self.config.batch.micro_batch_size,
+                world=self.world,
+                device=self.device,
+                document_mask=self.config.data.document_mask,
             )
-            self.reporter = Reporter(
-                self.folder.logs / "train.log",
-                total_steps=self.config.schedule.total_steps,
-                every_steps=self.config.log.every_steps,
-            )
-            for note in notes:
-                self.reporter.say(f"skipped a checkpoint: {note}")
-            self.reporter.say(self._headline())
-            self.reporter.start(self.progress.step)
+        except _StopAskedError:
+            self.recorder.say(f"the validation at step {self.progress.step} was cut short")
+            return False
+        self.validation = self.progress.step, values["loss"]
+        self.recorder.evaluation({"step": self.progress.step, **values})
+        return True
 
-    def _headline(self) -> str:
-        start = f"resumed at step {self.progress.step}" if self.progress.step else "from scratch"
-        size = format_count(count_parameters(self.config.model))
-        return (
-            f"{self.folder.path}: {size} parameters, ZeRO stage {self.engine.stage}, {self.config.engine.precision}, "
-            f"{self.world.size} process{'es' if self.world.size > 1 else ''} on {self.device.type}, "
-            f"{format_count(plan_batch(self.config, self.world.size).tokens_per_step)} tokens a step, {start}"
-        )
+    def _held_out_loss(self, batch: Batch) -> float:
+        self.watchdog.at("evaluate", self.progress.step)
+        if sum_over_ranks([float(self.stop.wanted())], self.device)[0]:
+            raise _StopAskedError
+        return self.engine.evaluate(batch)
 
-    def _evaluate(self) -> None:
-        if not self.data.valid or not self.config.eval.every_steps:
-            return
-        values = evaluate(
-            self.data.valid,
-            self.engine.evaluate,
-            max_sequences=self.config.eval.max_sequences,
-            micro_batch_size=self.config.batch.micro_batch_size,
-            world=self.world,
-            device=self.device,
-            document_mask=self.config.data.document_mask,
-        )
-        if self.metrics is not None and self.reporter is not None:
-            self.metrics.evaluation({"step": self.progress.step, **values})
-            bits = f", {values['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in values else ""
-            self.reporter.say(f"validation at step {self.progress.step}: loss {values['loss']:.4f}{bits}")
-
-    def _save(self) -> None:
-        if self.progress.step in (0, self.saved_step):
-            return
-        assert self.order is not None
-        folder = save_checkpoint(
-            self.folder.checkpoints,
-            self.engine,
-            self.world,
-            self.progress,
-            {"order": self.order.description, "ledger": self._ledger()},
-            tokenizer=self.data.tokenizer,
-            keep_last=self.config.checkpoint.keep_last,
-        )
-        self.saved_step = self.progress.step
-        if self.reporter is not None:
-            self.reporter.say(f"saved {folder}")
+    def _save(self, *, whole: bool, weights: bool = False) -> None:
+        self.watchdog.at("save", self.progress.step)
+        step, loss = self.validation or (-1, None)
+        state = {
+            "order": self.feed.order.description,
+            "ledger": self.feed.ledger(self.progress.samples),
+            "jumps": [jump._asdict() for jump in self.attempt.jumps],
+            "losses": list(self.guard.losses),
+            "validation_loss": loss if step == self.progress.step else None,
+        }
+        self.saver.start(self.engine, self.progress, state, tokenizer=self.data.tokenizer, whole=whole, weights=weights)
 
     def _finish(self, status: str) -> str:
-        self._save()
-        if self.reporter is not None:
-            self.folder.set_status(status)
+        self.watchdog.at("save", self.progress.step)
+        self.saver.flush()
+        if self.progress.step not in (0, self.saver.saved_step):
+            self._save(whole=True)
+            self.saver.flush()
+            if self.saver.saved_step != self.progress.step:
+                raise fatal(self.progress.step, "the last checkpoint could not be saved", hint="the log says why")
+        if self.world.is_main:
+            self.attempt.leave(status)
             self.folder.stop_file.unlink(missing_ok=True)
-            reason = f" ({self.stop.reason})" if self.stop.reason else ""
-            again = "; the same command goes on from here" if status == "unfinished" else ""
-            self.reporter.say(f"{status} at step {self.progress.step}{reason}{again}")
+        self.watchdog.at("save", self.progress.step)
+        self.saver.finish()
+        reason = f" ({self.stop.reason})" if self.stop.reason else ""
+        again = "; the same command goes on from here" if status == "unfinished" else ""
+        self.recorder.say(f"{status} at step {self.progress.step}{reason}{again}")
         return status
 
-    def _close(self) -> None:
-        """Finish files and give the terminal back, however the run ended."""
-        if self.metrics is not None:
-            self.metrics.close()
-        if self.reporter is not None:
-            self.reporter.close()
-
-    def _forget_old_stop(self) -> None:
-        """A stop file from before this process asked an earlier one; one that came since asks us."""
-        with suppress(FileNotFoundError):
-            if self.folder.stop_file.stat().st_mtime < self.stop.since:
-                self.folder.stop_file.unlink()
-
-    @staticmethod
-    def _due(every: int, step: int) -> bool:
-        return every > 0 and step % every == 0
+    def _due(self, every: int) -> bool:
+        return every > 0 and self.progress.step % every == 0

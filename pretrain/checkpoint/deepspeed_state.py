@@ -4,7 +4,7 @@ Every ZeRO stage keeps flat fp32 tensors ("partitions"), on which the optimizer 
 parameters ("fragments"):
 
     stage 0      one partition a parameter, the parameter itself; every rank owns everything
-    stage 1, 2   one a parameter group: a rank's share of the flattened group; `param._hp_mapping` says what lies in it
+    stage 1, 2   one a parameter group: the rank-th share of the flattened group, in an order of DeepSpeed's own
     stage 3      one a sub-group: of each parameter the rank-th slice of ceil(numel / world_size) elements
 """
 
@@ -112,14 +112,16 @@ def _whole_parameters(engine: Engine) -> Iterator[Partition]:
 
 
 def _group_shares(engine: Engine) -> Iterator[Partition]:
+    # From the offsets in the flattened group: with `round_robin_gradients`, DeepSpeed's own `_hp_mapping` is wrong.
     optimizer = engine.optimizer
-    for group, flat in zip(optimizer.bit16_groups, optimizer.single_partition_of_fp32_groups, strict=True):
-        fragments = []
-        for parameter in group:
-            mapping = parameter._hp_mapping
-            if mapping is not None:
-                there, here = mapping.lp_fragment_address, mapping.hp_fragment_address
-                fragments.append(Fragment(optimizer.param_names[parameter], there.start, here.start, here.numel))
+    for number, flat in enumerate(optimizer.single_partition_of_fp32_groups):
+        size, fragments = optimizer.partition_size[number], []
+        begin = dist.get_rank(group=optimizer.real_dp_process_group[number]) * size
+        group, offsets = optimizer.round_robin_bit16_groups[number], optimizer.round_robin_bit16_offsets[number]
+        for parameter, offset in zip(group, offsets, strict=True):
+            first, end = max(offset, begin), min(offset + parameter.numel(), begin + size)
+            if first < end:
+                fragments.append(Fragment(optimizer.param_names[parameter], first - offset, first - begin, end - first))
         yield Partition(flat.data, optimizer.optimizer.state[flat], fragments, flat.shape)
 
 

@@ -1,6 +1,5 @@
 """Loading: whether a checkpoint fits the run (no torch needed), and putting it into the engine."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,20 @@ from pretrain.state import Progress
 if TYPE_CHECKING:
     from pretrain.engine import Engine
     from pretrain.world import World
+
+
+# What training needs to go on; the rest of a state may be missing in an older checkpoint.
+NEEDED = frozenset({"samples", "tokens", "order", "optimizer_steps", "loss_scale", "world_size"})
+
+
+def check_state(folder: Path, state: dict[str, Any]) -> None:
+    """Raise CheckpointError for a state that lacks what training needs, though its hash is right."""
+    missing = NEEDED - state.keys()
+    if missing:
+        raise CheckpointError(
+            f"{folder / layout.STATE} lacks {', '.join(sorted(missing))}",
+            hint="another version wrote it; resume with that one, or start again with a new run.dir",
+        )
 
 
 def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[str, Any]) -> None:
@@ -43,7 +56,7 @@ def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[
 
 
 def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world: "World") -> Progress:
-    """Put a checkpoint into a freshly initialized engine, whatever stage and number of ranks wrote it."""
+    """Put a checkpoint into an engine, fresh or used, whatever stage and number of ranks wrote it."""
     from pretrain.checkpoint.deepspeed_state import (
         load_loss_scale_state,
         partitions,
@@ -56,13 +69,14 @@ def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world
     index = PieceIndex(layout.listed_files(folder, ".safetensors"))
     for part in partitions(engine):
         prepare_state(part, state["optimizer_steps"])
-        for fragment in part.fragments:
-            for kind in KINDS:
+        for kind in KINDS:  # in the order in which they were written
+            for fragment in part.fragments:
                 target = part.flat(kind).narrow(0, fragment.offset, fragment.numel)
                 index.read(kind, fragment.name, fragment.start, target)
     publish_masters(engine)
     load_loss_scale_state(engine, state["loss_scale"])
     if state["world_size"] == world.size:
         # With another number of ranks there is no state to continue; the seeds of the start remain.
-        set_rng_state(json.loads((folder / f"rank-{world.rank:05d}.rng.json").read_text()), engine.device)
+        for path in layout.listed_files(folder, f"rank-{world.rank:05d}.rng.json"):
+            set_rng_state(layout.read_json(path), engine.device)
     return Progress.from_json(state)

@@ -13,7 +13,10 @@ from pretrain.state import RunFolder
 
 
 class CheckpointReader:
-    """A verified checkpoint: its configuration, the shape of each parameter, and each parameter on demand."""
+    """A verified checkpoint: its configuration, the shape of each parameter, and each parameter on demand.
+
+    A save of the weights alone will do: nothing but these is read.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -54,14 +57,18 @@ class CheckpointReader:
 
 
 def open_checkpoint(run_dir: Path, step: int | None = None) -> CheckpointReader:
-    """The newest checkpoint of a run, or that of a step. Raises UserError for what is not a run."""
+    """The newest checkpoint of a run, or that of a step; a save of the weights alone is as good, where there is no other.
+
+    Raises UserError for what is not a run, and CheckpointError for a step that is missing or damaged.
+    """
     if not run_dir.is_dir():
         raise UserError(f"run folder {run_dir} does not exist", hint="it is the run.dir of a training")
-    checkpoints = RunFolder(run_dir).checkpoints
-    folder = layout.find_step(checkpoints, step)
+    places = (RunFolder(run_dir).checkpoints, RunFolder(run_dir).weights)
+    folder = layout.find_step(step, *places)
     try:
         return CheckpointReader(folder)
     except CheckpointError as error:
-        others = [other for other in layout.list_steps(checkpoints) if layout.checkpoint_name(other) != folder.name]
-        hint = f"--step {others[-1]} takes an older one" if others else None
+        steps = {step for place in places for step in layout.list_steps(place)}
+        others = [other for other in sorted(steps) if layout.checkpoint_name(other) != folder.name]
+        hint = f"--step {others[-1]} takes another one" if others else None
         raise CheckpointError(error.message, hint=hint) from error

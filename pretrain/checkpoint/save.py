@@ -1,104 +1,128 @@
-"""Saving: every rank writes what it owns, rank 0 commits. The engine waits meanwhile."""
+"""What a checkpoint is made of: a copy of what this rank owns, and writing that copy into a staging folder.
 
+take_snapshot     device → host; the only part that training waits for, and the only one that looks at the engine
+write_snapshot    host → files, flushed and hashed; runs in a thread                     saver.py commits
+"""
+
+import json
+import os
 import platform
-import shutil
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from torch import Tensor
 
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.deepspeed_state import loss_scale_state, optimizer_steps, partitions, writes
+from pretrain.checkpoint.piece_file import write_pieces
 from pretrain.checkpoint.pieces import KINDS, piece_key
 from pretrain.checkpoint.rng import rng_state
-from pretrain.config.load import save_config
-from pretrain.distributed import barrier, gather_to_all
+from pretrain.config.load import config_text
+from pretrain.config.schema import Config
 from pretrain.engine import Engine
 from pretrain.state import Progress
 from pretrain.world import World
 
+LOWER_PRIORITY = 15  # of Linux's niceness: about a thirtieth of a core that others want
+WEIGHTS = ("fp32",)  # the kinds of a save that is only for evaluation
 
-def save_checkpoint(
-    checkpoints: Path,
+
+@dataclass(frozen=True)
+class Snapshot:
+    """One rank's part of a checkpoint, in host memory: pieces by kind and key, small files by name, on rank 0 the config."""
+
+    step: int
+    rank: int
+    pieces: dict[str, dict[str, Tensor]]
+    files: dict[str, bytes]
+    config: Config | None
+
+
+def take_snapshot(
     engine: Engine,
     world: World,
     progress: Progress,
-    data_state: dict[str, Any],
+    trainer_state: dict[str, Any],
     *,
     tokenizer: bytes | None,
-    keep_last: int,
-) -> Path:
-    """Commit `checkpoints/step-…` and delete old ones. A collective: every rank calls it at the same step.
+    buffers: dict[str, Tensor],
+    kinds: Sequence[str] = KINDS,
+) -> Snapshot:
+    """Copy what this rank owns, of these kinds. `buffers` are kept between calls: the memory of the last copy is used again.
 
-    `data_state` holds the description of the `order` and the `ledger`, what has been read of each source.
+    `trainer_state` goes into state.json beside the progress: the `order`, the `ledger`, and what the guards remember.
     """
-    staging = layout.staging_folder(checkpoints, progress.step)
-    if world.is_main:
-        shutil.rmtree(staging, ignore_errors=True)
-        staging.mkdir(parents=True)
-    barrier()
-    files = _write_rank(staging, engine, world.rank)
-    if world.is_main:
-        files += _write_common(staging, engine, world, progress, data_state, tokenizer)
-    everything = [entry for entries in gather_to_all(files) for entry in entries]
-    if world.is_main:
-        layout.commit(checkpoints, progress.step, everything)
-        layout.prune(checkpoints, keep_last, saved_step=progress.step)
-    barrier()
-    return checkpoints / layout.checkpoint_name(progress.step)
-
-
-def _write_rank(staging: Path, engine: Engine, rank: int) -> list[layout.FileEntry]:
-    rng = staging / f"rank-{rank:05d}.rng.json"
-    layout.write_json(rng, rng_state(engine.device))
-    entries = [layout.describe(rng)]
+    pieces: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
     if writes(engine):
-        tensors = staging / f"rank-{rank:05d}.safetensors"
-        save_file(_owned_tensors(engine), tensors)
-        entries.append(layout.describe(tensors))
+        for part in partitions(engine):
+            for fragment in part.fragments:
+                for kind in kinds:
+                    key = piece_key(kind, fragment.start, fragment.name)
+                    source = part.flat(kind).narrow(0, fragment.offset, fragment.numel).detach()
+                    pieces[kind][key] = _copy(source, buffers, key)
+        if engine.device.type == "cuda":
+            torch.cuda.synchronize(engine.device)  # the copies into page-locked memory are asynchronous
+    files = {f"rank-{world.rank:05d}.rng.json": json.dumps(rng_state(engine.device)).encode()}
+    if world.is_main:
+        files |= _common_files(engine, world, progress, trainer_state, tokenizer)
+    return Snapshot(progress.step, world.rank, pieces, files, engine.config if world.is_main else None)
+
+
+def give_way() -> None:
+    """Let training go first: a lower priority for this thread, and for the threads that it starts.
+
+    To hash and to copy into the page cache takes a core; where training has threads on all of them, its steps became a
+    third longer while a save was written. On Linux, priorities are those of threads.
+    """
+    with suppress(OSError):
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + LOWER_PRIORITY))
+
+
+def write_snapshot(staging: Path, snapshot: Snapshot, kinds: Sequence[str] = KINDS) -> list[layout.FileEntry]:
+    """Write this rank's files into a staging folder, which is made. Raises OSError."""
+    staging.mkdir(parents=True, exist_ok=True)
+    files = snapshot.files
+    if snapshot.config is not None:  # 5 ms that training need not wait for
+        files = {**files, layout.CONFIG: config_text(snapshot.config).encode()}
+    entries = [layout.write_file(staging / name, data) for name, data in files.items()]
+    pieces = {key: tensor for kind in kinds for key, tensor in snapshot.pieces[kind].items()}
+    if pieces:
+        entries.append(write_pieces(staging / f"rank-{snapshot.rank:05d}.safetensors", pieces))
     return entries
 
 
-def _owned_tensors(engine: Engine) -> dict[str, torch.Tensor]:
-    return {
-        # A copy: safetensors refuses tensors that share memory, and these are views of one flat partition.
-        piece_key(kind, fragment.start, fragment.name): part.flat(kind)
-        .narrow(0, fragment.offset, fragment.numel)
-        .detach()
-        .to("cpu", copy=True)
-        for part in partitions(engine)
-        for fragment in part.fragments
-        for kind in KINDS
-    }
+def _copy(source: Tensor, buffers: dict[str, Tensor], key: str) -> Tensor:
+    if key not in buffers or buffers[key].shape != source.shape:
+        buffers[key] = torch.empty(source.shape, dtype=torch.float32, pin_memory=source.is_cuda)
+    return buffers[key].copy_(source, non_blocking=True)
 
 
-def _write_common(
-    staging: Path,
-    engine: Engine,
-    world: World,
-    progress: Progress,
-    data_state: dict[str, Any],
-    tokenizer: bytes | None,
-) -> list[layout.FileEntry]:
+def _common_files(
+    engine: Engine, world: World, progress: Progress, trainer_state: dict[str, Any], tokenizer: bytes | None
+) -> dict[str, bytes]:
     state = {
         **progress.to_json(),
-        **data_state,
+        **trainer_state,
         "optimizer_steps": optimizer_steps(engine),
         "loss_scale": loss_scale_state(engine),
         "world_size": world.size,
         "zero_stage": engine.stage,
         "precision": engine.config.engine.precision,
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("pretrain-toolkit", "torch", "deepspeed")},
-        },
+        "versions": _versions(),
     }
-    layout.write_json(staging / layout.STATE, state)
-    save_config(engine.config, staging / layout.CONFIG)
-    names = [layout.STATE, layout.CONFIG]
-    if tokenizer is not None:
-        (staging / layout.TOKENIZER).write_bytes(tokenizer)
-        names.append(layout.TOKENIZER)
-    return [layout.describe(staging / name) for name in names]
+    files = {layout.STATE: layout.json_bytes(state)}
+    return files if tokenizer is None else {**files, layout.TOKENIZER: tokenizer}
+
+
+@cache
+def _versions() -> dict[str, str]:
+    names = ("pretrain-toolkit", "torch", "deepspeed")
+    return {"python": platform.python_version(), **{name: version(name) for name in names}}

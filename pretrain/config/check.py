@@ -43,7 +43,7 @@ def check_config(config: Config) -> None:
 
 def find_conflicts(config: Config) -> list[str]:
     """The broken rules between values, each with a hint."""
-    parts = (_model, _data, _batch, _schedule, _engine, _deepspeed)
+    parts = (_model, _data, _batch, _schedule, _engine, _guard, _deepspeed)
     return [problem for part in parts for problem in part(config)]
 
 
@@ -211,6 +211,16 @@ def _engine(config: Config) -> list[str]:
         ]
     if engine.precision == "fp16" and engine.device == "cpu":
         return ["engine.precision=fp16 is not supported on CPU\n    hint: engine.precision=bf16"]
+    return []
+
+
+def _guard(config: Config) -> list[str]:
+    every, stage = config.guard.replicas_every_steps, config.engine.zero_stage
+    if every and stage == 3:
+        return [
+            f"guard.replicas_every_steps={every} with engine.zero_stage=3: no process has a copy of the weights to compare\n"
+            f"    hint: guard.replicas_every_steps=0, or engine.zero_stage=2"
+        ]
     return []
 
 

@@ -58,10 +58,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     return LoadedConfig(config, origins)
 
 
-def save_config(config: Config, path: Path) -> None:
-    """Write every value as YAML; `load_config` of the file gives an equal Config."""
+def config_text(config: Config) -> str:
+    """Every value as YAML; `load_config` of such a file gives an equal Config."""
     # OmegaConf's writer, because its reader takes more for a number than YAML's does: a folder may be called 1e3.
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
+    return str(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
+
+
+def save_config(config: Config, path: Path) -> None:
+    """Write `config_text`."""
+    path.write_text(config_text(config))
 
 
 def load_saved(path: Path) -> Config:

@@ -39,6 +39,9 @@ class RunConfig:
     dir: str = knob("runs/default", "Run folder: config, metrics, TensorBoard, checkpoints, status and logs.")
     seed: int = knob(1234, "Seed of the weights' initialization and of each rank's generators.", minimum=0)
     deterministic: bool = knob(True, "Use only kernels that give the same bits on every run.")
+    time_limit_minutes: float | None = knob(
+        None, "Save and end so long after the start, minus the time that a save takes; null has no limit.", above=0
+    )
 
 
 @dataclass(frozen=True)
@@ -209,11 +212,58 @@ class CheckpointConfig:
 
     every_steps: int = knob(500, "Save every so many steps; 0 only at the end and when stopped.", minimum=0)
     keep_last: int = knob(3, "Newest checkpoints that are kept.", minimum=1)
+    keep_every_steps: int = knob(0, "Checkpoints at multiples of so many steps are kept for good; 0 none.", minimum=0)
+    keep_best: int = knob(0, "So many checkpoints with the lowest validation loss are kept too.", minimum=0)
+    weights_every_steps: int = knob(
+        0,
+        "Save the weights alone to RUN/weights every so many steps: a third of the size, for evaluation; 0 never.",
+        minimum=0,
+    )
+    asynchronous: bool = knob(
+        True, "Write in the background while training goes on; it waits for a copy to the host only."
+    )
+    upload: str | None = knob(
+        None, "Address in an object store to which each checkpoint is copied in the background, e.g. s3://BUCKET/RUN."
+    )
     resume: str = knob(
         "auto",
         "auto: from the newest checkpoint, or from scratch where there is none; must: fail without one; never: refuse a "
         "run folder that holds one.",
         choices=("auto", "must", "never"),
+    )
+
+
+@dataclass(frozen=True)
+class GuardConfig:
+    """What happens when training goes wrong: numbers that are not finite, spikes, processes that hang."""
+
+    on_nonfinite: str = knob(
+        "stop",
+        "A loss or gradient that is not finite: stop with an error, or rollback to the newest checkpoint and jump over the "
+        "batches at fault.",
+        choices=("stop", "rollback"),
+    )
+    on_spike: str = knob("ignore", "The same for a loss spike.", choices=("ignore", "stop", "rollback"))
+    spike_deviations: float = knob(
+        10.0, "A loss so many robust standard deviations above the median of the window is a spike.", above=0
+    )
+    spike_window_steps: int = knob(
+        128, "Losses that a loss is compared with; fewer than half of them judge nothing.", minimum=8
+    )
+    jump_steps: int = knob(
+        1, "Batches that are jumped over after a rollback, the one at fault the last of them.", minimum=1
+    )
+    max_rollbacks: int = knob(5, "Rollbacks of a run before it stops with an error.", minimum=0)
+    watchdog_s: float = knob(
+        1800.0,
+        "Seconds without progress after which a process names who hangs where, dumps all stacks and ends; 0 never.",
+        minimum=0,
+    )
+    straggler_every_steps: int = knob(
+        100, "Report the slowest process every so many steps, where it is slower than the others; 0 never.", minimum=0
+    )
+    replicas_every_steps: int = knob(
+        0, "Compare the weights of all processes every so many steps (ZeRO stages 0 to 2); 0 never.", minimum=0
     )
 
 
@@ -248,5 +298,6 @@ class Config:
     loss: LossConfig = field(default_factory=LossConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    guard: GuardConfig = field(default_factory=GuardConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
     log: LogConfig = field(default_factory=LogConfig)

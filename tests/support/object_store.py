@@ -27,7 +27,12 @@ class ObjectStore:
     def __init__(self) -> None:
         self._server = Child("tests.support.object_store")
         self.key, self.secret = self._server.ready["key"], self._server.ready["secret"]
-        self.proxy = Proxy(self._server.ready["port"])
+        self.proxy = Proxy(self.port)
+
+    @property
+    def port(self) -> int:
+        """The server's own, for writing."""
+        return int(self._server.ready["port"])
 
     @property
     def environment(self) -> dict[str, str]:
@@ -59,7 +64,7 @@ class ObjectStore:
 
     def upload(self, folder: Path, address: str) -> None:
         """Copy the files of a folder to s3://BUCKET/FOLDER; a missing bucket is made."""
-        files = self.file_system(self._server.ready["port"])
+        files = self.file_system(self.port)
         bucket, _, prefix = address.removeprefix("s3://").partition("/")
         if not files.exists(bucket):
             files.mkdir(bucket)
@@ -68,7 +73,7 @@ class ObjectStore:
 
     def remove(self, address: str) -> None:
         """Remove one object."""
-        self.file_system(self._server.ready["port"]).rm_file(address.removeprefix("s3://"))
+        self.file_system(self.port).rm_file(address.removeprefix("s3://"))
 
     def stop(self) -> None:
         """End both processes."""

@@ -2,15 +2,19 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from pretrain.processes import kill_tree
+from tests.support.nursery import Nursery
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
+ROOT = Path(__file__).parents[2]
 
 
 def pretrain(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
@@ -30,6 +34,42 @@ def start(config: Path, nproc: int, *overrides: str) -> "subprocess.Popen[bytes]
     """The same, not waited for."""
     command = [sys.executable, "-m", "pretrain.cli", "launch", "local", str(config), "--nproc", str(nproc), *overrides]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def start_ranks(
+    config: Path, nproc: int, *overrides: str, logs: Path, chaos: str = "", nursery: Nursery | None = None
+) -> "list[subprocess.Popen[bytes]]":
+    """A process a rank without a launcher, so that each one's exit code is seen; their stderr in `logs`/N.txt.
+
+    `chaos` names faults of tests/support/chaos. A `nursery` spares them the imports.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    environment = {
+        **ENVIRONMENT,
+        **{"CHAOS": chaos, "PYTHONPATH": f"{ROOT / 'tests/support/chaos'}:{ROOT}"},
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        **{"WORLD_SIZE": str(nproc), "LOCAL_WORLD_SIZE": str(nproc)},
+    }
+    command = [sys.executable, "-m", "pretrain.train", str(config), *overrides]
+    processes: list[Any] = []
+    logs.mkdir(parents=True, exist_ok=True)
+    for rank in range(nproc):
+        own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        if nursery is not None:
+            processes.append(nursery.start([str(config), *overrides], own, logs / f"{rank}.txt"))
+            continue
+        with (logs / f"{rank}.txt").open("w") as errors:
+            processes.append(
+                subprocess.Popen(
+                    command,
+                    env=own,
+                    stdout=subprocess.DEVNULL,
+                    stderr=errors,
+                )
+            )
+    return processes
 
 
 def kill_all(process: "subprocess.Popen[bytes]") -> None:

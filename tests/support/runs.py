@@ -56,7 +56,7 @@ def make_run(folder: Path, **sections: dict) -> Path:
         "log": {"tensorboard": False},
     }
     for name, values in sections.items():
-        config[name] = {**config[name], **values}
+        config[name] = {**config.get(name, {}), **values}
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path

@@ -1,38 +1,23 @@
+import errno
+import hashlib
 import json
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pretrain.checkpoint import layout
 from pretrain.errors import CheckpointError
-
-
-def save(checkpoints: Path, step: int, content: bytes = b"weights") -> Path:
-    staging = layout.staging_folder(checkpoints, step)
-    staging.mkdir(parents=True)
-    layout.write_json(staging / layout.STATE, {"step": step})
-    (staging / layout.CONFIG).write_text("{}")
-    (staging / "rank-00000.safetensors").write_bytes(content)
-    written = (layout.STATE, layout.CONFIG, "rank-00000.safetensors")
-    return layout.commit(checkpoints, step, [layout.describe(staging / name) for name in written])
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
+from tests.support.checkpoints import flip_a_bit, names, save
 
 
 def edit_manifest(folder: Path, change: Callable[[dict], object]) -> None:
     manifest = json.loads((folder / layout.MANIFEST).read_text())
     change(manifest)
     (folder / layout.MANIFEST).write_text(json.dumps(manifest))
-
-
-def flip_a_bit(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[len(data) // 2] ^= 1
-    path.write_bytes(data)
 
 
 def test_a_committed_checkpoint_verifies_and_gives_its_state(tmp_path: Path) -> None:
@@ -98,7 +83,14 @@ def test_without_hashes_sizes_are_still_compared(tmp_path: Path) -> None:
 def test_steps_are_listed_as_numbers_and_nothing_else_counts(tmp_path: Path) -> None:
     for step in (5, 123_456_789, 40):
         save(tmp_path, step)
-    for name in (".staging-step-00000060", ".deleting-step-00000070", "step-80", "step-00000090x", "other"):
+    for name in (
+        ".staging-step-00000060",
+        ".deleting-step-00000070",
+        "step-80",
+        "step-00000090x",
+        "step-000000091",
+        "other",
+    ):
         (tmp_path / name).mkdir()
     (tmp_path / "step-00000099").touch()  # a file
     assert layout.list_steps(tmp_path) == [5, 40, 123_456_789]
@@ -135,13 +127,81 @@ def test_nothing_usable_is_nothing_found(tmp_path: Path) -> None:
 def test_a_step_is_found_by_number_and_a_wrong_one_lists_the_right_ones(tmp_path: Path) -> None:
     save(tmp_path, 100)
     save(tmp_path, 200)
-    assert layout.find_step(tmp_path, 100).name == "step-00000100"
-    assert layout.find_step(tmp_path, None).name == "step-00000200"
-    with pytest.raises(CheckpointError, match="has no step 150") as caught:
-        layout.find_step(tmp_path, 150)
+    assert layout.find_step(100, tmp_path).name == "step-00000100"
+    assert layout.find_step(None, tmp_path).name == "step-00000200"
+    with pytest.raises(CheckpointError, match=f"no step 150 in {tmp_path}") as caught:
+        layout.find_step(150, tmp_path)
     assert caught.value.hint == "saved steps: 100, 200"
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        layout.find_step(tmp_path / "none", None)
+        layout.find_step(None, tmp_path / "none")
+
+
+def test_of_two_places_the_newest_counts_and_the_first_that_has_a_step(tmp_path: Path) -> None:
+    places = (tmp_path / "checkpoints", tmp_path / "weights")
+    for place, steps in zip(places, ((100, 200), (200, 300)), strict=True):
+        for step in steps:
+            save(place, step)
+    found = {step: layout.find_step(step, *places).parent.name for step in (None, 100, 200, 300)}
+    assert found == {None: "weights", 100: "checkpoints", 200: "checkpoints", 300: "weights"}
+    assert layout.find_step(None, *places).name == "step-00000300"
+    with pytest.raises(CheckpointError, match=f"no step 1 in {places[0]} or {places[1]}") as caught:
+        layout.find_step(1, *places)
+    assert caught.value.hint == "saved steps: 100, 200, 300"
+
+
+def test_everything_is_on_the_disk_before_the_name_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut would leave the name and lose what is in it."""
+    done: list[str] = []
+    fsync, rename = os.fsync, Path.rename
+
+    def noted_fsync(handle: int) -> None:
+        assert not Path(f"/proc/self/fd/{handle}").is_file() or os.fstat(handle).st_size  # nothing is left in a buffer
+        done.append(Path(f"/proc/self/fd/{handle}").readlink().name)
+        fsync(handle)
+
+    def noted_rename(path: Path, target: Path) -> Path:
+        done.append(f"rename to {target.name}")
+        return rename(path, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(Path, "rename", noted_rename)
+    folder = save(tmp_path, 100)
+    place = done.index(f"rename to {folder.name}")
+    assert set(done[:place]) == {*names(folder), ".staging-step-00000100-1"}
+    assert done[place + 1 :] == [tmp_path.name]
+
+
+def test_attempts_write_apart_and_the_last_to_commit_is_found(tmp_path: Path) -> None:
+    staging = {attempt: layout.staging_folder(tmp_path, 100, attempt) for attempt in (1, 2)}
+    assert len(set(staging.values())) == 2
+    save(tmp_path, 100, b"first", attempt=1)
+    folder = save(tmp_path, 100, b"second", attempt=2)
+    assert (folder / "rank-00000.safetensors").read_bytes() == b"second"
+
+
+def test_a_commit_whose_staging_folder_was_taken_away_fails_and_shows_nothing(tmp_path: Path) -> None:
+    """A later attempt has cleaned up behind this one."""
+    staging = layout.staging_folder(tmp_path, 100, 1)
+    staging.mkdir(parents=True)
+    files = [layout.write_file(staging / layout.STATE, b"{}")]
+    layout.clean(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        layout.commit(tmp_path, 100, files, 1)
+    assert names(tmp_path) == []
+
+
+def test_a_written_file_is_described_by_size_and_hash(tmp_path: Path) -> None:
+    data = layout.json_bytes({"a": [1, 2]})
+    entry = layout.write_file(tmp_path / "state.json", data)
+    assert json.loads((tmp_path / "state.json").read_text()) == {"a": [1, 2]}
+    assert entry == layout.FileEntry("state.json", len(data), hashlib.sha256(data).hexdigest())
+
+
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_a_disk_that_is_full_is_an_os_error(size: int) -> None:
+    with pytest.raises(OSError) as caught:
+        layout.write_file(Path("/dev/full"), bytes(size))
+    assert caught.value.errno == errno.ENOSPC
 
 
 def test_saving_a_step_again_replaces_it(tmp_path: Path) -> None:
@@ -160,12 +220,12 @@ def test_nothing_appears_before_the_commit(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OSError, match="disk is full"):
         save(tmp_path, 100)
     assert layout.list_steps(tmp_path) == []
-    assert names(tmp_path) == [".staging-step-00000100"]
+    assert names(tmp_path) == [".staging-step-00000100-1"]
 
 
 def test_cleaning_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
     save(tmp_path, 100)
-    for leftover in (layout.staging_folder(tmp_path, 200), tmp_path / ".deleting-step-00000050"):
+    for leftover in (layout.staging_folder(tmp_path, 200, 3), tmp_path / ".deleting-step-00000050"):
         leftover.mkdir()
         (leftover / "file").touch()
     (tmp_path / ".mine").mkdir()
@@ -174,27 +234,50 @@ def test_cleaning_removes_leftovers_and_nothing_else(tmp_path: Path) -> None:
     layout.clean(tmp_path / "none")
 
 
-@pytest.mark.parametrize("keep", [1, 2, 5])
-def test_pruning_keeps_the_newest(tmp_path: Path, keep: int) -> None:
-    for step in (100, 200, 300):
-        save(tmp_path, step)
-    layout.prune(tmp_path, keep, saved_step=300)
-    assert layout.list_steps(tmp_path) == [100, 200, 300][-keep:]
-    assert len(names(tmp_path)) == min(keep, 3)
+def test_removing_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+    folder = save(tmp_path, 100)
+    save(tmp_path, 200)
+    layout.remove(folder)
+    assert names(tmp_path) == ["step-00000200"]
 
 
-def test_pruning_after_a_damaged_one_was_passed_over_keeps_what_was_just_saved(tmp_path: Path) -> None:
-    for step in (200, 300):
-        save(tmp_path, step)
-    os.truncate(tmp_path / "step-00000300" / "rank-00000.safetensors", 1)
+def test_a_half_deleted_checkpoint_is_none_and_no_obstacle(tmp_path: Path) -> None:
+    save(tmp_path, 100).rename(tmp_path / ".deleting-step-00000100")  # killed here
+    assert layout.list_steps(tmp_path) == []
+    layout.remove(save(tmp_path, 100))
+    assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("number", range(12))
+def test_whatever_call_is_the_last_there_is_a_whole_checkpoint(
+    number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that dies in the middle of a save; a new step, and one that replaces another of the same step."""
+    for step in (100, 200):
+        save(tmp_path, step, b"old")
+    calls = iter(range(100))
+
+    def dying(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            if next(calls) >= number:
+                raise KeyboardInterrupt
+            return function(*arguments, **options)
+
+        return call
+
+    with monkeypatch.context() as patched:
+        for owner, name in ((Path, "rename"), (Path, "mkdir"), (layout.os, "fsync"), (layout.shutil, "rmtree")):
+            patched.setattr(owner, name, dying(getattr(owner, name)))
+        with suppress(KeyboardInterrupt):
+            save(tmp_path, 200, b"new")
     found = layout.find_newest(tmp_path)
     assert found is not None
-    assert found[1] == {"step": 200}
-    save(tmp_path, 250)  # training went on from 200
-    layout.prune(tmp_path, 1, saved_step=250)
-    newest = layout.find_newest(tmp_path)
-    assert newest is not None
-    assert newest[1] == {"step": 250}
+    if found[1]["step"] == 200:
+        assert (found[0] / "rank-00000.safetensors").read_bytes() in (b"old", b"new")
+    layout.clean(tmp_path)
+    assert set(names(tmp_path)) <= {"step-00000100", "step-00000200"}
+    save(tmp_path, 200, b"again")
+    assert layout.list_steps(tmp_path) == [100, 200]
 
 
 @pytest.mark.parametrize("name", [layout.STATE, layout.CONFIG])

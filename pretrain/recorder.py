@@ -1,0 +1,68 @@
+"""Everything that a run says while it trains: metrics, audit, TensorBoard, console and log. Silent but on rank 0."""
+
+from pathlib import Path
+from typing import Any
+
+from pretrain.config.schema import Config
+from pretrain.metrics import MetricsWriter
+from pretrain.reporting import Reporter
+from pretrain.state import RunFolder
+
+
+class Recorder:
+    """`resumed_step` is None for a start from scratch."""
+
+    def __init__(self, folder: RunFolder, config: Config, *, resumed_step: int | None, speaks: bool) -> None:
+        self._folder, self._tensorboard = folder, config.log.tensorboard
+        self._metrics: MetricsWriter | None = None
+        self._reporter: Reporter | None = None
+        if speaks:
+            self._reporter = Reporter(
+                Path(folder.logs / "train.log"),
+                total_steps=config.schedule.total_steps,
+                every_steps=config.log.every_steps,
+            )
+            self.rewind(resumed_step)
+
+    def rewind(self, step: int | None) -> None:
+        """Take away what was written beyond a step that training goes back to."""
+        if self._reporter is None:
+            return
+        if self._metrics is not None:
+            self._metrics.close()
+        self._metrics = MetricsWriter(self._folder, resumed_step=step, tensorboard=self._tensorboard)
+
+    def start(self, step: int) -> None:
+        """Show the progress bar."""
+        if self._reporter is not None:
+            self._reporter.start(step)
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if self._reporter is not None:
+            self._reporter.say(text)
+
+    def step(self, values: dict[str, Any]) -> None:
+        """One optimizer step."""
+        if self._metrics is not None and self._reporter is not None:
+            self._metrics.step(values)
+            self._reporter.step(values)
+
+    def evaluation(self, values: dict[str, Any]) -> None:
+        """One evaluation."""
+        if self._metrics is not None:
+            self._metrics.evaluation(values)
+            bits = f", {values['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in values else ""
+            self.say(f"validation at step {values['step']}: loss {values['loss']:.4f}{bits}")
+
+    def audit(self, values: dict[str, Any]) -> None:
+        """What one step consumed."""
+        if self._metrics is not None:
+            self._metrics.audit(values)
+
+    def close(self) -> None:
+        """Finish files and give the terminal back."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._reporter is not None:
+            self._reporter.close()

@@ -1,0 +1,95 @@
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from pretrain.data.stream import prefetch
+from pretrain.whereabouts import collectives_begun, last_collectives, main_thread_place, place_of
+
+
+@pytest.fixture
+def group(monkeypatch: pytest.MonkeyPatch) -> object:
+    """A gloo group of this process alone."""
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", "0")
+    dist.init_process_group("gloo", rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def frame_while(action: Callable[[], object]) -> FrameType:
+    """The frame of a thread that runs `action`, half a second later."""
+    thread = threading.Thread(target=action, daemon=True)
+    thread.start()
+    time.sleep(0.5)
+    return sys._current_frames()[thread.ident or 0]
+
+
+def test_outside_a_collective_the_innermost_function_is_named() -> None:
+    waiting: queue.Queue = queue.Queue()
+    place = place_of(frame_while(waiting.get))
+    assert place.text.startswith("in wait (python3") or "in wait (" in place.text
+    assert not place.in_collective
+
+
+def test_our_own_function_that_led_there_is_named_too() -> None:
+    blocked = threading.Event()
+
+    def items() -> object:
+        blocked.wait()
+        yield from ()
+
+    place = place_of(frame_while(lambda: next(prefetch(1)(items()))))
+    assert "in wait (" in place.text and ", from ahead (data/stream.py:" in place.text
+
+
+def test_inside_a_collective_it_is_named_with_its_caller(group: object) -> None:
+    store = dist.distributed_c10d._get_default_store()
+
+    def wait_for_nobody() -> None:
+        dist.distributed_c10d._store_based_barrier(
+            0, store, "nobody", 2, torch.distributed.constants.timedelta(seconds=1.5)
+        )
+
+    def swallow() -> None:
+        with pytest.raises(dist.DistStoreError):
+            wait_for_nobody()
+
+    place = place_of(frame_while(swallow))
+    assert (
+        "in torch.distributed._store_based_barrier, called from wait_for_nobody (unit/test_whereabouts.py:"
+        in place.text
+    )
+    assert place.in_collective
+    time.sleep(1.5)  # until it has given up
+
+
+def test_the_main_thread_is_described_from_another() -> None:
+    found = []
+    thread = threading.Thread(target=lambda: found.append(main_thread_place()))
+    thread.start()
+    thread.join()
+    assert "in " in found[0].text and not found[0].in_collective
+
+
+def test_collectives_are_counted_and_listed(group: object) -> None:
+    dist.barrier()
+    before = collectives_begun()
+    assert before is not None
+    dist.all_reduce(torch.ones(7, 2))
+    dist.broadcast(torch.ones(3), 0)
+    assert collectives_begun() == before + 2
+    first, second = last_collectives(2)
+    assert "all_reduce  7×2" in first and "broadcast  3" in second
+
+
+def test_without_a_group_there_is_nothing_to_count() -> None:
+    code = "from pretrain.whereabouts import *; assert collectives_begun() is None and last_collectives(3) == []"
+    assert os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-c", code) == 0
