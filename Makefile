@@ -1,11 +1,12 @@
 # make quickstart   the whole path on this machine, in minutes        make test       the test-suite without its slow part
 # make test-all     everything                                        make check      lint and types
+# make chaos        200 kills over all ZeRO stages, 20 to 40 minutes
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: quickstart test test-all check reference clean
+.PHONY: quickstart test test-all check chaos reference clean
 
 quickstart: $(VENV)/.installed
 	$(BIN)/pretrain quickstart
@@ -20,6 +21,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+chaos: $(VENV)/.installed-dev
+	$(BIN)/python -m benchmarks.chaos --kills 200 --report benchmarks/results/chaos.md
 
 reference: $(VENV)/.installed
 	$(BIN)/python -m pretrain.config.reference > docs/reference/config.md

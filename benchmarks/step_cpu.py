@@ -34,8 +34,10 @@ from pretrain.model.init import init_weights
 from pretrain.optimizer import build_optimizer
 from pretrain.planning import plan_batch
 from pretrain.preflight import Prepared, prepare
+from pretrain.state import RunFolder
 from pretrain.train import _configure_torch, leave
 from pretrain.trainer import Trainer
+from pretrain.watchdog import Watchdog
 from pretrain.world import World
 from tests.support.shards import write_corpus
 
@@ -79,11 +81,10 @@ def cycle_in_groups(items: list, size: int) -> Iterator[list]:
 
 def our_step(trainer: Trainer) -> Step:
     """One turn of the trainer's loop, its data stream included."""
-    stream = trainer._micro_batches()
 
     def step() -> None:
         started = time.perf_counter()
-        batches = list(islice(stream, trainer._micro_batches_of_a_step()))
+        batches = trainer.feed.next(trainer.progress)
         targets, _ = trainer._agree(batches)
         trainer._step(batches, int(targets), started)
 
@@ -166,7 +167,9 @@ def main() -> None:
             "bare, chunked loss": bare_step(config, data, device, chunked=True),
         }
         for stage, stage_config in configs.items():
-            trainer = Trainer(stage_config, World(), device, data, StopRequest())
+            stage_data = prepare(stage_config, 1)
+            watchdog = Watchdog(0, RunFolder(Path(stage_config.run.dir)), World())
+            trainer = Trainer(stage_config, World(), device, stage_data, StopRequest(), watchdog)
             trainer._open()
             contenders[f"ours, ZeRO-{stage}"] = our_step(trainer)
         tokens = plan_batch(config, 1).tokens_per_step
