@@ -8,8 +8,16 @@ from pretrain.errors import DataError
 COMPRESSED = "compressed or archive"
 BINARY = "binary file"
 EMPTY = "empty"
-# A source tree is full of these (images, `__init__.py`): they are counted, but say nothing bad about the corpus.
-ORDINARY_REASONS = frozenset({COMPRESSED, BINARY, EMPTY})
+HIDDEN = "hidden"
+NOT_REGULAR = "link or special file"
+NO_TEXT_MEMBER = "not a text member"
+FILTERED = "filtered out"
+NO_FILTER_FIELD = "filter field missing or not comparable"
+# A source tree is full of these (images, `__init__.py`), or the user asked for them: they are counted, but say nothing
+# bad about the corpus.
+ORDINARY_REASONS = frozenset(
+    {COMPRESSED, BINARY, EMPTY, HIDDEN, NOT_REGULAR, NO_TEXT_MEMBER, FILTERED, NO_FILTER_FIELD}
+)
 SHOWN = 10
 
 
@@ -22,6 +30,11 @@ class Rejection(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.place}: {self.reason} ({self.detail})"
+
+
+def too_large(place: str, limit: int) -> Rejection:
+    """The Rejection of a document over `limit` bytes."""
+    return Rejection(place, "too large", f"over {limit} bytes")
 
 
 class RejectionLog:
