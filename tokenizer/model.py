@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pretrain.errors import DataError
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
+_BPE = 2  # SentencePiece's `TrainerSpec.ModelType`
 _SPACE = "\u2581"
 _TRAIN = "train one with `pretrain tokenizer train`"
 
@@ -31,15 +32,15 @@ def _read(path: Path) -> bytes:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
 
 
-def load_tokenizer(path: Path) -> SentencePieceProcessor:
-    """The SentencePiece model at `path`.
+def load_tokenizer(tokenizer: Path | bytes) -> SentencePieceProcessor:
+    """The SentencePiece model in a file, or in the bytes of one.
 
     Raises DataError unless it is one with byte_fallback (else unknown characters are lost), a bos id and an eos id
     (which mark the documents).
     """
     import sentencepiece
 
-    proto = _read(path)
+    proto, name = (tokenizer, "the tokenizer") if isinstance(tokenizer, bytes) else (_read(tokenizer), tokenizer)
     try:
         # An empty file is a valid empty message, and SentencePiece loads it.
         if not proto:
@@ -47,28 +48,48 @@ def load_tokenizer(path: Path) -> SentencePieceProcessor:
         model = sentencepiece.SentencePieceProcessor(model_proto=proto)
         size = model.get_piece_size()
     except RuntimeError as error:
-        raise DataError(f"{path}: not a SentencePiece model: {error}", hint=_TRAIN) from None
+        raise DataError(f"{name}: not a SentencePiece model: {error}", hint=_TRAIN) from None
     if sum(model.is_byte(i) for i in range(size)) != 256:
         raise DataError(
-            f"{path}: has no byte_fallback, so characters outside its vocabulary would be lost", hint=_TRAIN
+            f"{name}: has no byte_fallback, so characters outside its vocabulary would be lost", hint=_TRAIN
         )
-    for name, token in (("bos", model.bos_id()), ("eos", model.eos_id())):
+    for mark, token in (("bos", model.bos_id()), ("eos", model.eos_id())):
         if token < 0:
-            raise DataError(f"{path}: has no {name} id, which marks the documents in the shards", hint=_TRAIN)
+            raise DataError(f"{name}: has no {mark} id, which marks the documents in the shards", hint=_TRAIN)
     return model
 
 
-def can_cut(model: SentencePieceProcessor) -> bool:
-    """Whether `tokenizer.cutting.cut` keeps the ids of this model: see there.
+def read_proto(model: SentencePieceProcessor) -> Any:
+    """The `ModelProto` of a loaded model: what its own methods do not tell."""
+    from sentencepiece import sentencepiece_model_pb2
 
-    Besides the vocabulary, this asks for BPE (its scores are ranks, whole numbers; in a unigram model rounding decides
-    between near-equal splits) and for spaces left as they are (a dummy prefix would be added to each part).
+    return sentencepiece_model_pb2.ModelProto.FromString(  # type: ignore[attr-defined]
+        model.serialized_model_proto()
+    )
+
+
+def can_cut(model: SentencePieceProcessor) -> bool:
+    """Whether `tokenizer.cutting.cut` keeps the ids of this model: see there."""
+    return not reason_not_to_cut(read_proto(model))
+
+
+def reason_not_to_cut(proto: Any) -> str:
+    """Why cutting may change the ids of the model of this `ModelProto`; empty where it cannot.
+
+    Besides the vocabulary this asks for BPE (in a unigram model rounding decides between near-equal splits) and for
+    spaces left as they are: a dummy prefix would be added to each part, and where a rule turns another character into
+    a space, runs of spaces are not what they seem.
     """
-    probe = " a  b\n c "
-    # Decoding takes a dummy prefix away again; in the pieces of a lone space it shows.
-    if model.decode(model.encode(probe)) != probe or "".join(model.encode(" ", out_type=str)) != _SPACE:
-        return False
-    for token in range(model.get_piece_size()):
-        if _SPACE in model.id_to_piece(token).lstrip(_SPACE) or not model.get_score(token).is_integer():
-            return False
-    return True
+    spec, spaces = proto.trainer_spec, proto.normalizer_spec
+    if spec.model_type != _BPE:
+        return "it is no BPE model"
+    if spaces.precompiled_charsmap:
+        return f"it normalizes text ({spaces.name or 'unnamed rule'})"
+    if spaces.add_dummy_prefix or spaces.remove_extra_whitespaces or not spaces.escape_whitespaces:
+        return "it adds, removes or keeps spaces in its own way"
+    if spec.treat_whitespace_as_suffix:
+        return "its spaces end a word"
+    for piece in proto.pieces:
+        if _SPACE in piece.piece.lstrip(_SPACE):
+            return f"its piece {piece.piece!r} holds a space after another character"
+    return ""
