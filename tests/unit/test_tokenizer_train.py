@@ -1,24 +1,25 @@
 import hashlib
+import io
 import json
 import sysconfig
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 import sentencepiece
-from click.testing import CliRunner
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pretrain.errors import DataError
 from tokenizer import train
 from tokenizer.cli import repeat_option
-from tokenizer.cli import tokenizer as cli
-from tokenizer.corpus import scan
 from tokenizer.cutting import cut, cut_hard
 from tokenizer.model import can_cut, load_tokenizer, tokenizer_sha256
-from tokenizer.rejections import RejectionLog
-from tokenizer.train import CONTROL_SYMBOLS, sample_texts, train_model, train_tokenizer
+from tokenizer.sample import CHUNK_CHARACTERS, SourceSample
+from tokenizer.sources import Source
+from tokenizer.train import CONTROL_SYMBOLS, Sentences, Training, train_model, train_tokenizer
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])
 VOCAB = 600
@@ -48,9 +49,18 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def train_on(*paths: Path, vocab_size: int = VOCAB, output: Path, **options: Any) -> Training:
+    return train_tokenizer([Source("corpus", tuple(map(str, paths)))], vocab_size, output, **options)
+
+
 @pytest.fixture(scope="module")
-def trained(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return train_tokenizer([corpus], VOCAB, tmp_path_factory.mktemp("trained") / "new" / "folder")
+def training(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Training:
+    return train_on(corpus, output=tmp_path_factory.mktemp("trained") / "new" / "folder")
+
+
+@pytest.fixture(scope="module")
+def trained(training: Training) -> Path:
+    return training.path
 
 
 @pytest.mark.parametrize("text", NASTY)
@@ -104,10 +114,10 @@ def test_digits_are_split(trained: Path) -> None:
 def test_same_arguments_give_the_same_bytes_on_any_number_of_threads(
     corpus: Path, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    again = train_tokenizer([corpus], VOCAB, tmp_path / "again")
-    assert again.read_bytes() == trained.read_bytes()
+    again = train_on(corpus, output=tmp_path / "again").path.parent
+    assert all((again / path.name).read_bytes() == path.read_bytes() for path in trained.parent.iterdir())
     monkeypatch.setitem(train.SETTINGS, "num_threads", 1)
-    one = load_tokenizer(train_tokenizer([corpus], VOCAB, tmp_path / "one"))
+    one = load_tokenizer(train_on(corpus, output=tmp_path / "one").path)
     model = load_tokenizer(trained)
     ids = range(VOCAB)
     assert [(one.id_to_piece(i), one.get_score(i)) for i in ids] == [
@@ -115,39 +125,93 @@ def test_same_arguments_give_the_same_bytes_on_any_number_of_threads(
     ]
 
 
-def test_the_record_says_how_the_model_was_made(corpus: Path, trained: Path) -> None:
-    record = json.loads((trained.parent / "training.json").read_text())
-    assert record["sha256"] == tokenizer_sha256(trained) == hashlib.sha256(trained.read_bytes()).hexdigest()
+def test_the_record_says_how_the_model_was_made(corpus: Path, training: Training) -> None:
+    folder = training.path.parent
+    record = json.loads((folder / "training.json").read_text())
+    assert record == training.record
+    assert record["sha256"] == tokenizer_sha256(training.path) == hashlib.sha256(training.path.read_bytes()).hexdigest()
     assert record["sentencepiece_version"] == sentencepiece.__version__
     assert record["settings"]["byte_fallback"] is True
     assert record["settings"]["vocab_size"] == VOCAB
-    assert record["sample_documents"] == 26
-    assert record["sample_bytes"] == sum(file.stat().st_size for file in corpus.iterdir())
-    assert sorted(path.name for path in trained.parent.iterdir()) == ["tokenizer.model", "training.json"]
+    sizes = [file.stat().st_size for file in corpus.iterdir()]
+    source = record["sources"]["corpus"]
+    assert source["whole"] and source["documents_read"] == len(sizes) and source["bytes_read"] == sum(sizes)
+    # Of a corpus below the budget, at most a twentieth is held out.
+    held_out = sum(len(text.encode()) for text in training.samples[0].held_out)
+    assert 0 < held_out <= sum(sizes) * 0.05
+    assert record["sample_bytes"] == source["bytes"] == sum(sizes) - held_out
+    assert record["sample_documents"] == len(sizes) - source["held_out_documents"]
+    assert sorted(path.name for path in folder.iterdir()) == ["sample.digests", "tokenizer.model", "training.json"]
+    digests = (folder / "sample.digests").read_bytes()
+    sampled = {hashlib.sha256(file.read_bytes()).digest()[:8] for file in corpus.iterdir()}
+    sampled -= {hashlib.sha256(text.encode()).digest()[:8] for text in training.samples[0].held_out}
+    assert digests == b"".join(sorted(sampled))
 
 
-def test_a_sample_keeps_to_its_budget_and_follows_the_seed(tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps({"text": f"{i:04d}" + "é" * 48}) + "\n" for i in range(1_000)))
-    corpus = scan([path])
+def log_of_training(texts: Sequence[str], capfd: pytest.CaptureFixture[str], **changes: object) -> tuple[str, int]:
+    """What SentencePiece itself says while it trains on `texts`, and how many sentences it was given."""
+    capfd.readouterr()
+    sample = SourceSample("a", 0, chunks=[chunk for text in texts for chunk in cut_hard(text, CHUNK_CHARACTERS)])
+    sentences = Sentences([sample])
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_writer=io.BytesIO(),
+        minloglevel=0,
+        **{**train.SETTINGS, "vocab_size": 400, "hard_vocab_limit": False, **changes},
+    )
+    return capfd.readouterr().err, sentences.count
 
-    def sample(budget: int, seed: int) -> list[int]:
-        texts, used = sample_texts(corpus, budget, seed=seed, text_field="text", log=RejectionLog(0))
-        assert used == 100 * len(texts)
-        return [int(text[:4]) for text in texts]
 
-    first = sample(20_000, seed=0)
-    assert len(first) == 200
-    assert first == sample(20_000, seed=0) != sample(20_000, seed=1)
-    # Uniform over the corpus: each quarter gives about a quarter.
-    assert all(35 <= sum(low <= i < low + 250 for i in first) <= 65 for low in (0, 250, 500, 750))
-    assert sorted(sample(10**9, seed=0)) == list(range(1_000))
+def test_sentencepiece_drops_nothing_of_what_it_is_given(capfd: pytest.CaptureFixture[str]) -> None:
+    texts = ["漢字" * 30_000, "a b " * 20_000, "load ▅▆▅ average\n" * 40, "▅", "\n\n▅\n", "\r\n", *NASTY[1:]]
+    log, given = log_of_training(texts, capfd)
+    assert f"Done! preprocessed {given} sentences" in log
+    assert "kipped" not in log and "too long" not in log
+    # How it says so when it does, so that this test can fail.
+    log, given = log_of_training(["aa bb " * 100, "cc"], capfd, max_sentence_length=400)
+    assert "Skipped 1 too long sentences" in log and f"Done! preprocessed {given - 1} sentences" in log
+
+
+def test_a_text_with_the_sign_of_the_unknown_is_learned_around_it_and_the_sign_is_counted(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("zebra ▅ zebra ▅▅ " * 300)
+    training = train_on(tmp_path / "a.txt", vocab_size=285, output=tmp_path / "out")
+    assert training.record["unknown_signs_left_out"] == 900
+    model = load_tokenizer(training.path)
+    pieces = {model.id_to_piece(i) for i in range(285)}
+    assert "▁zebra" in pieces and "▅" not in pieces
+    assert model.decode(model.encode("a ▅ zebra")) == "a ▅ zebra"
+
+
+def test_rare_characters_get_a_piece_where_all_are_to_be_covered(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat on the mat. " * 2_000 + "漢字")
+    for coverage, covered in ((0.9995, False), (1.0, True)):
+        output = tmp_path.parent / f"out-{tmp_path.name}-{covered}"
+        training = train_on(tmp_path / "a.txt", vocab_size=300, output=output, character_coverage=coverage)
+        model = load_tokenizer(training.path)
+        assert ("漢" in {model.id_to_piece(i) for i in range(300)}) == covered
+        assert training.record["settings"]["character_coverage"] == coverage
+
+
+def test_control_symbols_are_added_after_the_usual_ones(corpus: Path, tmp_path: Path) -> None:
+    added = ["<|tool|>", "<|a,b|>", '<|"q"|>']
+    model = load_tokenizer(train_on(corpus, output=tmp_path / "m", control_symbols=added).path)
+    assert [model.id_to_piece(i) for i in range(4, 15)] == [*CONTROL_SYMBOLS, *added]
+    assert all(model.is_control(i) for i in range(4, 15))
+    assert min(model.encode("".join(added))) >= 15
+
+
+@pytest.mark.parametrize("symbol", ["", "x", "a b", "a\nb", "a\u200bb", "<s>", "<|im_end|>", "<unk>", "<0x0A>"])
+def test_a_control_symbol_that_text_could_be_or_that_is_there_is_refused(tmp_path: Path, symbol: str) -> None:
+    with pytest.raises(DataError, match="control symbol"):
+        train_on(tmp_path, output=tmp_path.parent / "never", control_symbols=[symbol])
+    with pytest.raises(DataError, match="there already"):
+        train_on(tmp_path, output=tmp_path.parent / "never", control_symbols=["<|x|>", "<|x|>"])
 
 
 def test_long_documents_are_learned_from_to_their_end(tmp_path: Path) -> None:
     # One line of 40,000 characters without a space, then the only place where "qz" occurs.
     (tmp_path / "a.txt").write_text("ab" * 20_000 + "qzqzqzqzqzqz" * 2_000)
-    model = load_tokenizer(train_tokenizer([tmp_path / "a.txt"], 285, tmp_path / "out"))
+    model = load_tokenizer(train_on(tmp_path / "a.txt", vocab_size=285, output=tmp_path / "out").path)
     assert "qz" in {model.id_to_piece(i) for i in range(285)}
 
 
@@ -241,20 +305,20 @@ def test_a_vocabulary_that_the_corpus_does_not_allow_says_what_it_allows() -> No
 def test_an_existing_model_is_replaced_only_on_request(corpus: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(b"precious")
     with pytest.raises(DataError, match="exists already") as caught:
-        train_tokenizer([corpus], VOCAB, tmp_path)
+        train_on(corpus, output=tmp_path)
     assert "--overwrite" in str(caught.value)
     assert (tmp_path / "tokenizer.model").read_bytes() == b"precious"
-    train_tokenizer([corpus], 400, tmp_path, overwrite=True, sample_bytes=50_000)
+    train_on(corpus, vocab_size=400, output=tmp_path, overwrite=True, sample_bytes=50_000)
     assert load_tokenizer(tmp_path / "tokenizer.model").get_piece_size() == 400
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["tokenizer.model", "training.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["sample.digests", "tokenizer.model", "training.json"]
 
 
 def test_a_failed_training_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"txt": "a"}\n' * 3)
     with pytest.raises(DataError, match="left out: 3 no text field"):
-        train_tokenizer([tmp_path / "a.jsonl"], VOCAB, tmp_path / "out")
+        train_on(tmp_path / "a.jsonl", output=tmp_path / "out")
     with pytest.raises(DataError, match="more than max_bad_documents=2"):
-        train_tokenizer([tmp_path / "a.jsonl"], VOCAB, tmp_path / "out", max_bad_documents=2)
+        train_on(tmp_path / "a.jsonl", output=tmp_path / "out", max_bad_documents=2)
     assert not (tmp_path / "out").exists()
 
 
@@ -271,22 +335,3 @@ def test_a_failed_training_leaves_nothing(tmp_path: Path) -> None:
 )
 def test_input_takes_several_paths(written: str, understood: str) -> None:
     assert repeat_option(written.split(), "--input") == understood.split()
-
-
-def test_the_command_trains_and_prints_where_the_model_lies(corpus: Path, tmp_path: Path) -> None:
-    files = [str(file) for file in sorted(corpus.glob("*.py"))[:3]]
-    arguments = [
-        "train",
-        "--input",
-        *files,
-        "--vocab-size",
-        "400",
-        "--output",
-        str(tmp_path),
-        "--sample-megabytes",
-        "0.1",
-    ]
-    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
-    assert result.exit_code == 0
-    assert str(tmp_path / "tokenizer.model") in result.output
-    assert CliRunner().invoke(cli, ["train", "--vocab-size", "400", "--output", "x"]).exit_code == 2

@@ -1,0 +1,139 @@
+"""Small charts as inline SVG: bars, columns, and a curve on logarithmic scales. No scripts, no fonts, no library.
+
+A chart is WIDTH units wide and scales with its column. Colours are classes of the page's style sheet, so that light and
+dark are one drawing; `<title>` holds what a pointer shows, and `aria-label` what a screen reader says.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH = 420
+_NAME_WIDTH, _VALUE_WIDTH, _ROW = 112, 64, 25
+_LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 10, 38
+_LONGEST_NAME = 17
+
+
+class Bar(NamedTuple):
+    """A name, its value, and the value as it is shown."""
+
+    name: str
+    value: float
+    shown: str
+
+
+def bar_chart(bars: Sequence[Bar], label: str) -> str:
+    """Horizontal bars from zero, one below the other."""
+    span = WIDTH - _NAME_WIDTH - _VALUE_WIDTH
+    largest = max((bar.value for bar in bars), default=0.0) or 1.0
+    rows = []
+    for number, bar in enumerate(bars):
+        y = number * _ROW
+        # Half a unit, so that what is small but not zero can be seen.
+        length = max(bar.value / largest * span, 0.5 if bar.value else 0.0)
+        rows.append(
+            f"<g><title>{escape(bar.name)}: {escape(bar.shown)}</title>"
+            f'<text class="name" x="{_NAME_WIDTH - 8}" y="{y + 17}" text-anchor="end">{_shortened(bar.name)}</text>'
+            f'<path class="mark" d="{_bar_path(_NAME_WIDTH, y + 5, length, _ROW - 9)}"/>'
+            f'<text class="value" x="{_NAME_WIDTH + length + 6:.1f}" y="{y + 17}">{escape(bar.shown)}</text></g>'
+        )
+    axis = f'<line class="axis" x1="{_NAME_WIDTH}" x2="{_NAME_WIDTH}" y1="0" y2="{len(bars) * _ROW}"/>'
+    return _svg(len(bars) * _ROW + 2, label, "".join(rows) + axis)
+
+
+def column_chart(values: Mapping[int, int], label: str, x_title: str, height: int = 220) -> str:
+    """A column for each integer of `values`, on a linear scale."""
+    first, last = min(values), max(values)
+    step = (WIDTH - _LEFT - _RIGHT) / (last - first + 1)
+    bottom, tall = height - _BOTTOM, height - _TOP - _BOTTOM
+    top_tick, ticks = _linear_ticks(max(values.values()))
+    drawn = [_horizontal(bottom - tick / top_tick * tall, f"{tick:,}") for tick in ticks]
+    every = math.ceil((last - first + 1) / 16)
+    for x in range(first, last + 1):
+        left, count = _LEFT + (x - first) * step, values.get(x, 0)
+        up = count / top_tick * tall
+        drawn.append(
+            f"<g><title>{x}: {count:,}</title>"
+            f'<path class="mark" d="{_column_path(left + 1, bottom, max(step - 2, 1), up)}"/></g>'
+        )
+        if (x - first) % every == 0:
+            drawn.append(_text(left + step / 2, bottom + 15, str(x), "middle"))
+    drawn += [_axis(bottom), _text((WIDTH + _LEFT) / 2, height - 4, x_title, "middle")]
+    return _svg(height, label, "".join(drawn))
+
+
+def log_curve(
+    points: Sequence[tuple[int, int]], end: int, label: str, x_title: str, end_title: str, height: int = 220
+) -> str:
+    """Counts over ranks, both logarithmic from 1 on; the stretch from the last point to rank `end` is shaded."""
+    bottom, tall, wide = height - _BOTTOM, height - _TOP - _BOTTOM, WIDTH - _LEFT - _RIGHT
+    x_decades = max(math.log10(max(end, points[-1][0])), 1e-9)
+    y_decades = max(math.ceil(math.log10(max(points[0][1], 10))), 1)
+
+    def x(rank: float) -> float:
+        return _LEFT + math.log10(rank) / x_decades * wide
+
+    def y(count: float) -> float:
+        return bottom - math.log10(count) / y_decades * tall
+
+    drawn = [_horizontal(y(10**decade), _power(decade)) for decade in range(y_decades + 1)]
+    drawn += [_text(x(10**d), bottom + 15, _power(d), "middle") for d in range(int(x_decades) + 1)]
+    last = points[-1][0]
+    if end > last:
+        drawn.append(
+            f'<rect class="shade" x="{x(last):.1f}" y="{_TOP}" width="{x(end) - x(last):.1f}" height="{tall}">'
+            f"<title>{escape(end_title)}</title></rect>"
+        )
+    path = " ".join(f"{x(rank):.1f},{y(count):.1f}" for rank, count in points)
+    drawn.append(f'<polyline class="curve" points="{path}"/>')
+    drawn += [_axis(bottom), _text((WIDTH + _LEFT) / 2, height - 4, x_title, "middle")]
+    return _svg(height, label, "".join(drawn))
+
+
+def _svg(height: float, label: str, content: str) -> str:
+    return f'<svg viewBox="0 0 {WIDTH} {height:g}" role="img" aria-label="{escape(label)}">{content}</svg>'
+
+
+def _text(x: float, y: float, text: str, anchor: str) -> str:
+    return f'<text class="tick" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _horizontal(y: float, name: str) -> str:
+    line = f'<line class="grid" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    return line + _text(_LEFT - 7, y + 4, name, "end")
+
+
+def _axis(y: float) -> str:
+    return f'<line class="axis" x1="{_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y}" y2="{y}"/>'
+
+
+def _bar_path(x: float, y: float, length: float, height: float) -> str:
+    """A bar that begins square at its axis and ends round."""
+    r = min(3.0, length / 2)
+    return f"M{x} {y}h{length - r:.1f}q{r:.1f} 0 {r:.1f} {r:.1f}v{height - 2 * r:.1f}q0 {r:.1f} {-r:.1f} {r:.1f}H{x}z"
+
+
+def _column_path(x: float, bottom: float, width: float, up: float) -> str:
+    r = min(3.0, up / 2, width / 2)
+    return (
+        f"M{x:.1f} {bottom}v{r - up:.1f}q0 {-r:.1f} {r:.1f} {-r:.1f}h{width - 2 * r:.1f}"
+        f"q{r:.1f} 0 {r:.1f} {r:.1f}V{bottom}z"
+    )
+
+
+def _linear_ticks(largest: int) -> tuple[int, list[int]]:
+    """The top of a scale that begins at zero, and three to five round numbers on it."""
+    size = 10 ** int(math.log10(max(largest, 1)))
+    step = next(size * factor // 10 or 1 for factor in (2, 5, 10, 20, 50) if largest <= 4 * (size * factor // 10 or 1))
+    top = step * math.ceil(max(largest, 1) / step)
+    return top, list(range(0, top + 1, step))
+
+
+def _power(decade: int) -> str:
+    """1, 10, 100, 1k, 10k, 100k, 1M, …"""
+    return f"{10 ** (decade % 3)}{['', 'k', 'M', 'G', 'T'][decade // 3]}"
+
+
+def _shortened(name: str) -> str:
+    return escape(name if len(name) <= _LONGEST_NAME else f"{name[: _LONGEST_NAME - 1]}…")
