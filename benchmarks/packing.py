@@ -21,9 +21,12 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.quickstart_corpus import write_corpus
-from tokenizer.corpus import scan
-from tokenizer.encoder import encode_batches
+from tokenizer.corpus import plan_tasks
+from tokenizer.fast import load_encoder
+from tokenizer.readers import Document, ReadOptions, read_documents
+from tokenizer.sources import Source
 from tokenizer.train import train_tokenizer
+from tokenizer.windows import shuffled
 from tokenizer.write_bins import BinWriter
 from tokenizer.write_shards import ShardWriter, clear_output
 
@@ -55,12 +58,18 @@ class Corpus(NamedTuple):
 def standard_library(scratch: Path, vocab_size: int) -> Corpus:
     write_corpus(scratch / "corpus")
     inputs = [scratch / "corpus" / "train.jsonl"]
-    model = train_tokenizer(inputs, vocab_size, scratch / "tokenizer", sample_bytes=5_000_000)
+    source = Source("standard-library", tuple(map(str, inputs)))
+    model = train_tokenizer([source], vocab_size, scratch / "tokenizer", sample_bytes=5_000_000).path
     started = time.process_time()
-    batches = list(encode_batches(model, scan(inputs), workers=1, text_field="text", seed=0))
+    encoder, found = load_encoder(model), []
+    bos, eos = encoder.model.bos_id(), encoder.model.eos_id()
+    for task in plan_tasks([str(path) for path in inputs], ReadOptions()).tasks:
+        for document in read_documents(task, ReadOptions()):
+            if isinstance(document, Document):
+                found.append(np.concatenate([[bos], encoder.encode(document.text), [eos]]).astype(np.int32))
     seconds = time.process_time() - started
-    ids = np.concatenate([batch.ids for batch in batches])
-    lengths = np.concatenate([batch.lengths for batch in batches])
+    found = [found[position] for position in shuffled(len(found), 0)]
+    ids, lengths = np.concatenate(found), np.array([len(document) for document in found])
     return Corpus(ids, lengths, vocab_size, f"encoded at {len(ids) / seconds / 1e6:.1f} million tokens a CPU second")
 
 

@@ -63,7 +63,7 @@ class Quickstart:
         model = str(self.out / "tokenizer" / "tokenizer.model")
         size = str(self.config.model.vocab_size)
         self._pretrain(
-            *("tokenizer", "train", "--input", train_text, "--vocab-size", size, "--sample-megabytes", "4"),
+            *("tokenizer", "train", "--input", train_text, "--vocab-size", size, "--sample-bytes", "4MB"),
             *("--output", str(self.out / "tokenizer")),
         )
         self._title("3  Shards: plain WebDataset tars with random access")

@@ -1,17 +1,17 @@
-"""`pretrain tokenizer`: the commands `train` and `encode`. What they need is imported when they run."""
+"""`pretrain tokenizer encode`. What it needs is imported when it runs. The other commands are in `train_cli.py`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from pretrain.data.manifest import Manifest
-    from tokenizer.encode import Progress
+    from tokenizer.encode import Run
+    from tokenizer.readers import ReadOptions, Task
 
 
 def repeat_option(arguments: list[str], option: str) -> list[str]:
@@ -36,16 +36,9 @@ class ManyInputs(click.Command):
         return super().parse_args(ctx, repeat_option(args, "--input"))
 
 
-input_option = click.option(
-    "--input",
-    "inputs",
-    required=True,
-    multiple=True,
-    type=click.Path(path_type=Path),
-    metavar="PATH...",
-    help="Text files (one document each), .jsonl files (one a line) or folders.",
+text_field_option = click.option(
+    "--text-field", default="text", show_default=True, help="Field of a record that holds its text; a.b is nested."
 )
-text_field_option = click.option("--text-field", default="text", show_default=True, help="Field of a .jsonl line.")
 max_bad_option = click.option(
     "--max-bad-documents",
     default=100,
@@ -62,57 +55,6 @@ def tokenizer() -> None:
 
 
 @tokenizer.command(cls=ManyInputs)
-@input_option
-@click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Pieces, all special ones included.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the model.")
-@click.option(
-    "--sample-megabytes",
-    default=100.0,
-    show_default=True,
-    type=click.FloatRange(min=0, min_open=True),
-    help="Text to train on, drawn uniformly from the corpus.",
-)
-@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the sample.")
-@text_field_option
-@max_bad_option
-@overwrite_option
-def train(
-    inputs: tuple[Path, ...],
-    vocab_size: int,
-    output: Path,
-    sample_megabytes: float,
-    seed: int,
-    text_field: str,
-    max_bad_documents: int,
-    overwrite: bool,
-) -> None:
-    """Train a SentencePiece model: BPE with byte fallback, lossless."""
-    import json
-
-    from tokenizer.train import RECORD_NAME, train_tokenizer
-
-    path = train_tokenizer(
-        inputs,
-        vocab_size,
-        output,
-        sample_bytes=int(sample_megabytes * 1e6),
-        seed=seed,
-        text_field=text_field,
-        max_bad_documents=max_bad_documents,
-        overwrite=overwrite,
-    )
-    record = json.loads((output / RECORD_NAME).read_text())
-    rows = {
-        "pieces": f"{vocab_size:,}",
-        "trained on": f"{record['sample_bytes'] / 1e6:,.1f} MB, {record['sample_documents']:,} documents"
-        f" of {record['corpus_documents']:,}",
-        **_skipped_rows(record["skipped"]),
-        "model": str(path),
-    }
-    _print_table(rows)
-
-
-@tokenizer.command(cls=ManyInputs)
 @click.option(
     "--tokenizer",
     "model",
@@ -121,7 +63,14 @@ def train(
     metavar="DIR/tokenizer.model",
     help="SentencePiece model, as `train` writes it.",
 )
-@input_option
+@click.option(
+    "--input",
+    "inputs",
+    required=True,
+    multiple=True,
+    metavar="PATH...",
+    help="Files (.jsonl, .parquet, .tar, text; also compressed), folders of these, or addresses such as s3://bucket/folder.",
+)
 @click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the shards.")
 @click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core]")
 @click.option(
@@ -136,88 +85,105 @@ def train(
     "bins of --seq-len.",
 )
 @click.option("--seq-len", type=click.IntRange(min=2), help="packed only: data.seq_len of the training.")
+@click.option(
+    "--deduplicate", is_flag=True, help="Leave out a document whose text came before. Reads everything twice."
+)
 @text_field_option
+@click.option(
+    "--where", multiple=True, metavar="FIELD=VALUE", help="Only records for which this holds; also !=, >=, <=, >, <."
+)
+@click.option("--separator", help="What separates the documents of a text file.  [default: a file is a document]")
+@click.option("--member", metavar="PATTERN", help="Members of a tar that hold text, such as '*.txt'.")
+@click.option(
+    "--task-megabytes", type=click.FloatRange(min=0, min_open=True), help="Text of a task.  [default: 268, or less]"
+)
 @max_bad_option
 @overwrite_option
+@click.option("--plan", "only_plan", is_flag=True, help="Say how many tasks there are, and encode nothing.")
+@click.option(
+    "--task-id", type=click.IntRange(min=0), metavar="N", help="Do only task N of the plan, and do not merge."
+)
+@click.option(
+    "--num-tasks", type=click.IntRange(min=1), metavar="K", help="With --task-id N: every K-th task, from N on."
+)
+@click.option("--merge", "only_merge", is_flag=True, help="Make the corpus, when all tasks are done.")
 def encode(
     model: Path,
-    inputs: tuple[Path, ...],
+    inputs: tuple[str, ...],
     output: Path,
     workers: int | None,
-    seed: int,
-    layout: str,
-    seq_len: int | None,
-    text_field: str,
-    max_bad_documents: int,
     overwrite: bool,
+    only_plan: bool,
+    task_id: int | None,
+    num_tasks: int | None,
+    only_merge: bool,
+    **options: Any,
 ) -> None:
-    """Encode a corpus into token shards."""
-    from tokenizer.encode import encode_corpus
+    """Encode a corpus into token shards.
 
-    with _progress_bar() as progress:
-        manifest = encode_corpus(
-            model,
-            inputs,
-            output,
-            workers=workers,
-            text_field=text_field,
-            seed=seed,
-            layout=layout,
-            seq_len=seq_len,
-            max_bad_documents=max_bad_documents,
-            overwrite=overwrite,
-            progress=progress,
-        )
-    rows = {
-        "documents": f"{manifest.documents:,}",
-        "text": f"{manifest.text_bytes / 1e6:,.1f} MB",
-        "tokens": f"{manifest.tokens:,}",
-        "bytes per token": f"{manifest.text_bytes / manifest.tokens:.2f}",
-        **(_packing_rows(manifest) if manifest.layout == "packed" else {}),
-        **_skipped_rows(manifest.skipped),
-        "shards": f"{len(manifest.shards)} in {output}",
-    }
-    _print_table(rows)
+    The corpus is cut into tasks, which processes share. After a kill, the same command goes on with what is not finished. On
+    a cluster, run --plan, then an array with --task-id, then --merge, all with the same options.
+    """
+    from tokenizer.encode import Run, check_workers, select
+    from tokenizer.encode_report import corpus_rows, part_rows, plan_rows, print_table
+    from tokenizer.encoding import describe
 
-
-def _packing_rows(manifest: Manifest) -> dict[str, str]:
-    ids = manifest.stored_targets + 1
-    return {
-        "sequences": f"{manifest.stored_targets // manifest.packed_seq_len:,} of {manifest.packed_seq_len:,}",
-        "filled": f"{1 - manifest.padding_tokens / ids:.2%}, {manifest.padding_tokens:,} padding",
-        "documents cut": f"{manifest.documents_cut:,}, {manifest.documents_cut / manifest.documents:.1%}",
-    }
-
-
-def _skipped_rows(skipped: dict[str, int]) -> dict[str, str]:
-    return {f"left out: {reason}": f"{count:,}" for reason, count in skipped.items()}
-
-
-def _print_table(rows: dict[str, str]) -> None:
-    # Not rich's table: it breaks a long path into two lines, also when the output is piped.
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        click.echo(f"{name:<{width}}  {value}")
-
-
-@contextmanager
-def _progress_bar() -> Iterator[Callable[[Progress], None] | None]:
-    """A callback that draws documents, MB/s and tokens on a terminal; None elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
+    _refuse_contradictions(only_plan, task_id, num_tasks, only_merge, overwrite)
+    encoding = describe(model, reading=_reading(options), **options)
+    run = Run(encoding, inputs, output, overwrite=overwrite)
+    if only_plan:
+        print_table(plan_rows(run))
         return
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("documents  {task.fields[speed]}"), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("encode", total=None, speed="")
+    workers = check_workers(workers)
+    tasks = run.plan.tasks if task_id is None else select(run.plan.tasks, task_id, num_tasks)
+    if not only_merge:
+        _work(run, tasks, workers)
+    if task_id is not None:
+        print_table(part_rows(run, tasks))
+        return
+    settles = run.looking_for_duplicates
+    run.decide()
+    if settles and only_merge and not run.looking_for_duplicates:
+        click.echo(
+            "It is settled which documents are duplicates. Run all tasks again, to encode them, and --merge again."
+        )
+        return
+    if settles and not only_merge:
+        _work(run, tasks, workers)
+    print_table(corpus_rows(run.merge(), output))
 
-        def show(progress: Progress) -> None:
-            seconds = max(bar.tasks[0].elapsed or 0.0, 1e-9)
-            speed = f"{progress.text_bytes / 1e6 / seconds:.1f} MB/s  {progress.tokens:,} tokens"
-            bar.update(task, total=progress.total_documents, completed=progress.documents, speed=speed)
 
-        yield show
+def _refuse_contradictions(
+    only_plan: bool, task_id: int | None, num_tasks: int | None, only_merge: bool, overwrite: bool
+) -> None:
+    chosen = [
+        name
+        for name, given in (("--plan", only_plan), ("--task-id", task_id is not None), ("--merge", only_merge))
+        if given
+    ]
+    if len(chosen) > 1:
+        raise click.UsageError(f"{' and '.join(chosen)} are different steps: give one of them")
+    if num_tasks is not None and task_id is None:
+        raise click.UsageError("--num-tasks has no meaning without --task-id")
+    if overwrite and chosen and not only_plan:
+        raise click.UsageError(
+            f"--overwrite with {chosen[0]} would remove what other tasks have written: run --plan --overwrite before"
+        )
+
+
+def _reading(options: dict[str, Any]) -> ReadOptions:
+    """The `ReadOptions` among the options, which are taken out."""
+    from tokenizer.readers import ReadOptions
+
+    megabytes = options.pop("task_megabytes")
+    reading = ReadOptions(**{name: options.pop(name) for name in ("text_field", "where", "separator", "member")})
+    return reading if megabytes is None else replace(reading, task_bytes=max(1, int(megabytes * 1e6)))
+
+
+def _work(run: Run, tasks: Sequence[Task], workers: int) -> None:
+    from tokenizer.encode_report import progress_bar
+
+    with progress_bar("looking for duplicates" if run.looking_for_duplicates else "encoding") as progress:
+        done = run.work_on(tasks, workers=workers, progress=progress)
+    if done < len(tasks):
+        click.echo(f"{len(tasks) - done} of {len(tasks)} tasks were done before", err=True)

@@ -1,9 +1,6 @@
 """Writing layout "packed": documents are packed window by window (`packing.py`), the bins go to the writer of shards."""
 
-from __future__ import annotations
-
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +10,6 @@ from pretrain.data.shard_table import ShardEntry
 from pretrain.errors import DataError
 from tokenizer.packing import Counts, pack_window
 from tokenizer.write_shards import ShardWriter
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
 
 WINDOW_TOKENS = 1 << 20
 
@@ -95,11 +89,10 @@ def check_layout(layout: str, seq_len: int | None, block_tokens: int) -> None:
         )
 
 
-def check_padding(tokenizer: Path, model: SentencePieceProcessor) -> None:
-    """Raise DataError unless the model has an id for padding and for nothing else."""
-    pad = model.pad_id()
-    if pad < 0 or pad in (model.bos_id(), model.eos_id()):
-        rule = "has no padding id" if pad < 0 else f"pads with id {pad}, which also marks the documents"
+def check_padding(tokenizer: Path, *, pad_id: int, bos_id: int, eos_id: int) -> None:
+    """Raise DataError unless the tokenizer has an id (-1: none) for padding and for nothing else."""
+    if pad_id < 0 or pad_id in (bos_id, eos_id):
+        rule = "has no padding id" if pad_id < 0 else f"pads with id {pad_id}, which also marks the documents"
         raise DataError(
             f"{tokenizer}: {rule}, and layout {PACKED!r} must tell padding from text",
             hint="use --layout stream, or train one with `pretrain tokenizer train`",

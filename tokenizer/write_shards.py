@@ -10,9 +10,10 @@ import hashlib
 import io
 import mmap
 import os
+import tarfile
 import zlib
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from pretrain.data.shards import BLOCK_TOKENS, ENDS_MEMBER, TOKENS_MEMBER, block
 from pretrain.errors import DataError, PretrainError
 
 SHARD_BYTES = 256 << 20
+MOST_BLOCKS = 1_000_000  # six digits in a key
+PROBLEMS_NAME = "problems.jsonl"
 _TAR_RECORD = 512
 
 
@@ -29,13 +32,21 @@ class ShardWriter:
     """Cuts documents into blocks of `block_tokens`+1 ids and writes them to tars of about `shard_bytes` in `folder`.
 
     Use as a context manager; `finish` returns the entries for the manifest. An exception removes the open temporary
-    file.
+    file. The key of a block has the number of its shard and its own in that shard; with `task`, which does not know what
+    number its shards will get in the corpus, the task's number and its own in that task.
     """
 
     def __init__(
-        self, folder: Path, *, vocab_size: int, block_tokens: int = BLOCK_TOKENS, shard_bytes: int = SHARD_BYTES
+        self,
+        folder: Path,
+        *,
+        vocab_size: int,
+        block_tokens: int = BLOCK_TOKENS,
+        shard_bytes: int = SHARD_BYTES,
+        task: int | None = None,
     ) -> None:
         self.folder = folder
+        self.task = task
         self.vocab_size = vocab_size
         self.block_tokens = block_tokens
         self.dtype = np.dtype(token_dtype(vocab_size))
@@ -45,6 +56,7 @@ class ShardWriter:
         self._pending_ends: list[np.ndarray] = []  # int64, document ends counted from the first pending id
         self._pending_tokens = 0
         self._shard: _OpenShard | None = None
+        self._closed_blocks = 0
 
     def __enter__(self) -> "ShardWriter":
         return self
@@ -97,13 +109,21 @@ class ShardWriter:
     def _write_block(self, ids: np.ndarray, ends: np.ndarray) -> None:
         if self._shard is None:
             self._shard = _OpenShard(self.folder, number=len(self.entries), itemsize=self.dtype.itemsize)
-        self._shard.write(ids, ends.astype("<i4"))
+        block = len(self._shard.rows) + (0 if self.task is None else self._closed_blocks)
+        if block >= MOST_BLOCKS:
+            raise DataError(
+                f"more than {MOST_BLOCKS} blocks of {self.block_tokens} tokens in one part of the corpus",
+                hint="cut the largest file of the corpus into several",
+            )
+        key = block_key(self._shard.number if self.task is None else self.task, block)
+        self._shard.write(key, ids, ends.astype("<i4"))
         if len(self._shard.rows) == self.blocks_per_shard:
             self._close_shard()
 
     def _close_shard(self) -> None:
         if self._shard is not None:
             self.entries.append(self._shard.commit())
+            self._closed_blocks += self.entries[-1].blocks
             self._shard = None
 
 
@@ -111,9 +131,6 @@ class _OpenShard:
     """One tar being written under a temporary name, and the rows of its index."""
 
     def __init__(self, folder: Path, *, number: int, itemsize: int) -> None:
-        # Imported here, since webdataset imports torch, which processes that encode have no use for.
-        from webdataset.writer import TarWriter
-
         self.number = number
         self.itemsize = itemsize
         self.path = folder / shard_name(number)
@@ -121,17 +138,18 @@ class _OpenShard:
         self.rows: list[tuple[int, int, int, int]] = []
         self.position = 0  # bytes written to the tar, headers and padding included
         self.file: BinaryIO = self.temporary.open("wb")
-        # An integer mtime, and no names of this machine: the same bytes everywhere (a float adds a PAX header a
-        # member).
-        self.tar: Any = TarWriter(self.file, user="", group="", mode=0o444, mtime=0, encoder=False, compress=False)
+        # Byte for byte what webdataset's TarWriter makes (a test compares them), which would bring torch into each process.
+        self.tar = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
 
-    def write(self, ids: np.ndarray, ends: np.ndarray) -> None:
-        """Append one block. TarWriter writes the members of a sample sorted by name: the ends, then the tokens."""
+    def write(self, key: str, ids: np.ndarray, ends: np.ndarray) -> None:
+        """Append one block: the ends, then the tokens, sorted by name as webdataset does."""
         ends_file, ids_file = _npy(ends), _npy(ids)
         payload = ids.tobytes()
-        self.tar.write(
-            {"__key__": block_key(self.number, len(self.rows)), ENDS_MEMBER: ends_file, TOKENS_MEMBER: ids_file}
-        )
+        for member, data in ((ENDS_MEMBER, ends_file), (TOKENS_MEMBER, ids_file)):
+            header = tarfile.TarInfo(f"{key}.{member}")
+            # No time and no names of this machine: the same bytes everywhere.
+            header.size, header.mode, header.mtime = len(data), 0o444, 0
+            self.tar.addfile(header, io.BytesIO(data))
         ids_end = self.position + _member_size(ends_file) + _TAR_RECORD + len(ids_file)
         self.rows.append((ids_end - len(payload), len(ids), len(ends), zlib.crc32(payload)))
         self.position += _member_size(ends_file) + _member_size(ids_file)
@@ -172,8 +190,13 @@ class _OpenShard:
         self.temporary.unlink(missing_ok=True)
 
 
-def clear_output(folder: Path) -> None:
-    """Remove an earlier corpus, or leftovers of a killed run. The manifest goes first: no folder is ever half new."""
+def clear_output(folder: Path, *, problems: bool = False) -> None:
+    """Remove an earlier corpus, or leftovers of a killed run. The manifest goes before its shards: no folder is half new.
+
+    A `problems.jsonl` is ours beside a manifest, or where the caller knows it.
+    """
+    if problems or (folder / MANIFEST_NAME).exists():
+        (folder / PROBLEMS_NAME).unlink(missing_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     sync_folder(folder)
     rest = (TABLE_NAME, f"{TABLE_NAME}.tmp", f"{MANIFEST_NAME}.tmp")
@@ -189,7 +212,7 @@ def _verify(path: Path, index: np.ndarray, *, itemsize: int) -> str:
             if zlib.crc32(data[offset : offset + tokens * itemsize]) != crc32:
                 raise PretrainError(
                     f"{path}: block {block} is not at offset {offset} as it was written",
-                    hint="the disk may be failing; if it repeats, report it with the versions of webdataset and numpy",
+                    hint="the disk may be failing; if it repeats, report it with the versions of Python and NumPy",
                 )
         return hashlib.sha256(data).hexdigest()
 

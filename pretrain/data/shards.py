@@ -7,19 +7,20 @@
       shard-000000.idx.npy     int64 [blocks, 4], one row a block
       shard-000001.tar  …
 
-    shard-000000.tar, one sample (KEY = shard and block number, six digits each) a block:
+    shard-000000.tar, one sample a block (KEY: twelve digits, unique in the corpus, and sorting as the stream does):
 
       | header 512 | KEY.doc.npy: header 128, int32 ends  | zeros to 512 |
       | header 512 | KEY.tok.npy: header 128, payload ... | zeros to 512 |      then the next block
                                               ^
       idx row:  (offset of the payload in the tar, n tokens, documents, crc32 of the payload)
 
-    payload: n tokens of `dtype` (<u2 or <u4), n = T+1 (T = block_tokens) in each block but the last, where 2 <= n <=
-    T+1
+    payload: n tokens of `dtype` (<u2 or <u4), n = T+1 (T = block_tokens) in each block but the last of a shard, where
+    2 <= n <= T+1
 
       stream   t0 t1 t2 … t(T-1) t(T) t(T+1) …
       block 0 [t0 ………………………… t(T)]                the last token of a block is the first of the next, so that
-      block 1                   [t(T) t(T+1) …     no target is lost: n tokens are n-1 (input, target) pairs
+      block 1                   [t(T) t(T+1) …     no target is lost: n tokens are n-1 (input, target) pairs.
+                                                 Where a task of the encoding begins, a block begins with a document
 
     ends: the positions, exclusive and increasing, at which documents end inside the block: 1 … T (n in the last block),
     so each document is counted in exactly one block, and ends[i] is where the next document starts.
@@ -55,9 +56,9 @@ def index_name(shard: str) -> str:
     return f"{shard.removesuffix('.tar')}.idx.npy"
 
 
-def block_key(shard: int, block: int) -> str:
-    """WebDataset key of a block: unique in the corpus, and sorting as the stream does."""
-    return f"{shard:06d}{block:06d}"
+def block_key(part: int, block: int) -> str:
+    """WebDataset key of a block, by its part of the corpus (a shard, or the task that wrote it) and its number in that."""
+    return f"{part:06d}{block:06d}"
 
 
 def read_index(store: Store, entry: ShardEntry, dtype: str = "<u2", *, block_tokens: int | None = None) -> np.ndarray:

@@ -1,40 +1,36 @@
-import json
-import os
-import random
+import itertools
 import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from pretrain.config.schema import SourceConfig
-from pretrain.data.manifest import Manifest, read_manifest
-from pretrain.data.shards import OFFSET, TOKENS, index_name
+from pretrain.data.manifest import read_manifest
 from pretrain.data.source import Source
+from pretrain.data.store import open_store
 from pretrain.data.stream import split_targets
+from pretrain.data.verify import verify_shards
 from pretrain.errors import DataError, PretrainError
 from pretrain.loss import IGNORE
+from tests.support.encoded import TEXTS, documents_of, files_of, task_streams, write_jsonl
 from tests.support.processes import pretrain
-from tokenizer import encode, encoder, write_bins
+from tokenizer import tasks, write_bins
+from tokenizer.board import Board, Progress, Watch
 from tokenizer.cli import tokenizer as cli
-from tokenizer.corpus import Document
-from tokenizer.encode import Progress, encode_corpus
-from tokenizer.encoder import Encoder
+from tokenizer.corpus import plan_tasks
+from tokenizer.encode import Run, encode_corpus
+from tokenizer.encoding import describe
 from tokenizer.model import load_tokenizer, tokenizer_sha256
+from tokenizer.readers import ReadOptions
 from tokenizer.train import SETTINGS, train_model
 
 BLOCK = 64
-TEXTS = [
-    "def f(x):\n\treturn  x  # <s> </s> <|im_start|>\r\n",
-    "e\u0301 עברית 👩‍👩‍👧 漢字\u2028\u00a0",
-    "   ",
-    "\n",
-    *(f"document {i}: " + " ".join(f"word{i * k % 97}" for k in range(i)) for i in range(60)),
-]
 
 
 @pytest.fixture(scope="module")
@@ -46,118 +42,101 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def corpus(tmp_path: Path) -> Path:
-    path = tmp_path / "corpus.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in TEXTS))
-    return path
+    return write_jsonl(tmp_path / "corpus.jsonl")
 
 
-def stream_of(folder: Path, manifest: Manifest) -> list[int]:
-    """All ids in order, read by offset as the reader does."""
-    ids: list[int] = []
-    for entry in manifest.shards:
-        data = (folder / entry.name).read_bytes()
-        for row in np.load(folder / index_name(entry.name)):
-            payload = data[row[OFFSET] : row[OFFSET] + row[TOKENS] * np.dtype(manifest.dtype).itemsize]
-            block = np.frombuffer(payload, manifest.dtype).tolist()
-            assert not ids or ids[-1] == block[0]
-            ids += block[1:] if ids else block
-    return ids
-
-
-def documents_of(folder: Path, manifest: Manifest) -> list[list[int]]:
-    """The stream split after each eos; bos and eos taken off."""
-    documents: list[list[int]] = [[]]
-    for token in stream_of(folder, manifest):
-        documents[-1].append(token)
-        if token == manifest.eos_id:
-            documents.append([])
-    assert documents.pop() == []
-    assert all(document[0] == manifest.bos_id for document in documents)
-    return [document[1:-1] for document in documents]
-
-
-def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
-
-
-def test_every_document_comes_back_from_the_shards(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("task_bytes", [1 << 20, 700])
+def test_every_document_comes_back_from_the_shards(
+    tokenizer: Path, corpus: Path, tmp_path: Path, task_bytes: int
+) -> None:
     out = tmp_path / "deep" / "shards"
-    manifest = encode_corpus(tokenizer, [corpus], out, workers=1, block_tokens=BLOCK, shard_bytes=20 * BLOCK)
+    reading = ReadOptions(task_bytes=task_bytes)
+    options = {"block_tokens": BLOCK, "shard_bytes": 20 * BLOCK, "reading": reading}
+    manifest = encode_corpus(tokenizer, [corpus], out, workers=1, **options)
     assert manifest == read_manifest(out)
     Source("a", SourceConfig(str(out)), BLOCK).check_shards()
+    for _, problems in verify_shards(open_store(str(out)), manifest, workers=1):
+        assert problems == []
     sp = load_tokenizer(tokenizer)
     decoded = [sp.decode(document) for document in documents_of(out, manifest)]
     assert sorted(decoded) == sorted(TEXTS)
     assert decoded != TEXTS  # shuffled
     assert len(manifest.shards) > 2
     assert manifest.documents == len(TEXTS)
-    assert manifest.tokens == len(stream_of(out, manifest)) - 1
+    streams = task_streams(out, manifest)
+    assert len(streams) == len(plan_tasks([str(corpus)], reading).tasks)
+    assert len(streams) == 1 if task_bytes > 700 else len(streams) > 15
+    assert manifest.tokens == sum(len(stream) - 1 for stream in streams)
     assert manifest.text_bytes == sum(len(text.encode()) for text in TEXTS)
     assert (manifest.vocab_size, manifest.dtype, manifest.bos_id, manifest.eos_id) == (350, "<u2", 1, 2)
     assert (manifest.tokenizer_sha256, manifest.skipped) == (tokenizer_sha256(tokenizer), {})
+    assert not (out / "tasks").exists() and not (out / "problems.jsonl").exists()
 
 
-def test_bytes_do_not_depend_on_the_workers_and_follow_the_seed(
-    tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encoder, "BATCH_BYTES", 500)  # many batches, so that order can go wrong
+def test_keys_are_unique_in_the_corpus_and_sort_as_it_does(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
+    options = {"block_tokens": BLOCK, "shard_bytes": 4 * BLOCK, "reading": ReadOptions(task_bytes=2_000)}
+    manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, **options)
+    keys = []
+    for entry in manifest.shards:
+        with tarfile.open(tmp_path / "out" / entry.name) as tar:
+            keys += [member.name.partition(".")[0] for member in tar if member.name.endswith(".tok.npy")]
+    assert keys == sorted(set(keys))
+    assert {key[:6] for key in keys} == {f"{task:06d}" for task in range(7)}
 
+
+def test_bytes_do_not_depend_on_the_workers_and_follow_the_seed(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
     def run(workers: int, seed: int = 0) -> dict[str, bytes]:
         out = tmp_path / f"{workers}-{seed}"
-        encode_corpus(tokenizer, [corpus], out, workers=workers, seed=seed, block_tokens=BLOCK, shard_bytes=20 * BLOCK)
+        options = {"block_tokens": BLOCK, "shard_bytes": 20 * BLOCK, "reading": ReadOptions(task_bytes=1_000)}
+        encode_corpus(tokenizer, [corpus], out, workers=workers, seed=seed, **options)
         return files_of(out)
 
     one = run(1)
-    assert len(one) > 6
+    assert len(one) > 25
     assert run(2) == one
-    assert run(3) == one
-    assert run(1, seed=1)["shard-000000.tar"] != one["shard-000000.tar"]
+    assert run(7) == one
+    assert run(1, seed=1)["shard-000003.tar"] != one["shard-000003.tar"]
 
 
-def test_ids_are_those_of_sentencepiece(tokenizer: Path) -> None:
-    encoding = Encoder(tokenizer, "text")
-    assert encoding.cuttable
-    generator = random.Random(0)
-    alphabet = [" ", "  ", "\u2581", "\n", "\t", "word3", "document", ":", "漢", "<s>", "x" * 40]
-    for _ in range(300):
-        text = "".join(generator.choices(alphabet, k=30))
-        assert encoding.encode_text(text) == encoding.model.encode(text)
-    encoding.cuttable = False
-    assert encoding.encode_text("a b") == encoding.model.encode("a b")
-
-
-def test_the_memory_of_words_is_bounded(tokenizer: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "REMEMBERED_WORDS", 5)
-    encoding = Encoder(tokenizer, "text")
-    text = "y" * 50 + " " + " ".join(f"w{i}" for i in range(50))
-    assert encoding.encode_text(text) == encoding.model.encode(text)
-    assert encoding._ids_of_word.keys() == {" w0", " w1", " w2", " w3", " w4"}
-
-
-def test_a_large_vocabulary_is_stored_in_four_bytes(
-    tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_array_gives_the_bytes_of_one_process_and_names_what_is_missing(
+    tokenizer: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    class Padded:
-        """The model, with a vocabulary over 65,536."""
+    common = ["--tokenizer", str(tokenizer), "--input", str(corpus), "--task-megabytes", "0.001", "--workers", "1"]
 
-        def __init__(self, path: Path) -> None:
-            self.inner = load_tokenizer(path)
+    def run(out: str, *arguments: str) -> Result:
+        return CliRunner().invoke(cli, ["encode", *common, "--output", str(tmp_path / out), *arguments])
 
-        def __getattr__(self, name: str) -> object:
-            return getattr(self.inner, name)
+    assert run("whole").exit_code == 0
+    planned = run("array", "--plan")
+    assert "14, numbered 0 to 13" in planned.output
+    assert len((tmp_path / "array/tasks/plan.jsonl").read_text().splitlines()) == 14
+    for task in (3, 0, 1):
+        done = run("array", "--task-id", str(task), "--num-tasks", "4")
+        assert done.exit_code == 0
+    assert "3 tasks, here or elsewhere" in done.output
+    early = run("array", "--merge")
+    assert isinstance(early.exception, DataError) and early.exception.exit_code == 2
+    assert "3 of 14 tasks are not encoded: 2, 6, 10" in str(early.exception)
+    assert not (tmp_path / "array" / "manifest.json").exists()
+    for task in (2, 6):
+        assert run("array", "--task-id", str(task)).exit_code == 0
+    assert "0 tasks, here or elsewhere" in run("array", "--task-id", "10", "--num-tasks", "14").output
+    assert run("array", "--merge").exit_code == 0
+    assert files_of(tmp_path / "array") == files_of(tmp_path / "whole")
 
-        def get_piece_size(self) -> int:
-            return 70_000
 
-        def encode(self, text: str) -> list[int]:
-            return [token + 66_000 for token in self.inner.encode(text)]
-
-    for module in (encode, encoder):
-        monkeypatch.setattr(module, "load_tokenizer", Padded)
-    monkeypatch.setattr(encoder, "can_cut", lambda model: True)
-    manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1)
-    assert manifest.dtype == "<u4"
+def test_a_large_vocabulary_is_stored_in_four_bytes(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
+    encoding = replace(describe(tokenizer), vocab_size=70_000)
+    run = Run(encoding, [corpus], tmp_path / "out")
     sp = load_tokenizer(tokenizer)
+    watch = Watch(Board(1), 0, 0)
+
+    def encode(text: str) -> np.ndarray:
+        return np.array(sp.encode(text), np.int32) + 66_000
+
+    tasks.run_task(run.plan.tasks[0], run.encoding, encode, run.work, watch)
+    manifest = run.merge()
+    assert manifest.dtype == "<u4"
     documents = documents_of(tmp_path / "out", manifest)
     assert sorted(sp.decode([token - 66_000 for token in document]) for document in documents) == sorted(TEXTS)
 
@@ -169,7 +148,7 @@ def test_bad_documents_are_left_out_counted_and_limited(tokenizer: Path, tmp_pat
         b'{"text": "good one"}\n{"text": "bad \\ud800"}\n{"txt": 1}\n{"text": "caf\xe9"}\nxx\n'
     )
     (tree / "image.png").write_bytes(b"\0\1")
-    (tree / "more.tar").write_bytes(b"x")
+    (tree / "more.zip").write_bytes(b"x")
     (tree / "empty.py").touch()
     (tree / "good.py").write_text("good two")
     expected = {
@@ -257,28 +236,13 @@ def test_a_failed_overwrite_leaves_no_manifest_for_shards_that_are_gone(
         read_manifest(tmp_path / "out")
 
 
-def test_progress_reports_each_batch(
-    tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encoder, "BATCH_BYTES", 1_000)
+def test_progress_ends_with_the_sums(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
     seen: list[Progress] = []
-    manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, progress=seen.append)
-    assert len(seen) > 3
-    assert seen[-1] == Progress(len(TEXTS), len(TEXTS), manifest.text_bytes, manifest.tokens + 1)
-    assert [progress.documents for progress in seen] == sorted({progress.documents for progress in seen})
-
-
-def die_on_call(batch: list[Document]) -> None:
-    os._exit(9)
-
-
-def test_a_killed_worker_is_an_error_and_not_a_hang(
-    tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(encoder, "_encode_in_worker", die_on_call)
-    with pytest.raises(PretrainError, match="one of the 2 encoding processes died"):
-        encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=2)
-    assert not (tmp_path / "out" / "manifest.json").exists()
+    options = {"reading": ReadOptions(task_bytes=2_000), "progress": seen.append}
+    manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, **options)
+    total = Progress(len(TEXTS), manifest.text_bytes, manifest.tokens + 7, 0, 7, 7, 1.0)
+    assert seen[-1] == total
+    assert all(earlier <= later for a, b in itertools.pairwise(seen) for earlier, later in zip(a, b, strict=True))
 
 
 def test_a_full_disk_is_an_error_without_a_traceback(
@@ -320,12 +284,14 @@ def pieces_of(tokens: np.ndarray, eos: int, pad: int) -> list[tuple[int, ...]]:
     return sorted(tuple(piece) for piece in pieces if piece)
 
 
+@pytest.mark.parametrize("task_bytes", [1 << 20, 2_000])
 @pytest.mark.parametrize("seq_len", [16, 64])
 def test_bins_hold_every_document_and_the_counts_are_those_of_training(
-    tokenizer: Path, corpus: Path, tmp_path: Path, seq_len: int, monkeypatch: pytest.MonkeyPatch
+    tokenizer: Path, corpus: Path, tmp_path: Path, seq_len: int, task_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(write_bins, "WINDOW_TOKENS", 1_000)
     options = {"layout": "packed", "seq_len": seq_len, "block_tokens": BLOCK, "shard_bytes": 20 * BLOCK}
+    options["reading"] = ReadOptions(task_bytes=task_bytes)
     manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, **options)
     assert manifest == read_manifest(tmp_path / "out")
     assert (manifest.layout, manifest.packed_seq_len, manifest.pad_id) == ("packed", seq_len, 3)
@@ -347,7 +313,6 @@ def test_bins_hold_every_document_and_the_counts_are_those_of_training(
 def test_packed_bytes_do_not_depend_on_the_workers(
     tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder, "BATCH_BYTES", 500)
     monkeypatch.setattr(write_bins, "WINDOW_TOKENS", 700)
     outputs = []
     for workers in (1, 2):
@@ -405,7 +370,7 @@ def test_the_command_packs_and_says_how_well(tokenizer: Path, corpus: Path, tmp_
     result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     manifest = read_manifest(tmp_path / "out")
     rows = {line[:15].strip(): line[15:].strip() for line in result.output.splitlines()}
-    ids = np.array(stream_of(tmp_path / "out", manifest))
+    (ids,) = map(np.array, task_streams(tmp_path / "out", manifest))
     assert rows["sequences"] == f"{len(ids) // 256:,} of 256"
     assert rows["filled"] == f"{(ids != 3).mean():.2%}, {(ids == 3).sum():,} padding"
     assert rows["documents cut"] == f"{manifest.documents_cut}, {manifest.documents_cut / len(TEXTS):.1%}"
@@ -416,7 +381,7 @@ def test_help_needs_no_heavy_import_and_encoding_no_torch_in_workers() -> None:
         "import sys, click.testing, tokenizer.cli as c;"
         "click.testing.CliRunner().invoke(c.tokenizer, ['encode', '--help']);"
         "assert not {'torch', 'numpy', 'sentencepiece', 'webdataset', 'rich'} & set(sys.modules);"
-        "import tokenizer.encode; assert not {'torch', 'sentencepiece', 'webdataset'} & set(sys.modules)"
+        "import tokenizer.encode; assert not {'torch', 'sentencepiece', 'webdataset', 'rich', 'pyarrow'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -426,3 +391,112 @@ def test_members_are_what_the_manifest_says(tokenizer: Path, corpus: Path, tmp_p
     (entry,) = manifest.shards
     with tarfile.open(tmp_path / "out" / entry.name) as tar:
         assert len(tar.getmembers()) == 2 * entry.blocks
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--plan", "--merge"], "--plan and --merge are different steps"),
+        (["--task-id", "0", "--merge"], "--task-id and --merge are different steps"),
+        (["--num-tasks", "2"], "--num-tasks has no meaning without --task-id"),
+        (["--task-id", "0", "--overwrite"], "run --plan --overwrite before"),
+        (["--merge", "--overwrite"], "run --plan --overwrite before"),
+        (["--task-id", "1"], "task_id=1: the plan has tasks 0 to 0"),
+        (["--task-id", "2", "--num-tasks", "2"], "task_id=2 is not below num_tasks=2"),
+        (["--merge"], "1 of 1 tasks are not encoded: 0"),
+        (["--merge", "--deduplicate"], "1 of 1 tasks are not searched for duplicates: 0"),
+        (["--where", "nonsense"], "nonsense"),
+    ],
+)
+def test_steps_that_make_no_sense_end_with_2(
+    tokenizer: Path, corpus: Path, tmp_path: Path, options: list[str], message: str
+) -> None:
+    paths = ["--tokenizer", str(tokenizer), "--input", str(corpus), "--output", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, ["encode", *paths, *options])
+    assert message in f"{done.output}{done.exception}"
+    assert (done.exception.exit_code if isinstance(done.exception, DataError) else done.exit_code) == 2
+
+
+def test_an_array_that_deduplicates_runs_twice(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
+    inputs = [str(corpus), str(write_jsonl(tmp_path / "again.jsonl", TEXTS[:9]))]
+    common = ["encode", "--tokenizer", str(tokenizer), "--input", *inputs, "--workers", "1", "--deduplicate"]
+
+    def run(out: str, *arguments: str) -> str:
+        result = CliRunner().invoke(cli, [*common, "--output", str(tmp_path / out), *arguments], catch_exceptions=False)
+        assert result.exit_code == 0
+        return result.output
+
+    assert "left out: duplicate  9" in run("whole")
+    assert "then --task-id again" in run("array", "--task-id", "0", "--num-tasks", "1")
+    assert "Run all tasks again" in run("array", "--merge")
+    assert "0 tasks" in run("array", "--task-id", "0", "--num-tasks", "1")
+    run("array", "--merge")
+    assert files_of(tmp_path / "array") == files_of(tmp_path / "whole")
+
+
+def test_raising_the_limit_goes_on_with_what_is_finished(
+    tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"text": 1}\n' * 3)
+    inputs = [corpus, bad]  # the larger task comes first
+    with pytest.raises(DataError, match="more than max_bad_documents=2"):
+        encode_corpus(tokenizer, inputs, tmp_path / "out", workers=1, max_bad_documents=2)
+    kept = (tmp_path / "out/tasks/task-000000/receipt.json").stat().st_mtime_ns
+    assert not (tmp_path / "out/tasks/task-000001").exists()
+    found: list[int] = []
+    real = tasks.run_task
+    monkeypatch.setattr(tasks, "run_task", lambda task, *rest: (found.append(task.number), real(task, *rest))[1])
+    manifest = encode_corpus(tokenizer, inputs, tmp_path / "out", workers=1, max_bad_documents=3)
+    assert found == [1] and kept
+    assert manifest.skipped == {"text is not a string": 3}
+    assert '"count": 3' in (tmp_path / "out/problems.jsonl").read_text()
+
+
+def test_what_was_begun_with_other_options_is_refused_until_it_is_overwritten(
+    tokenizer: Path, corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    Run(describe(tokenizer), [corpus], out).work_on([], workers=1)
+    with pytest.raises(DataError, match=r"seed: 0, now 5(.|\n)*--overwrite"):
+        encode_corpus(tokenizer, [corpus], out, workers=1, seed=5)
+    with corpus.open("a") as file:
+        file.write('{"text": "more"}\n')
+    with pytest.raises(DataError, match='plan: "'):
+        encode_corpus(tokenizer, [corpus], out, workers=1)
+    assert encode_corpus(tokenizer, [corpus], out, workers=1, overwrite=True).documents == len(TEXTS) + 1
+
+
+def test_a_receipt_that_is_gone_while_shards_are_moved_is_an_error(
+    tokenizer: Path, corpus: Path, tmp_path: Path
+) -> None:
+    run = Run(describe(tokenizer, reading=ReadOptions(task_bytes=2_000)), [corpus], tmp_path / "out")
+    run.work_on(run.plan.tasks, workers=1)
+    run.work.start_merging()
+    (tmp_path / "out/tasks/task-000003/receipt.json").unlink()
+    with pytest.raises(DataError, match=r"1 receipts are gone or damaged\n  hint: remove .*tasks"):
+        run.merge()
+    (tmp_path / "out/tasks/merging").unlink()
+    run.work_on(run.plan.tasks, workers=1)
+    (tmp_path / "out/tasks/task-000003/shard-000000.tar").rename(tmp_path / "elsewhere")
+    run.work.start_merging()
+    with pytest.raises(DataError, match=r"shard-000000\.tar: is gone"):
+        run.merge()
+    assert not (tmp_path / "out/manifest.json").exists()
+
+
+def test_a_file_of_the_user_that_has_our_name_is_not_lost(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "problems.jsonl").write_text("mine")
+    for overwrite in (False, True):
+        with pytest.raises(DataError, match=r"problems\.jsonl: is none of ours"):
+            encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, overwrite=overwrite)
+    assert (tmp_path / "out" / "problems.jsonl").read_text() == "mine"
+
+
+def test_problems_of_an_earlier_corpus_go_with_it(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": 1}\n')
+    encode_corpus(tokenizer, [corpus, tmp_path / "bad.jsonl"], tmp_path / "out", workers=1)
+    assert (tmp_path / "out" / "problems.jsonl").exists()
+    encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, overwrite=True)
+    assert not (tmp_path / "out" / "problems.jsonl").exists()

@@ -13,12 +13,14 @@ import pytest
 import webdataset
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from webdataset.writer import TarWriter
 
 from pretrain.data.manifest import FORMAT, Manifest
 from pretrain.data.shard_table import ShardEntry, ShardTable
 from pretrain.data.shards import CRC32, DOCUMENTS, OFFSET, TOKENS, check_folder, index_name, read_index
 from pretrain.data.store import LocalStore
 from pretrain.errors import DataError
+from tokenizer import write_shards
 from tokenizer.write_shards import ShardWriter, clear_output
 
 T = 16
@@ -125,6 +127,38 @@ def test_the_tar_is_plain_ustar_with_nothing_of_this_machine(tmp_path: Path) -> 
     assert entries[0].sha256 == "36c86c82bfe14dd718597e77b56d75efaa1eb14e32efb4f0edfa8731364e3767"
 
 
+def test_the_tar_is_byte_for_byte_what_webdataset_writes(tmp_path: Path) -> None:
+    entries = write(tmp_path, documents_of(100))
+    for entry in entries:
+        with tarfile.open(tmp_path / entry.name) as tar:
+            members = {member.name: tar.extractfile(member).read() for member in tar}
+        options = {"user": "", "group": "", "mode": 0o444, "mtime": 0, "encoder": False, "compress": False}
+        again = io.BytesIO()
+        with TarWriter(again, **options) as writer:
+            for key in sorted({name.partition(".")[0] for name in members}):
+                sample = {name.partition(".")[2]: data for name, data in members.items() if name.startswith(key)}
+                writer.write({"__key__": key, **sample})
+        assert again.getvalue() == (tmp_path / entry.name).read_bytes()
+
+
+def test_shards_of_a_task_are_keyed_by_the_task_and_count_on(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path, vocab_size=1_000, block_tokens=T, shard_bytes=3 * T * 2, task=42) as writer:
+        writer.add(np.arange(100), np.array([100]))
+        entries = writer.finish()
+    keys = []
+    for entry in entries:
+        with tarfile.open(tmp_path / entry.name) as tar:
+            keys += [member.name.partition(".")[0] for member in tar if member.name.endswith("tok.npy")]
+    assert keys == [f"000042{block:06d}" for block in range(7)]
+
+
+def test_more_blocks_than_a_key_can_number_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(write_shards, "MOST_BLOCKS", 4)
+    with pytest.raises(DataError, match="more than 4 blocks of 16 tokens"):
+        with ShardWriter(tmp_path, vocab_size=1_000, block_tokens=T, shard_bytes=3 * T * 2, task=1) as writer:
+            writer.add(np.arange(100), np.array([100]))
+
+
 def test_an_id_outside_the_vocabulary_is_refused_before_the_cast(tmp_path: Path) -> None:
     for wrong in (-1, 1_000, 65_537):
         with pytest.raises(DataError, match=f"token id {wrong} is not between 0 and vocab_size-1 = 999"):
@@ -143,7 +177,7 @@ def test_a_failed_write_leaves_no_open_file_and_leftovers_are_cleared(tmp_path: 
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"shard-000000.tar", "shard-000000.idx.npy", "shard-000001.tar", "shard-000001.idx.npy"}
     (tmp_path / "notes.txt").write_text("the user's own")
-    for name in ("manifest.json", "shards.npy", "shards.npy.tmp", "manifest.json.tmp"):
+    for name in ("manifest.json", "shards.npy", "shards.npy.tmp", "manifest.json.tmp", "problems.jsonl"):
         (tmp_path / name).write_text("ours")
     clear_output(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

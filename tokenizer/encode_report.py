@@ -1,0 +1,103 @@
+"""What a person sees of an encoding: a bar while it runs, a table at its end."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
+
+from pretrain.data.manifest import PACKED, Manifest
+from tokenizer.board import Progress
+from tokenizer.encode import Run
+from tokenizer.readers import Task
+from tokenizer.write_shards import PROBLEMS_NAME
+
+_BAR_STEPS = 10_000
+
+
+def plan_rows(run: Run) -> dict[str, str]:
+    """What is to be encoded, and where its tasks are written down."""
+    tasks = len(run.plan.tasks)
+    return {
+        **{source.input: f"{source.files:,} files, {source.bytes / 1e6:,.1f} MB" for source in run.plan.sources},
+        "text": f"about {run.plan.text_bytes / 1e6:,.1f} MB",
+        "tasks": f"{tasks:,}, numbered 0 to {tasks - 1:,}, in {run.write_plan()}",
+    }
+
+
+def part_rows(run: Run, tasks: Sequence[Task]) -> dict[str, str]:
+    """What has become of some tasks, and what comes next."""
+    left = len(run.missing(run.plan.tasks))
+    again = ", then --task-id again, which encodes" if run.looking_for_duplicates else ""
+    return {
+        "done here": f"{len(tasks):,} of {len(run.plan.tasks):,} tasks",
+        "left": f"{left:,} tasks, here or elsewhere",
+        "next": f"--merge, when none is left{again}",
+    }
+
+
+def corpus_rows(manifest: Manifest, output: Path) -> dict[str, str]:
+    """What was encoded."""
+    rows = {
+        "documents": f"{manifest.documents:,}",
+        "text": f"{manifest.text_bytes / 1e6:,.1f} MB",
+        "tokens": f"{manifest.tokens:,}",
+        "bytes per token": f"{manifest.text_bytes / manifest.tokens:.2f}",
+        **(_packing_rows(manifest) if manifest.layout == PACKED else {}),
+        **{f"left out: {reason}": f"{count:,}" for reason, count in manifest.skipped.items()},
+        "shards": f"{len(manifest.shards)} in {output}",
+    }
+    return rows | ({"by file": str(output / PROBLEMS_NAME)} if manifest.skipped else {})
+
+
+def _packing_rows(manifest: Manifest) -> dict[str, str]:
+    ids = manifest.stored_targets + 1
+    return {
+        "sequences": f"{manifest.stored_targets // manifest.packed_seq_len:,} of {manifest.packed_seq_len:,}",
+        "filled": f"{1 - manifest.padding_tokens / ids:.2%}, {manifest.padding_tokens:,} padding",
+        "documents cut": f"{manifest.documents_cut:,}, {manifest.documents_cut / manifest.documents:.1%}",
+    }
+
+
+def print_table(rows: dict[str, str]) -> None:
+    """Names and values, a line each. Not rich's table: it breaks a long path into two lines, also when piped."""
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        click.echo(f"{name:<{width}}  {value}")
+
+
+@contextmanager
+def progress_bar(what: str) -> Iterator[Callable[[Progress], None] | None]:
+    """A callback that draws tasks, documents, MB/s, tokens, problems and the time left on a terminal; None elsewhere."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[counts]}"),
+        TimeRemainingColumn(),
+    )
+    with Bar(*columns, console=console, transient=True) as bar:
+        drawn = bar.add_task(what, total=_BAR_STEPS, counts="")
+
+        def show(progress: Progress) -> None:
+            seconds = max(bar.tasks[0].elapsed or 0.0, 1e-9)
+            bar.update(drawn, completed=int(progress.share * _BAR_STEPS), counts=_counts(progress, seconds))
+
+        yield show
+
+
+def _counts(progress: Progress, seconds: float) -> str:
+    parts = [
+        f"{progress.tasks:,}/{progress.total_tasks:,} tasks",
+        f"{progress.documents:,} documents",
+        f"{progress.text_bytes / 1e6 / seconds:.1f} MB/s",
+        *([f"{progress.tokens:,} tokens"] if progress.tokens else []),
+        *([f"{progress.problems:,} problems"] if progress.problems else []),
+    ]
+    return "  ".join(parts)

@@ -1,0 +1,110 @@
+"""Documents of a task in an order that a seed shuffles, in bounded memory.
+
+    documents as they are read      0 1 2 3 4 5 6 7 8 9 …
+    windows                        |0 1 2 3|4 5 6|7 8 9 …       each of some 2^26 ids (256 MiB of text), or 2^22 documents
+    as they are written             2 0 3 1 6 4 5 9 7 8 …
+
+A window ends with the document that fills it, so windows follow from the documents alone. Ids are held in the type in which
+they are stored: 128 MiB a window, or 256 for a vocabulary over 65,536.
+"""
+
+from array import array
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pretrain.errors import DataError
+
+WINDOW_IDS = 1 << 26
+WINDOW_DOCUMENTS = 1 << 22
+BATCH_IDS = 1 << 20  # of what a window gives: about so many ids at once
+_CHUNK_IDS = 1 << 20
+
+Batch = tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]
+
+
+def shuffled(n: int, seed: int) -> NDArray[np.int64]:
+    """A permutation of 0 … n-1 (int64 [n]): positions sorted by their splitmix64 hash (Steele et al. 2014).
+
+    Our own hash, since NumPy does not promise the same shuffle across versions, and the shards' bytes depend on it.
+    """
+    keys = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    keys += np.uint64((seed * 0xD1342543DE82EF95 + 0x632BE59BD9B4E019) % 2**64)
+    order: NDArray[np.int64] = np.argsort(_mixed(keys), kind="stable")
+    return order
+
+
+def window_seed(seed: int, task: int, window: int) -> int:
+    """The seed of one window: 64 bits in which those of neighbours have nothing in common."""
+    mixed = seed
+    for number in (task, window):
+        start = (mixed + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
+        mixed = int(_mixed(np.array([start], dtype=np.uint64))[0])
+    return mixed
+
+
+def _mixed(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
+    return keys ^ (keys >> np.uint64(31))
+
+
+class Window:
+    """Documents that wait to be shuffled. Each lies whole in one chunk of ids."""
+
+    def __init__(self, vocab_size: int, dtype: str) -> None:
+        self.vocab_size, self.dtype = vocab_size, np.dtype(dtype)
+        self._clear()
+
+    def _clear(self) -> None:
+        self.ids = 0
+        self._chunks: list[NDArray[np.unsignedinteger]] = []
+        self._room = 0  # ids that are free at the end of the last chunk
+        self._chunk_of, self._starts, self._lengths = array("I"), array("Q"), array("Q")
+
+    def __len__(self) -> int:
+        return len(self._lengths)
+
+    @property
+    def full(self) -> bool:
+        """Whether it is to be written before the next document."""
+        return self.ids >= WINDOW_IDS or len(self) >= WINDOW_DOCUMENTS
+
+    def add(self, bos_id: int, ids: NDArray[np.integer], eos_id: int) -> None:
+        """Append the document `ids` [N], framed. Raises DataError for an id outside the vocabulary: a cast would wrap it."""
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.vocab_size):
+            wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]
+            raise DataError(f"token id {wrong} is not between 0 and vocab_size-1 = {self.vocab_size - 1}")
+        length = len(ids) + 2
+        if length > self._room:
+            self._chunks.append(np.empty(max(_CHUNK_IDS, length), self.dtype))
+            self._room = len(self._chunks[-1])
+        chunk = self._chunks[-1]
+        start = len(chunk) - self._room
+        chunk[start], chunk[start + length - 1] = bos_id, eos_id
+        chunk[start + 1 : start + length - 1] = ids
+        self._room -= length
+        self.ids += length
+        self._chunk_of.append(len(self._chunks) - 1)
+        self._starts.append(start)
+        self._lengths.append(length)
+
+    def drain(self, seed: int) -> Iterator[Batch]:
+        """All documents, shuffled, as (ids [N], lengths [documents] that sum to N); the window is empty after it."""
+        waiting: list[NDArray[np.unsignedinteger]] = []
+        size = 0
+        for position in shuffled(len(self), seed).tolist():
+            start, length = self._starts[position], self._lengths[position]
+            waiting.append(self._chunks[self._chunk_of[position]][start : start + length])
+            size += length
+            if size >= BATCH_IDS:
+                yield _joined(waiting)
+                waiting, size = [], 0
+        if waiting:
+            yield _joined(waiting)
+        self._clear()
+
+
+def _joined(documents: list[NDArray[np.unsignedinteger]]) -> Batch:
+    return np.concatenate(documents), np.array([len(document) for document in documents], np.int64)
