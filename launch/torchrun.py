@@ -13,7 +13,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from launch.restarts import Ended, newest_step, why_not_again
 from pretrain.processes import kill_tree
+from pretrain.state import RunFolder
 
 POLL_SECONDS = 0.2
 
@@ -26,14 +28,42 @@ def torchrun_command(config: str, overrides: Sequence[str], nproc: int) -> list[
 
 def launch_local(config: str, overrides: Sequence[str], nproc: int, stop_file: Path) -> int:
     """Run to the end, or to a stop that a signal asked for. Returns torchrun's exit code."""
-    asked: list[int] = []
+    stop_file.unlink(missing_ok=True)
+    return _run_once(config, overrides, nproc, stop_file, [])
+
+
+def launch_with_restarts(
+    config: str, overrides: Sequence[str], nproc: int, folder: RunFolder, max_restarts: int
+) -> int:
+    """The same, and again after a crash or a hang, for as long as each start saves a new checkpoint."""
+    folder.stop_file.unlink(missing_ok=True)
+    for restarts in range(max_restarts + 1):
+        number, step, asked = folder.attempt(), newest_step(folder.checkpoints), list[int]()
+        code = _run_once(config, overrides, nproc, folder.stop_file, asked)
+        ended = Ended(
+            code=code,
+            status=folder.status() if folder.attempt() > number else None,
+            asked=bool(asked) or folder.stop_file.exists(),
+            step_before=step,
+            step_after=newest_step(folder.checkpoints),
+        )
+        reason = why_not_again(ended, restarts, max_restarts)
+        if reason is not None:
+            break
+        print(f"exit code {code} at step {ended.step_after}: restart {restarts + 1} of {max_restarts}", flush=True)
+    if code and max_restarts:
+        print(f"not started again: {reason}", file=sys.stderr, flush=True)
+    return code
+
+
+def _run_once(config: str, overrides: Sequence[str], nproc: int, stop_file: Path, asked: list[int]) -> int:
+    """One torchrun. Signals that arrive meanwhile are added to `asked`."""
 
     def note(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
 
     handled = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     previous = {number: signal.signal(number, note) for number in handled}
-    stop_file.unlink(missing_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", _threads(nproc))}
     child = subprocess.Popen(torchrun_command(config, overrides, nproc), env=environment, start_new_session=True)
     try:
@@ -45,7 +75,8 @@ def launch_local(config: str, overrides: Sequence[str], nproc: int, stop_file: P
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-        stop_file.unlink(missing_ok=True)
+        if asked:
+            stop_file.unlink(missing_ok=True)
 
 
 def _pass_on(asked: list[int], child: "subprocess.Popen[bytes]", stop_file: Path) -> None:

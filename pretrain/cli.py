@@ -1,10 +1,12 @@
 """The `pretrain` command. Nothing heavy is imported here: each command imports what it needs when it runs."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import click
 
+from launch.cli import launch, status, stop
 from pretrain import __version__
 from pretrain.checkpoint.cli import checkpoint
 from pretrain.config import load_config
@@ -13,20 +15,46 @@ from pretrain.data.cli import data
 from pretrain.errors import PretrainError, UserError
 from tokenizer.cli import tokenizer
 from tokenizer.foreign_cli import index
+from tokenizer.inspect_model import Checks
+from tokenizer.train_cli import inspect, report
+from tokenizer.train_cli import train as train_tokenizer
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def nasty_texts(control_symbols: Sequence[str]) -> list[str]:
+    """`pretrain.convert.nasty_text.nasty_texts`, imported when it is called."""
+    from pretrain.convert.nasty_text import nasty_texts as texts
+
+    return texts(control_symbols)
+
+
+def export_reasons(model: Path) -> list[str]:
+    """All that keeps a SentencePiece model from an export to Hugging Face with the same ids."""
+    from pretrain.convert.tokenizer_json import read_model, reasons_against
+
+    return reasons_against(read_model(model))
+
+
+# What the tokenizer's commands may not import themselves (`click.pass_obj`).
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "obj": Checks(nasty_texts, export_reasons)}
+
+
+@click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="pretrain")
 def cli() -> None:
     """From a corpus and a cluster to a language model that others fine-tune."""
 
 
+for command in (train_tokenizer, report, inspect):
+    tokenizer.add_command(command)
 cli.add_command(tokenizer)
 cli.add_command(data)
 cli.add_command(checkpoint)
+cli.add_command(launch)
+cli.add_command(stop)
+cli.add_command(status)
 data.add_command(index)
 
 
@@ -110,26 +138,6 @@ def generate(
     for part in generate_text(reader.model(), load_tokenizer(reader.tokenizer), text, max_new_tokens, sampling, seed):
         click.echo(part, nl=False)
     click.echo()
-
-
-@cli.group()
-def launch() -> None:
-    """Start a training of several processes."""
-
-
-@launch.command()
-@click.argument("config", type=click.Path(path_type=Path))
-@click.option("--nproc", type=click.IntRange(1), required=True, metavar="N", help="Processes; one a GPU.")
-@OVERRIDES
-def local(config: Path, nproc: int, overrides: tuple[str, ...]) -> None:
-    """Train with N processes on this machine. Ctrl-C saves and ends; the same command goes on."""
-    from launch.torchrun import launch_local
-    from pretrain.preflight import prepare
-    from pretrain.state import RunFolder
-
-    run_config = load_config(config, overrides).config
-    prepare(run_config, nproc)
-    sys.exit(launch_local(str(config), overrides, nproc, RunFolder(Path(run_config.run.dir)).stop_file))
 
 
 @cli.group()

@@ -13,7 +13,7 @@ TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true
 
 def build(tree: dict[str, Any], problems: list[str]) -> Config:
     """The Config of a tree. What does not fit is added to `problems`, and its default is used meanwhile."""
-    config = _section(Config, tree, "", problems)
+    config = build_section(Config, tree, "", problems)
     assert isinstance(config, Config)
     return config
 
@@ -31,7 +31,8 @@ def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
     return names
 
 
-def _section(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
+def build_section(cls: type, tree: Any, prefix: str, problems: list[str], root: type = Config) -> Any:
+    """A dataclass of knobs from its part of a tree; `root` is the whole, in which near names are looked for."""
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
@@ -43,11 +44,11 @@ def _section(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
     for key, value in tree.items():
         name = f"{prefix}{key}"
         if key not in fields:
-            problems.append(_unknown(name, prefix, list(fields)))
+            problems.append(_unknown(name, prefix, list(fields), root))
         elif dataclasses.is_dataclass(hints[key]):
-            values[key] = _section(hints[key], value, f"{name}.", problems)
+            values[key] = build_section(hints[key], value, f"{name}.", problems, root)
         elif (named := named_section(hints[key])) is not None:
-            values[key] = _named_sections(named, value, name, problems)
+            values[key] = _named_sections(named, value, name, problems, root)
         else:
             accepted = _leaf(value, hints[key], name, fields[key].metadata, problems)
             if accepted is not dataclasses.MISSING:
@@ -55,14 +56,14 @@ def _section(cls: type, tree: Any, prefix: str, problems: list[str]) -> Any:
     return cls(**values)
 
 
-def _named_sections(cls: type, tree: Any, name: str, problems: list[str]) -> dict[str, Any]:
+def _named_sections(cls: type, tree: Any, name: str, problems: list[str], root: type) -> dict[str, Any]:
     if tree is None:  # `data.valid=null` takes away what a file named
         return {}
     if not isinstance(tree, dict):
         first = dataclasses.fields(cls)[0].name
         problems.append(f"{name}={tree!r} is not a set of named sections\n    hint: {name}.NAME.{first}=…")
         return {}
-    return {str(key): _section(cls, value, f"{name}.{key}.", problems) for key, value in tree.items()}
+    return {str(key): build_section(cls, value, f"{name}.{key}.", problems, root) for key, value in tree.items()}
 
 
 def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> Any:
@@ -76,6 +77,11 @@ def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> 
         if isinstance(value, dict):
             return _numbers(value, name, problems) if get_args(kind)[1] is float else value
         problems.append(f"{name}={value!r} is not a mapping")
+        return dataclasses.MISSING
+    if get_origin(kind) is tuple:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        problems.append(f"{name}={value!r} is not a list of strings")
         return dataclasses.MISSING
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
@@ -114,13 +120,14 @@ def _range_problem(value: Any, rules: Any) -> str:
     return ""
 
 
-def _unknown(name: str, prefix: str, siblings: list[str]) -> str:
+def _unknown(name: str, prefix: str, siblings: list[str], root: type) -> str:
     """Look for a near name first among the siblings, then anywhere: `lr` at top level is `optimizer.lr`."""
     last = name.rsplit(".", 1)[-1]
     near = [f"{prefix}{match}" for match in difflib.get_close_matches(last, siblings, n=1)]
-    near += [known for known in known_keys() if known.rsplit(".", 1)[-1] == last]
-    near += difflib.get_close_matches(name, known_keys(), n=1)
-    hint = f"did you mean {near[0]}?" if near else "`pretrain config show CONFIG` lists every key"
+    near += [known for known in known_keys(root) if known.rsplit(".", 1)[-1] == last]
+    near += difflib.get_close_matches(name, known_keys(root), n=1)
+    listing = "`pretrain config show CONFIG` lists" if root is Config else "configs/cluster/example.yaml has"
+    hint = f"did you mean {near[0]}?" if near else f"{listing} every key"
     return f"{name} is not a known key\n    hint: {hint}"
 
 

@@ -45,17 +45,23 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     Raises UserError for a file that is missing, and ConfigError with every other problem at once.
     """
     problems: list[str] = []
-    tree: Tree = {}
-    origins: dict[str, str] = {}
-    for file, layer in _files(Path(path)):
-        _merge(tree, layer, os.path.normpath(file), origins)
-    _merge(tree, _parse_overrides(overrides, problems), COMMAND_LINE, origins)
-    config = build(_resolve(tree, problems), problems)
+    tree, origins = read_tree(Path(path), overrides, problems)
+    config = build(tree, problems)
     if not problems:
         problems += find_conflicts(config)
     if problems:
         raise ConfigError(problems, source=str(path))
     return LoadedConfig(config, origins)
+
+
+def read_tree(path: Path, overrides: Sequence[str], problems: list[str]) -> tuple[Tree, dict[str, str]]:
+    """Steps 1 to 3: one plain tree, and where each of its leaves came from."""
+    tree: Tree = {}
+    origins: dict[str, str] = {}
+    for file, layer in _files(path):
+        _merge(tree, layer, os.path.normpath(file), origins)
+    _merge(tree, _parse_overrides(overrides, problems), COMMAND_LINE, origins)
+    return _resolve(tree, problems), origins
 
 
 def config_text(config: Config) -> str:

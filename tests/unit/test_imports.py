@@ -70,11 +70,12 @@ def modules(*patterns: str) -> list[str]:
     return found
 
 
-PURE = ("pretrain.errors", "pretrain.schedule", "pretrain.planning", "pretrain.config")
+PURE = ("pretrain.errors", "pretrain.schedule", "pretrain.planning", "pretrain.memory_plan", "pretrain.config")
 
 
 @pytest.mark.parametrize(
-    "module", modules("pretrain.errors", "pretrain.schedule", "pretrain.planning", "pretrain.config.*")
+    "module",
+    modules("pretrain.errors", "pretrain.schedule", "pretrain.planning", "pretrain.memory_plan", "pretrain.config.*"),
 )
 def test_planning_on_a_login_node_needs_only_omegaconf(module: str) -> None:
     assert outside(module, ("omegaconf", "yaml", *PURE)) == set()
@@ -124,15 +125,32 @@ def test_converting_needs_no_process_group(module: str) -> None:
 @pytest.mark.parametrize("module", modules("tokenizer.*"))
 def test_the_tokenizer_sees_little_of_the_trainer_and_never_torch(module: str) -> None:
     allowed = ("errors", "config", "planning", "data.shards", "data.shard_table", "data.manifest")
+    if module == "tokenizer.readers.files":  # a corpus and its shards lie in the same stores
+        allowed += ("data.store", "data.retries")
     seen = {name for name in imports(module) if within(name, "pretrain")}
     assert {name for name in seen if not any(within(name, f"pretrain.{a}") for a in allowed)} == set()
     assert not any(within(name, heavy) for name in imports(module) for heavy in ("torch", "deepspeed", "launch"))
 
 
 @pytest.mark.parametrize("module", modules("launch.*"))
-def test_the_launcher_sees_configuration_errors_and_planning_only(module: str) -> None:
-    allowed = ("pretrain.config", "pretrain.errors", "pretrain.planning", "pretrain.processes", "launch", "click")
-    assert outside(module, allowed) == set()
+def test_the_launcher_needs_no_torch(module: str) -> None:
+    allowed = ("config", "errors", "planning", "memory_plan", "processes", "state", "reporting")
+    # The commands look into data and checkpoints before they start anything, where numpy is installed.
+    commands = ("pretrain.preflight", "click") if module == "launch.cli" else ()
+    assert (
+        outside(module, (*(f"pretrain.{name}" for name in allowed), *commands, "launch", "omegaconf", "rich")) == set()
+    )
+
+
+@pytest.mark.parametrize("module", ["pretrain.node_report", "pretrain.node_judge"])
+def test_a_node_says_what_is_wrong_with_it_without_torch(module: str) -> None:
+    assert outside(module, ("pretrain", "pretrain.errors", "pretrain.node_report")) == set()
+
+
+def test_nodes_are_compared_before_torch_is_imported() -> None:
+    """An installation of torch that is broken on one node is found, and not what ends the check."""
+    light = imports("pretrain.node_check", deep=False)
+    assert "pretrain.node_network" not in light and not any(within(name, heavy) for name in light for heavy in HEAVY)
 
 
 def test_only_the_command_line_joins_the_packages() -> None:
@@ -161,6 +179,25 @@ def test_no_modules_import_each_other_in_a_circle() -> None:
         walk(module, ())
 
 
+@pytest.mark.parametrize("module", modules("tokenizer.corpus", "tokenizer.listing", "tokenizer.readers.*"))
+def test_reading_a_corpus_needs_no_tokenizer(module: str) -> None:
+    readers = ("corpus", "listing", "readers", "rejections", "tar_members")
+    seen = {name for name in imports(module) if within(name, "tokenizer")}
+    assert {name for name in seen if not any(within(name, f"tokenizer.{r}") for r in readers)} == set()
+    # Whoever reads no parquet needs no pyarrow.
+    at_import = imports(module, deep=False)
+    assert not any(within(name, heavy) for name in at_import for heavy in ("pyarrow", "zstandard", "fsspec"))
+
+
+def test_planning_a_corpus_loads_nothing_heavy() -> None:
+    program = "import json, sys; import tokenizer.corpus; print(json.dumps(sorted(sys.modules)))"
+    ended = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    heavy = (*HEAVY, "pyarrow", "zstandard", "fsspec")
+    assert {name for name in json.loads(ended.stdout) if name.split(".")[0] in heavy} == set()
+
+
 def loaded_by(*arguments: str) -> set[str]:
     """Modules in sys.modules when a `pretrain` command has ended."""
     program = (
@@ -179,9 +216,15 @@ def loaded_by(*arguments: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["config", "show", "configs/quickstart.yaml"]], ids=lambda arguments: arguments[0]
+    "arguments",
+    [
+        ["--help"],
+        ["config", "show", "configs/quickstart.yaml"],
+        ["launch", "slurm", "configs/models/70b.yaml", "--cluster=example", "--nodes=128", "--dry-run"],
+    ],
+    ids=lambda arguments: arguments[0],
 )
 def test_looking_at_a_configuration_loads_nothing_heavy(arguments: list[str]) -> None:
     loaded = loaded_by(*arguments)
     assert "omegaconf" in loaded
-    assert {name for name in loaded if name.split(".")[0] in HEAVY} == set()
+    assert {name for name in loaded if name.split(".")[0] in (*HEAVY, "numpy")} == set()

@@ -1,0 +1,211 @@
+"""How a run is doing, from its folder and from squeue: no torch, no accounting, and no SLURM where there is none.
+
+`why` is the sentence that a person wants to read first: why the run is not training, or that it is.
+"""
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from launch import slurm
+from launch.job import Event, JobRecord, LaunchFolder
+from launch.restarts import newest_checkpoint
+from pretrain.config.load import load_saved
+from pretrain.errors import PretrainError, UserError
+from pretrain.state import RunFolder
+
+RECENT_STEPS = 20  # whose speed is the run's
+TAIL_BYTES = 65_536
+LOG_LINES = 5
+SILENT_S = 300.0  # a run that says it runs and has written nothing for so long, and for ten of its steps
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """One run at one moment; None where it is not known. Times are seconds since 1970, ages and rates as they are named."""
+
+    run: str
+    status: str | None  # RUN/status
+    why: str
+    attempt: int
+    step: int
+    total_steps: int | None
+    loss: float | None
+    tokens_per_second: float | None
+    model_tflops_per_second: float | None
+    mfu: float | None
+    seconds_left: float | None
+    checkpoint_step: int | None
+    checkpoint_age_s: float | None
+    metrics_age_s: float | None
+    job: dict[str, Any] | None  # id, state, reason, nodes, start, left, restart
+    log: list[str]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain values."""
+        return asdict(self)
+
+
+def read_status(run: Path, now: float | None = None) -> RunStatus:
+    """Look at a run. Raises UserError for a folder that is none."""
+    now = time.time() if now is None else now
+    folder, launch = RunFolder(run), LaunchFolder(run / "launch")
+    if not is_run(run):
+        raise UserError(f"{run} is not the folder of a run", hint="run.dir of the configuration")
+    record, history = launch.read_record(), launch.read_history()
+    job, unknown = _find_job(record)
+    lines = read_tail(folder.metrics)
+    last = lines[-1] if lines else {}
+    rate = _mean(lines, "tokens_per_second")
+    flops = _mean(lines, "model_flops_per_second")
+    total = _total_steps(folder, record)
+    step = int(last.get("step", 0))
+    seconds = _mean(lines, "seconds")
+    checkpoint, saved = newest_checkpoint(folder.checkpoints) or (None, None)
+    silent = None if not lines else now - folder.metrics.stat().st_mtime
+    status = folder.status()
+    return RunStatus(
+        run=str(run),
+        status=status,
+        why=_why(status, job, unknown, record, history, silent, seconds),
+        attempt=folder.attempt(),
+        step=step,
+        total_steps=total,
+        loss=last.get("loss"),
+        tokens_per_second=rate,
+        model_tflops_per_second=None if flops is None else flops / 1e12,
+        mfu=_mfu(flops, record),
+        seconds_left=None if seconds is None or total is None else max(0, total - step) * seconds,
+        checkpoint_step=checkpoint,
+        checkpoint_age_s=None if saved is None else now - saved,
+        metrics_age_s=silent,
+        job=_job_values(job, record, history),
+        log=_log_tail(folder, record),
+    )
+
+
+def is_run(path: Path) -> bool:
+    """Whether a run was started or submitted there."""
+    return RunFolder(path).config.is_file() or LaunchFolder(path / "launch").record.is_file()
+
+
+def find_runs(folder: Path) -> list[Path]:
+    """All runs of a folder, by name. Raises UserError where there is none."""
+    found = sorted(path for path in folder.glob("*") if is_run(path))
+    if not found:
+        raise UserError(f"{folder}/ holds no run", hint="pretrain status RUN")
+    return found
+
+
+def read_tail(path: Path, count: int = RECENT_STEPS) -> list[dict[str, Any]]:
+    """The last whole JSON lines of a file that may be long and is being written."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - TAIL_BYTES))
+            data = file.read()
+    except FileNotFoundError:
+        return []
+    lines = data.split(b"\n")[1 if size > TAIL_BYTES else 0 : -1]
+    return [json.loads(line) for line in lines[-count:]]
+
+
+def _find_job(record: JobRecord | None) -> tuple[slurm.QueuedJob | None, str | None]:
+    """The run's job, and why the queue could not be asked."""
+    if record is None:
+        return None, None
+    try:
+        return slurm.find_job(record.job_id), None
+    except PretrainError as error:
+        return None, error.message
+
+
+def _why(
+    status: str | None,
+    job: slurm.QueuedJob | None,
+    unknown: str | None,
+    record: JobRecord | None,
+    history: Sequence[Event],
+    silent_s: float | None,
+    step_s: float | None,
+) -> str:
+    ours = [event for event in history if record is not None and event.job_id == record.job_id]
+    last = ours[-1] if ours else None
+    if job is not None:
+        if job.state == "PENDING":
+            again = f", after: {last.text}" if last is not None and last.what == "requeue" else ""
+            return f"job {job.job_id} waits in the queue: {job.reason}{again}"
+        if job.state != "RUNNING":
+            return f"job {job.job_id} is {job.state}"
+        if status != "running":
+            return f"job {job.job_id} has begun, the training not yet"
+        if silent_s is not None and silent_s > max(SILENT_S, 10 * (step_s or 0)):
+            return f"job {job.job_id} is RUNNING, and no step was finished for {silent_s:.0f} s"
+        return f"training, as job {job.job_id}"
+    if status == "done":
+        return "done"
+    if unknown is not None:
+        return f"whether job {record.job_id if record else '?'} runs is not known: {unknown}"
+    if last is not None and last.what == "end":
+        return f"job {last.job_id} ended: {last.text}"
+    if record is not None:
+        end = slurm.job_end(record.job_id)
+        return f"job {record.job_id} is gone" + (f": {end}" if end else ", and said nothing of why")
+    if status == "running":
+        late = silent_s is not None and silent_s > max(SILENT_S, 10 * (step_s or 0))
+        return "training stopped without a word: killed, or its machine is gone" if late else "training"
+    return {None: "not started", "unfinished": "stopped and saved; the same command goes on"}.get(status, str(status))
+
+
+def _job_values(
+    job: slurm.QueuedJob | None, record: JobRecord | None, history: Sequence[Event]
+) -> dict[str, Any] | None:
+    if record is None:
+        return None
+    restarts = [event.restart for event in history if event.job_id == record.job_id]
+    known = {"id": record.job_id, "cluster": record.cluster, "restart": max(restarts, default=0)}
+    if job is None:
+        return {**known, "state": None}
+    return {**known, **{name: value for name, value in job._asdict().items() if name != "job_id"}}
+
+
+def _total_steps(folder: RunFolder, record: JobRecord | None) -> int | None:
+    """From what the run trains with; before its first start, from what was submitted."""
+    submitted = None if record is None else Path(record.script).with_suffix(".yaml")
+    for path in filter(None, (folder.config, submitted)):
+        with suppress(PretrainError):  # missing, or of another version: a status is worth having without the total
+            return load_saved(path).schedule.total_steps
+    return None
+
+
+def _mfu(flops: float | None, record: JobRecord | None) -> float | None:
+    """Of all GPUs' peak; None where the cluster file does not name it."""
+    if flops is None or record is None or not record.peak_tflops:
+        return None
+    return flops / (record.peak_tflops * 1e12 * record.world_size)
+
+
+def _mean(lines: Sequence[dict[str, Any]], key: str) -> float | None:
+    """Over time, not over steps: a slow step weighs as long as it took."""
+    steps = [line for line in lines if key in line and line.get("seconds")]
+    if not steps:
+        return None
+    if key == "seconds":
+        return float(sum(line["seconds"] for line in steps) / len(steps))
+    return float(sum(line[key] * line["seconds"] for line in steps) / sum(line["seconds"] for line in steps))
+
+
+def _log_tail(folder: RunFolder, record: JobRecord | None) -> list[str]:
+    """Of the trainer's log or the job's, whichever was written last: a job that failed early says so in its own."""
+    logs = [folder.logs / "train.log", *([] if record is None else [Path(record.log)])]
+    found = [path for path in logs if path.is_file()]
+    if not found:
+        return []
+    with max(found, key=lambda path: path.stat().st_mtime).open("rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - TAIL_BYTES))
+        return file.read().decode(errors="replace").splitlines()[-LOG_LINES:]

@@ -1,0 +1,168 @@
+"""How much memory each process needs, from the configuration alone: what a login node can tell before a job waits for days.
+
+Model states after Rajbhandari et al. 2020, "ZeRO", section 3, https://arxiv.org/abs/1910.02054, with this engine's choices:
+fp32 masters and moments, and gradients that are summed in fp32 for bf16 at stages 2 and 3 (docs/decisions/0002-deepspeed.md).
+Offload after Ren et al. 2021, "ZeRO-Offload", https://arxiv.org/abs/2101.06840, and Rajbhandari et al. 2021,
+"ZeRO-Infinity", https://arxiv.org/abs/2104.07857.
+
+Activations are counted as in Korthikanti et al. 2022, section 4, https://arxiv.org/abs/2205.05198, for this decoder: what
+autograd keeps for backward, without dropout and with fused attention; a test counts the tensors of the real model. Not
+counted: the CUDA context, NCCL, the allocator's fragmentation, kernels' workspaces; together some GiB.
+
+Standard library only. Sizes are bytes; e is the size of an activation: 4 in fp32, else 2.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pretrain.config.schema import Config, ModelConfig
+from pretrain.planning import count_parameters
+
+FP32 = 4
+MOMENTS = 2 * FP32
+LARGEST_BUCKET = 500_000_000  # elements, as engine.py derives it
+LARGEST_GATHERED = 1_000_000_000  # elements: DeepSpeed's default of stage3_max_live_parameters
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Of one process, at its peak. `host` is what offloading moves off the GPU."""
+
+    parameters: int
+    gradients: int
+    optimizer: int
+    gathered: int  # stage 3: whole parameters of the blocks at work
+    buckets: int  # of communication
+    activations: int
+    head: int  # logits of a chunk, and the gradient of the head's weight
+    host: int = 0
+
+    @property
+    def total(self) -> int:
+        """On the GPU."""
+        states = self.parameters + self.gradients + self.optimizer
+        return states + self.gathered + self.buckets + self.activations + self.head
+
+
+def plan_memory(config: Config, world_size: int) -> MemoryPlan:
+    """The largest that any moment of a step takes, of each part."""
+    stage, options = config.engine.zero_stage, _zero_options(config)
+    count, size = count_parameters(config.model), _size(config)
+    parameters = size * count
+    gradients = _gradient_size(config) * count
+    # In fp32 without partitions, the parameters are their own masters.
+    optimizer = (MOMENTS if stage == 0 else FP32 + MOMENTS) * count
+    if stage >= 1:
+        optimizer //= world_size
+    if stage >= 2:
+        gradients //= world_size
+    if stage >= 3:
+        parameters //= world_size
+    bucket = int(options.get("reduce_bucket_size", min(LARGEST_BUCKET, count)))
+    live = int(options.get("stage3_max_live_parameters", LARGEST_GATHERED))
+    plan = MemoryPlan(
+        parameters=parameters,
+        gradients=gradients,
+        optimizer=optimizer,
+        gathered=size * max(min(count, live), largest_layer(config.model)) if stage == 3 else 0,
+        buckets=size * bucket if stage >= 1 else 0,
+        activations=activation_bytes(config),
+        head=head_bytes(config),
+    )
+    return _offloaded(plan, config)
+
+
+def with_stage(config: Config, stage: int, *, optimizer: bool = False, parameters: bool = False) -> Config:
+    """The same run at another ZeRO stage, with or without offloading to the host: for a table of what would fit."""
+    options: dict[str, Any] = {
+        key: value for key, value in _zero_options(config).items() if not key.startswith("offload_")
+    }
+    if optimizer:
+        options["offload_optimizer"] = {"device": "cpu"}
+    if parameters:
+        options["offload_param"] = {"device": "cpu"}
+    deepspeed = {**config.engine.deepspeed, "zero_optimization": options}
+    return replace(config, engine=replace(config.engine, zero_stage=stage, deepspeed=deepspeed))
+
+
+def offload_devices(config: Config) -> tuple[str, str]:
+    """Where (optimizer states, parameters) are kept: `none`, `cpu` or `nvme`."""
+    found = (_zero_options(config).get(name) for name in ("offload_optimizer", "offload_param"))
+    optimizer, parameters = (
+        str(section.get("device", "none")) if isinstance(section, dict) else "none" for section in found
+    )
+    return optimizer, parameters
+
+
+def block_bytes_per_token(model: ModelConfig, seq_len: int, size: int) -> int:
+    """What backward needs of one block, for each token.
+
+    - each of two norms: its input in fp32, the scaled input and the output (e each), and its root mean square
+    - queries, keys, values, what attention mixed; and with fused attention the logarithm of each row's sum
+    - the network: gate, up, activated gate and their product for SwiGLU; up and activated for GELU; activated for ReLU
+    """
+    norms = 2 * ((FP32 + 2 * size) * model.d_model + FP32)
+    attention = 2 * size * (model.d_model + model.n_kv_heads * model.head_dim)
+    if model.attention == "sdpa":
+        attention += FP32 * model.n_heads
+    else:  # the weights after softmax, in fp32 and once more where activations are smaller
+        attention += (FP32 + (size if size < FP32 else 0)) * model.n_heads * seq_len
+    tensors = {"swiglu": 4, "gelu": 2, "relu": 1}[model.ffn]
+    return norms + attention + tensors * size * model.d_ff
+
+
+def activation_bytes(config: Config) -> int:
+    """What forward keeps until backward: whole blocks, or inputs of recomputed ones and one of these at work."""
+    model, size, every = config.model, _size(config), config.engine.activation_checkpoint_every
+    tokens = config.batch.micro_batch_size * config.data.seq_len
+    recomputed = len(range(0, model.n_layers, every)) if every else 0
+    block = block_bytes_per_token(model, config.data.seq_len, size)
+    at_once = model.n_layers - recomputed + (1 if recomputed else 0)
+    final_norm = (FP32 + size) * model.d_model + FP32
+    mask = size * config.data.seq_len if config.data.document_mask else 0
+    return tokens * (at_once * block + recomputed * size * model.d_model + final_norm + mask)
+
+
+def head_bytes(config: Config) -> int:
+    """loss.py: logits of a chunk in the model's type, in fp32, and their gradient; the weight's gradient in fp32."""
+    model, size = config.model, _size(config)
+    tokens = config.batch.micro_batch_size * config.data.seq_len
+    chunk = min(tokens, config.loss.chunk_tokens)
+    hidden = size * tokens * model.d_model
+    return chunk * model.vocab_size * (FP32 + 2 * size) + FP32 * model.vocab_size * model.d_model + hidden
+
+
+def largest_layer(model: ModelConfig) -> int:
+    """Parameters of the largest part that ZeRO-3 gathers at once: a matrix of a block, or an embedding."""
+    return model.d_model * max(model.d_ff, model.vocab_size, model.d_model)
+
+
+def _offloaded(plan: MemoryPlan, config: Config) -> MemoryPlan:
+    """Optimizer states take the gradients with them: the update happens on the host. nvme keeps only buffers there."""
+    optimizer, parameters = offload_devices(config)
+    host = plan.host
+    if optimizer != "none" and config.engine.zero_stage >= 1:
+        host += plan.optimizer + plan.gradients if optimizer == "cpu" else 0
+        plan = replace(plan, optimizer=0, gradients=0)
+    if parameters != "none" and config.engine.zero_stage == 3:
+        host += plan.parameters if parameters == "cpu" else 0
+        plan = replace(plan, parameters=0)
+    return replace(plan, host=host)
+
+
+def _gradient_size(config: Config) -> int:
+    types = config.engine.deepspeed.get("data_types")
+    chosen = types.get("grad_accum_dtype") if isinstance(types, dict) else None
+    if chosen is not None:
+        return FP32 if chosen == "fp32" else 2
+    summed_in_fp32 = config.engine.precision == "bf16" and config.engine.zero_stage >= 2
+    return FP32 if summed_in_fp32 else _size(config)
+
+
+def _size(config: Config) -> int:
+    return FP32 if config.engine.precision == "fp32" else 2
+
+
+def _zero_options(config: Config) -> dict[str, Any]:
+    options = config.engine.deepspeed.get("zero_optimization", {})
+    return options if isinstance(options, dict) else {}
