@@ -1,0 +1,63 @@
+"""Who among the nodes of a job is not like the others: a pure function of what each says of itself."""
+
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from pretrain.node_report import GIB, Report
+
+MEMORY_DIFFERENCE = 0.1
+SKEW_S = 5.0
+
+
+class Finding(NamedTuple):
+    """What is wrong with a node."""
+
+    node: str
+    text: str
+
+
+def judge(
+    nodes: Sequence[str], reports: Mapping[int, Report], offsets: Mapping[int, float], token: str
+) -> list[Finding]:
+    """What is wrong, from the reports by rank and how far each clock was ahead of the head's when its report came."""
+    findings = []
+    for rank, node in enumerate(nodes):
+        report = reports.get(rank)
+        if report is None:
+            findings.append(Finding(node, f"no word from it: it is down, or does not reach {nodes[0]}"))
+            continue
+        findings += [Finding(node, problem) for problem in report.problems]
+        if report.token != token:
+            findings.append(
+                Finding(node, "it does not see what the head writes to the run folder, which must be shared")
+            )
+    present = {nodes[rank]: report for rank, report in sorted(reports.items())}
+    for what in sorted({name for report in present.values() for name in report.versions}):
+        findings += _unlike_most(what, {node: report.versions.get(what, "none") for node, report in present.items()})
+    findings += _unlike_most("devices:", {node: _counted(report.devices) for node, report in present.items()})
+    usual = statistics.median([report.memory for report in present.values()] or [0])
+    for node, report in present.items():
+        if abs(report.memory - usual) > MEMORY_DIFFERENCE * usual:
+            findings.append(
+                Finding(node, f"{report.memory / GIB:.0f} GiB of memory, and {usual / GIB:.0f} on the others")
+            )
+    middle = statistics.median([*offsets.values()] or [0.0])
+    for rank, offset in sorted(offsets.items()):
+        if abs(offset - middle) > SKEW_S:
+            ahead = "ahead of" if offset > middle else "behind"
+            findings.append(Finding(nodes[rank], f"its clock is {abs(offset - middle):.0f} s {ahead} the others"))
+    return findings
+
+
+def _unlike_most(what: str, values: Mapping[str, str]) -> list[Finding]:
+    """Those that differ from the majority; of two equally large parties, the head's is right, which comes first."""
+    usual = Counter(values.values()).most_common(1)[0][0] if values else ""
+    return [
+        Finding(node, f"{what} {value}, and {usual} on the others") for node, value in values.items() if value != usual
+    ]
+
+
+def _counted(devices: Sequence[str]) -> str:
+    return ", ".join(f"{count} × {name}" for name, count in sorted(Counter(devices).items())) or "none"
