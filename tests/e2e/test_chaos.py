@@ -24,19 +24,15 @@ from tests.support.chaos_run import (
     wait_until,
 )
 from tests.support.checkpoints import flip_a_bit
-from tests.support.nursery import Nursery
+from tests.support.nursery import (
+    Nursery,
+    nursery_fixture,  # noqa: F401
+)
 from tests.support.processes import kill_all, losses, start_ranks
 from tests.support.runs import make_run
 
 TOTAL = 40
 Start = Callable[..., "list[subprocess.Popen[bytes]]"]
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.stop()
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,6 @@
 """A batch that spoils the training: back to the newest checkpoint, over it, and on; also where a kill comes between."""
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,20 +9,16 @@ from pretrain.checkpoint.layout import list_steps
 from pretrain.metrics import read_lines
 from pretrain.state import RunFolder
 from tests.support.chaos_run import Death, differences, disturbed, leftovers, undisturbed
-from tests.support.nursery import Nursery
+from tests.support.nursery import (
+    Nursery,
+    nursery_fixture,  # noqa: F401
+)
 from tests.support.processes import losses, start_ranks
 from tests.support.runs import make_run
 
 TOTAL, BATCH, BAD_STEP = 36, 8, 22
 FIRST = BATCH * (BAD_STEP - 1)
 NAN, SPIKE = (f"poison:sample={FIRST + 3},factor={factor}" for factor in ("nan", "30"))
-
-
-@pytest.fixture(scope="module")
-def nursery() -> Iterator[Nursery]:
-    nursery = Nursery()
-    yield nursery
-    nursery.stop()
 
 
 @pytest.fixture(scope="module")

@@ -13,8 +13,11 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from tests.support.children import Child, say
 
@@ -62,6 +65,14 @@ class Nursery(Child):
         """`python -m pretrain.train ARGUMENTS`, its stderr in a file."""
         born = self.ask({"arguments": arguments, "environment": environment, "errors": str(errors)})
         return Born(self, born["pid"])
+
+
+@pytest.fixture(name="nursery", scope="module")
+def nursery_fixture() -> Iterator[Nursery]:
+    """One for all tests of a file."""
+    nursery = Nursery()
+    yield nursery
+    nursery.stop()
 
 
 def serve() -> None:
