@@ -25,8 +25,6 @@ from tokenizer.fast import GigatokenEncoder, TextEncoder, WordEncoder, load_enco
 from tokenizer.model import load_tokenizer, read_proto
 from tokenizer.probe_text import probe_texts
 
-pytest.importorskip("gigatoken")
-
 NORMAL, UNUSED = 1, 5
 SYMBOLS = ["<unk>", "<s>", "</s>", "<pad>", *CONTROL_SYMBOLS, "<0x0A>", "<0x00>", "<0xFF>", "<0xE2><0x96><0x81>"]
 FRAGMENTS = [
