@@ -4,6 +4,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from types import FrameType
 
 import pytest
@@ -26,8 +27,16 @@ def group(monkeypatch: pytest.MonkeyPatch) -> object:
 
 def frame_while(action: Callable[[], object]) -> FrameType:
     """The frame of a thread that runs `action`, half a second later."""
+    return frame_of(started(action))
+
+
+def started(action: Callable[[], object]) -> threading.Thread:
     thread = threading.Thread(target=action, daemon=True)
     thread.start()
+    return thread
+
+
+def frame_of(thread: threading.Thread) -> FrameType:
     time.sleep(0.5)
     return sys._current_frames()[thread.ident or 0]
 
@@ -50,25 +59,23 @@ def test_our_own_function_that_led_there_is_named_too() -> None:
     assert "in wait (" in place.text and ", from ahead (data/stream.py:" in place.text
 
 
-def test_inside_a_collective_it_is_named_with_its_caller(group: object) -> None:
-    store = dist.distributed_c10d._get_default_store()
+def test_inside_a_collective_it_is_named_with_its_caller() -> None:
+    store = dist.HashStore()
 
-    def wait_for_nobody() -> None:
-        dist.distributed_c10d._store_based_barrier(
-            0, store, "nobody", 2, torch.distributed.constants.timedelta(seconds=1.5)
-        )
+    def wait_for_the_other() -> None:
+        dist.distributed_c10d._store_based_barrier(0, store, "both", 2, timedelta(seconds=60))
 
-    def swallow() -> None:
-        with pytest.raises(dist.DistStoreError):
-            wait_for_nobody()
-
-    place = place_of(frame_while(swallow))
+    thread = started(wait_for_the_other)
+    place = place_of(frame_of(thread))
     assert (
-        "in torch.distributed._store_based_barrier, called from wait_for_nobody (unit/test_whereabouts.py:"
+        "in torch.distributed._store_based_barrier, called from wait_for_the_other (unit/test_whereabouts.py:"
         in place.text
     )
     assert place.in_collective
-    time.sleep(1.5)  # until it has given up
+    # A thread that still waits in the store when the process ends would abort it.
+    dist.distributed_c10d._store_based_barrier(1, store, "both", 2, timedelta(seconds=60))
+    thread.join(30)
+    assert not thread.is_alive()
 
 
 def test_the_main_thread_is_described_from_another() -> None:
