@@ -97,17 +97,26 @@ def offload_devices(config: Config) -> tuple[str, str]:
 def block_bytes_per_token(model: ModelConfig, seq_len: int, size: int) -> int:
     """What backward needs of one block, for each token.
 
-    - each of two norms: its input in fp32, the scaled input and the output (e each), and its root mean square
+    - each of two norms, before its sub-layer or behind it: the input of both, in fp32 for RMSNorm, what RMSNorm has scaled,
+      and its root mean square, or LayerNorm's mean and deviation
+    - the same of the norms of queries and keys, where there are any
     - queries, keys, values, what attention mixed; and with fused attention the logarithm of each row's sum
     - the network: gate, up, activated gate and their product for SwiGLU; up and activated for GELU; activated for ReLU
     """
-    norms = 2 * ((FP32 + 2 * size) * model.d_model + FP32)
-    attention = 2 * size * (model.d_model + model.n_kv_heads * model.head_dim)
+    norms = 2 * (size * model.d_model + _norm_bytes(model, model.d_model, size))
+    q_width, kv_width = model.n_heads * model.head_width, model.n_kv_heads * model.head_width
+    attention = 2 * size * (q_width + kv_width)
+    if model.positions == "rope" and model.rotary_width < model.head_width:
+        attention += size * q_width  # the joined parts have another layout, in which what was mixed is copied
+    if model.qk_norm == "head":
+        attention += (model.n_heads + model.n_kv_heads) * _norm_bytes(model, model.head_width, size)
+    elif model.qk_norm == "full":
+        attention += _norm_bytes(model, q_width, size) + _norm_bytes(model, kv_width, size)
     if model.attention == "sdpa":
         attention += FP32 * model.n_heads
     else:  # the weights after softmax, in fp32 and once more where activations are smaller
         attention += (FP32 + (size if size < FP32 else 0)) * model.n_heads * seq_len
-    tensors = {"swiglu": 4, "gelu": 2, "relu": 1}[model.ffn]
+    tensors = {"swiglu": 4, "gelu": 2, "gelu_tanh": 2, "relu": 1}[model.ffn]
     return norms + attention + tensors * size * model.d_ff
 
 
@@ -118,7 +127,7 @@ def activation_bytes(config: Config) -> int:
     recomputed = len(range(0, model.n_layers, every)) if every else 0
     block = block_bytes_per_token(model, config.data.seq_len, size)
     at_once = model.n_layers - recomputed + (1 if recomputed else 0)
-    final_norm = (FP32 + size) * model.d_model + FP32
+    final_norm = _norm_bytes(model, model.d_model, size)
     mask = size * config.data.seq_len if config.data.document_mask else 0
     return tokens * (at_once * block + recomputed * size * model.d_model + final_norm + mask)
 
@@ -135,6 +144,11 @@ def head_bytes(config: Config) -> int:
 def largest_layer(model: ModelConfig) -> int:
     """Parameters of the largest part that ZeRO-3 gathers at once: a matrix of a block, or an embedding."""
     return model.d_model * max(model.d_ff, model.vocab_size, model.d_model)
+
+
+def _norm_bytes(model: ModelConfig, width: int, size: int) -> int:
+    """Of one position, without the norm's output. LayerNorm's statistics are kept in fp32 on CUDA: 4 bytes more."""
+    return (FP32 + size) * width + FP32 if model.norm == "rmsnorm" else size * (width + 2)
 
 
 def _offloaded(plan: MemoryPlan, config: Config) -> MemoryPlan:

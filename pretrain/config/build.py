@@ -79,7 +79,7 @@ def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> 
         problems.append(f"{name}={value!r} is not a mapping")
         return dataclasses.MISSING
     if get_origin(kind) is tuple:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
             return tuple(value)
         problems.append(f"{name}={value!r} is not a list of strings")
         return dataclasses.MISSING

@@ -2,7 +2,7 @@
 
 import difflib
 
-from pretrain.config.schema import Config
+from pretrain.config.schema import Config, ModelConfig
 from pretrain.errors import ConfigError
 
 # What DeepSpeed 0.19 reads at the top level of its dictionary, without what it has removed and would only refuse once
@@ -43,7 +43,7 @@ def check_config(config: Config) -> None:
 
 def find_conflicts(config: Config) -> list[str]:
     """The broken rules between values, each with a hint."""
-    parts = (_model, _data, _batch, _schedule, _engine, _guard, _deepspeed)
+    parts = (_model, _data, _batch, _schedule, _engine, _guard, _evaluation, _deepspeed)
     return [problem for part in parts for problem in part(config)]
 
 
@@ -80,14 +80,16 @@ def _listing(numbers: list[int]) -> str:
 
 def _model(config: Config) -> list[str]:
     model, problems = config.model, []
-    if model.d_model % model.n_heads:
+    if not model.head_dim and model.d_model % model.n_heads:
         problems.append(
             f"model.d_model={model.d_model} is not a multiple of model.n_heads={model.n_heads}\n"
-            f"    hint: every head has d_model / n_heads channels"
+            f"    hint: every head has d_model / n_heads channels; model.head_dim gives it another width"
         )
-    elif model.positions == "rope" and model.head_dim % 2:
+    elif model.positions == "rope":
+        problems += _rope(model)
+    if model.norm_bias and model.norm != "layernorm":
         problems.append(
-            f"model.head_dim={model.head_dim} (d_model / n_heads) is odd, and rotary positions turn pairs of channels"
+            f"model.norm_bias=true has no meaning for model.norm={model.norm}\n    hint: model.norm=layernorm"
         )
     if model.positions == "sinusoidal" and model.d_model % 2:
         problems.append(f"model.d_model={model.d_model} is odd, and sinusoidal positions fill pairs of channels")
@@ -100,6 +102,39 @@ def _model(config: Config) -> list[str]:
         problems.append(
             f"data.seq_len={config.data.seq_len} is above model.max_seq_len={model.max_seq_len}\n"
             f"    hint: model.max_seq_len={config.data.seq_len}"
+        )
+    return problems
+
+
+def _rope(model: ModelConfig) -> list[str]:
+    problems = []
+    if model.rotary_width % 2 or not model.rotary_width:
+        of = "" if model.rope_fraction == 1 else f" times model.rope_fraction={model.rope_fraction:g}"
+        problems.append(
+            f"model.head_dim={model.head_width}{of} gives {model.rotary_width} channels to rotary positions, which turn pairs "
+            f"of channels"
+        )
+    if model.rope_scaling == "none":
+        if model.rope_factor != 1:
+            problems.append(
+                f"model.rope_factor={model.rope_factor:g} has no meaning for model.rope_scaling=none\n"
+                f"    hint: model.rope_scaling=llama3"
+            )
+        return problems
+    if model.rope_scaling != "linear" and not 0 < model.rope_original_seq_len <= model.max_seq_len:
+        problems.append(
+            f"model.rope_scaling={model.rope_scaling} needs model.rope_original_seq_len between 1 and model.max_seq_len="
+            f"{model.max_seq_len}, and it is {model.rope_original_seq_len}\n"
+            f"    hint: the sequence length of the training before"
+        )
+    if model.rope_scaling == "llama3" and model.rope_low_freq_factor >= model.rope_high_freq_factor:
+        problems.append(
+            f"model.rope_low_freq_factor={model.rope_low_freq_factor:g} is not below model.rope_high_freq_factor="
+            f"{model.rope_high_freq_factor:g}"
+        )
+    if model.rope_scaling == "yarn" and model.rope_beta_slow >= model.rope_beta_fast:
+        problems.append(
+            f"model.rope_beta_slow={model.rope_beta_slow:g} is not below model.rope_beta_fast={model.rope_beta_fast:g}"
         )
     return problems
 
@@ -222,6 +257,17 @@ def _guard(config: Config) -> list[str]:
             f"    hint: guard.replicas_every_steps=0, or engine.zero_stage=2"
         ]
     return []
+
+
+def _evaluation(config: Config) -> list[str]:
+    problems = []
+    if config.eval.prompts and config.data.tokenizer is None:
+        problems.append("eval.prompts needs a tokenizer\n    hint: data.tokenizer=DIR/tokenizer.model")
+    if config.eval.prompts and not config.eval.every_steps:
+        problems.append(
+            "eval.prompts has no meaning for eval.every_steps=0: texts are made at evaluations\n    hint: eval.prompts=[]"
+        )
+    return problems
 
 
 def _deepspeed(config: Config) -> list[str]:

@@ -56,7 +56,7 @@ def _type(kind: Any) -> str:
         return " or ".join("null" if part is type(None) else TYPE_NAMES[part] for part in get_args(kind))
     if get_origin(kind) is dict:
         return "sections by name" if named_section(kind) else "mapping"
-    return TYPE_NAMES[kind]
+    return "list of strings" if get_origin(kind) is tuple else TYPE_NAMES[kind]
 
 
 def _rule(metadata: Any) -> str:

@@ -7,6 +7,9 @@ declarations. Precedence: these defaults < the YAML file (after what it `extends
 from dataclasses import dataclass, field
 from typing import Any
 
+# Of the model section: how attention is computed, and how weights are drawn. The weights are right with any of them.
+FREE = ("attention", "init_std")
+
 
 def knob(
     default: Any,
@@ -37,6 +40,11 @@ class RunConfig:
     """Where a run lives and what makes it reproducible."""
 
     dir: str = knob("runs/default", "Run folder: config, metrics, TensorBoard, checkpoints, status and logs.")
+    init_from: str | None = knob(
+        None,
+        "Weights to start with in place of drawn ones: a run, a checkpoint folder, or a Hugging Face directory. Step 0, a "
+        "fresh optimizer; not read again once the run has a checkpoint of its own.",
+    )
     seed: int = knob(1234, "Seed of the weights' initialization and of each rank's generators.", minimum=0)
     deterministic: bool = knob(True, "Use only kernels that give the same bits on every run.")
     time_limit_minutes: float | None = knob(
@@ -46,20 +54,54 @@ class RunConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Shape of the decoder. Symbols in the code: D = d_model, H = n_heads, K = n_kv_heads, F = d_ff, V = vocab_size."""
+    """Shape of the decoder. Symbols in the code: D = d_model, H = n_heads, K = n_kv_heads, C = width of a head, F = d_ff,
+    V = vocab_size.
+    """
 
-    vocab_size: int = knob(32_000, "Rows of the embedding (V); equal to the tokenizer's.", minimum=2)
+    vocab_size: int = knob(32_000, "Rows of the embedding (V); at least the tokenizer's vocabulary.", minimum=2)
     n_layers: int = knob(12, "Decoder blocks.", minimum=1)
     d_model: int = knob(768, "Model width (D).", minimum=1)
     n_heads: int = knob(12, "Query heads (H).", minimum=1)
     n_kv_heads: int = knob(12, "Key and value heads (K); fewer than n_heads is grouped-query attention.", minimum=1)
+    head_dim: int = knob(0, "Width of one head (C); 0 is d_model / n_heads.", minimum=0)
     d_ff: int = knob(2048, "Width of the feed-forward network (F).", minimum=1)
     max_seq_len: int = knob(2048, "Longest sequence that the model is made for, in tokens.", minimum=1)
     positions: str = knob("rope", "Positional embedding.", choices=("rope", "learned", "sinusoidal"))
     rope_theta: float = knob(10_000.0, "Base of the rotary frequencies.", above=0)
-    norm: str = knob("rmsnorm", "Normalization before each sub-layer.", choices=("rmsnorm", "layernorm"))
+    rope_fraction: float = knob(1.0, "Part of each head's channels that is rotated.", above=0, maximum=1)
+    rope_scaling: str = knob(
+        "none",
+        "How rotary frequencies are slowed for contexts longer than rope_original_seq_len.",
+        choices=("none", "linear", "llama3", "yarn"),
+    )
+    rope_factor: float = knob(1.0, "With rope_scaling: how many times longer the context becomes.", minimum=1)
+    rope_original_seq_len: int = knob(
+        0, "With rope_scaling llama3 and yarn: the context, in tokens, of the training before.", minimum=0
+    )
+    rope_low_freq_factor: float = knob(
+        1.0, "llama3: waves longer than rope_original_seq_len over this are slowed fully.", above=0
+    )
+    rope_high_freq_factor: float = knob(
+        4.0, "llama3: waves shorter than rope_original_seq_len over this stay as they are.", above=0
+    )
+    rope_beta_fast: float = knob(32.0, "yarn: channels that turn more often than this over the context stay.", above=0)
+    rope_beta_slow: float = knob(1.0, "yarn: channels that turn less often than this are slowed fully.", above=0)
+    norm: str = knob("rmsnorm", "Normalization of each sub-layer.", choices=("rmsnorm", "layernorm"))
     norm_eps: float = knob(1e-5, "Added to the variance inside each normalization.", above=0)
-    ffn: str = knob("swiglu", "Feed-forward network.", choices=("swiglu", "gelu", "relu"))
+    norm_bias: bool = knob(False, "layernorm: a bias besides the weight.")
+    norm_position: str = knob(
+        "pre", "What is normalized: a sub-layer's input, or its output before it is added.", choices=("pre", "post")
+    )
+    qk_norm: str = knob(
+        "none",
+        "Normalize queries and keys: each head by itself, or all heads together.",
+        choices=("none", "head", "full"),
+    )
+    attention_bias: str = knob(
+        "none", "Biases of queries, keys and values, or of the output too.", choices=("none", "qkv", "all")
+    )
+    ffn: str = knob("swiglu", "Feed-forward network.", choices=("swiglu", "gelu", "gelu_tanh", "relu"))
+    ffn_bias: bool = knob(False, "Biases of the feed-forward network.")
     tie_embeddings: bool = knob(False, "Use the input embedding as the output head.")
     attention: str = knob("sdpa", "Attention path; `reference` is the formula itself.", choices=("sdpa", "reference"))
     init_std: float = knob(
@@ -67,9 +109,14 @@ class ModelConfig:
     )
 
     @property
-    def head_dim(self) -> int:
+    def head_width(self) -> int:
         """Width of one head (C)."""
-        return self.d_model // self.n_heads
+        return self.head_dim or self.d_model // self.n_heads
+
+    @property
+    def rotary_width(self) -> int:
+        """Channels of a head that rotary positions turn; rounded down, as transformers does."""
+        return int(self.head_width * self.rope_fraction)
 
 
 @dataclass(frozen=True)
@@ -121,7 +168,7 @@ class DataConfig:
     valid: dict[str, SourceConfig] = knob({}, "Held-out sources by name.")
     stages: dict[str, StageConfig] = knob({}, "Changes of the weights, e.g. `data.stages.anneal.start_step=9000`.")
     tokenizer: str | None = knob(
-        None, "SentencePiece model; its sha256 must be the one that the shards were made with."
+        None, "tokenizer.model or tokenizer.json; its sha256 must be the one that the shards were made with."
     )
     seq_len: int = knob(2048, "Tokens a sequence (T); must divide the block of the shards.", minimum=1)
     document_mask: bool = knob(False, "Attend within documents only, and count positions from each document's start.")
@@ -269,12 +316,16 @@ class GuardConfig:
 
 @dataclass(frozen=True)
 class EvalConfig:
-    """Loss on the held-out sources."""
+    """Loss on the held-out sources, and samples of what the model writes."""
 
     every_steps: int = knob(200, "Evaluate every so many steps, and at the start and the end; 0 never.", minimum=0)
     max_sequences: int = knob(
         512, "Held-out sequences an evaluation, over all processes; the same ones each time.", minimum=1
     )
+    prompts: tuple[str, ...] = knob(
+        (), "Texts that the model continues at each evaluation, greedily, to RUN/samples.jsonl and TensorBoard."
+    )
+    sample_tokens: int = knob(64, "Tokens behind each of eval.prompts.", minimum=1)
 
 
 @dataclass(frozen=True)

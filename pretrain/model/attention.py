@@ -3,6 +3,8 @@
 - Scaled dot-product attention ............ Vaswani et al. 2017, "Attention Is All You Need", https://arxiv.org/abs/1706.03762
 - Multi-head attention .................... the same, section 3.2.2
 - Grouped queries ......................... Ainslie et al. 2023, "GQA", https://arxiv.org/abs/2305.13245
+- Normalized queries and keys ............. Henry et al. 2020, https://arxiv.org/abs/2010.04245; over one head as in Qwen3,
+                                            over all as in OLMo 2, https://arxiv.org/abs/2501.00656
 - Attention within documents only ......... Zhao et al. 2024, "Analysing the Impact of Sequence Composition on Language
                                             Model Pre-Training", https://arxiv.org/abs/2402.13991
 
@@ -17,6 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.schema import ModelConfig
+from pretrain.model.cache import BlockCache
+from pretrain.model.norms import build_qk_norm
 from pretrain.model.positions import Rotation, rotate
 
 
@@ -26,17 +30,19 @@ def reference_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_B1T
     Query head h reads key head h // (H / K). `mask_B1TT` is that of `document_mask`. Returns (B, H, T, C). Materializes the
     (B, H, T, T) weights.
     """
-    heads_per_group = q_BHTC.shape[1] // k_BKTC.shape[1]
-    k_BHTC = k_BKTC.repeat_interleave(heads_per_group, dim=1)
-    v_BHTC = v_BKTC.repeat_interleave(heads_per_group, dim=1)
-    return attention_weights(q_BHTC, k_BHTC, mask_B1TT) @ v_BHTC
+    v_BHTC = v_BKTC.repeat_interleave(q_BHTC.shape[1] // v_BKTC.shape[1], dim=1)
+    return attention_weights(q_BHTC, k_BKTC, mask_B1TT) @ v_BHTC
 
 
-def attention_weights(q_BHTC: Tensor, k_BHTC: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
-    """Where each position looks: (B, H, T, T), rows sum to 1, nothing above the diagonal. Softmax in fp32."""
-    length = q_BHTC.shape[-2]
+def attention_weights(q_BHTC: Tensor, k_BKTC: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
+    """Where each position looks: (B, H, T, N), rows sum to 1, nothing above the diagonal. Softmax in fp32.
+
+    The queries are those of the last T of N positions.
+    """
+    k_BHTC = k_BKTC.repeat_interleave(q_BHTC.shape[1] // k_BKTC.shape[1], dim=1)
+    queries, keys = q_BHTC.shape[-2], k_BHTC.shape[-2]
     scores_BHTT = (q_BHTC @ k_BHTC.transpose(-2, -1)) / math.sqrt(q_BHTC.shape[-1])
-    future_TT = torch.ones(length, length, dtype=torch.bool, device=q_BHTC.device).triu(diagonal=1)
+    future_TT = torch.ones(queries, keys, dtype=torch.bool, device=q_BHTC.device).triu(diagonal=1 + keys - queries)
     scores_BHTT = scores_BHTT.float().masked_fill(future_TT, float("-inf"))
     if mask_B1TT is not None:
         scores_BHTT = scores_BHTT + mask_B1TT
@@ -44,10 +50,14 @@ def attention_weights(q_BHTC: Tensor, k_BHTC: Tensor, mask_B1TT: Tensor | None =
 
 
 def fast_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
-    """The same through torch's fused kernels: never holds the (T, T) weights. Returns (B, H, T, C)."""
+    """The same through torch's fused kernels: never holds the (T, T) weights. Returns (B, H, T, C).
+
+    Without a mask, there are as many queries as keys, or one: the last.
+    """
     grouped = q_BHTC.shape[1] != k_BKTC.shape[1]
+    causal = mask_B1TT is None and q_BHTC.shape[-2] == k_BKTC.shape[-2]
     return F.scaled_dot_product_attention(
-        q_BHTC, k_BKTC, v_BKTC, attn_mask=mask_B1TT, is_causal=mask_B1TT is None, enable_gqa=grouped
+        q_BHTC, k_BKTC, v_BKTC, attn_mask=mask_B1TT, is_causal=causal, enable_gqa=grouped
     )
 
 
@@ -68,22 +78,47 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.n_heads, self.n_kv_heads, self.head_dim = config.n_heads, config.n_kv_heads, config.head_dim
+        self.n_heads, self.n_kv_heads, self.head_width = config.n_heads, config.n_kv_heads, config.head_width
         self.attend = fast_attention if config.attention == "sdpa" else reference_attention
-        self.query = nn.Linear(config.d_model, config.n_heads * config.head_dim, bias=False)
-        self.key = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
-        self.value = nn.Linear(config.d_model, config.n_kv_heads * config.head_dim, bias=False)
-        self.output = nn.Linear(config.n_heads * config.head_dim, config.d_model, bias=False)
+        bias = config.attention_bias != "none"
+        self.query = nn.Linear(config.d_model, self.n_heads * self.head_width, bias=bias)
+        self.key = nn.Linear(config.d_model, self.n_kv_heads * self.head_width, bias=bias)
+        self.value = nn.Linear(config.d_model, self.n_kv_heads * self.head_width, bias=bias)
+        self.output = nn.Linear(self.n_heads * self.head_width, config.d_model, bias=config.attention_bias == "all")
+        self.norm_heads_together = config.qk_norm == "full"
+        self.query_norm = build_qk_norm(config, self.n_heads)
+        self.key_norm = build_qk_norm(config, self.n_kv_heads)
 
-    def forward(self, x_BTD: Tensor, rotation: Rotation | None, mask_B1TT: Tensor | None = None) -> Tensor:
-        """(B, T, D) → (B, T, D). `rotation` turns queries and keys where positions are rotary."""
-        q_BHTC = self._split(self.query(x_BTD), self.n_heads)
-        k_BKTC = self._split(self.key(x_BTD), self.n_kv_heads)
-        v_BKTC = self._split(self.value(x_BTD), self.n_kv_heads)
-        if rotation is not None:
-            q_BHTC, k_BKTC = rotate(q_BHTC, rotation), rotate(k_BKTC, rotation)
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotation: Rotation | None,
+        mask_B1TT: Tensor | None = None,
+        cache: BlockCache | None = None,
+    ) -> Tensor:
+        """(B, T, D) → (B, T, D). `rotation` turns queries and keys where positions are rotary.
+
+        With a `cache`, keys and values of T more positions are added to it, and those that it holds are looked at too.
+        """
+        q_BHTC, k_BKTC, v_BKTC = self.queries_keys_values(x_BTD, rotation)
+        if cache is not None:
+            k_BKTC, v_BKTC = cache.extend(k_BKTC, v_BKTC)
         mixed_BHTC = self.attend(q_BHTC, k_BKTC, v_BKTC, mask_B1TT)
         return self.output(mixed_BHTC.transpose(1, 2).flatten(-2))
 
-    def _split(self, x: Tensor, heads: int) -> Tensor:
-        return x.unflatten(-1, (heads, self.head_dim)).transpose(1, 2)
+    def queries_keys_values(self, x_BTD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
+        """(B, H, T, C), (B, K, T, C), (B, K, T, C): normalized and turned, ready to be compared."""
+        q_BHTC = self._heads(self.query(x_BTD), self.n_heads, self.query_norm)
+        k_BKTC = self._heads(self.key(x_BTD), self.n_kv_heads, self.key_norm)
+        v_BKTC = self._heads(self.value(x_BTD), self.n_kv_heads)
+        if rotation is not None:
+            q_BHTC, k_BKTC = rotate(q_BHTC, rotation), rotate(k_BKTC, rotation)
+        return q_BHTC, k_BKTC, v_BKTC
+
+    def _heads(self, x_BTE: Tensor, heads: int, norm: nn.Module | None = None) -> Tensor:
+        if norm is not None and self.norm_heads_together:
+            x_BTE = norm(x_BTE)
+        x_BTHC = x_BTE.unflatten(-1, (heads, self.head_width))
+        if norm is not None and not self.norm_heads_together:
+            x_BTHC = norm(x_BTHC)
+        return x_BTHC.transpose(1, 2)

@@ -1,10 +1,12 @@
 """The language model: token embedding → blocks → norm → head.
 
 What it is made of
-- pre-norm decoder blocks ................................. block.py
+- decoder blocks, pre-norm or post-norm ................... block.py
 - self-attention, multi-head and grouped queries .......... attention.py
 - attention within documents, on request .................. attention.py
+- keys and values that are kept while generating .......... cache.py
 - rotary, learned and sinusoidal positions ................ positions.py
+- rotary positions for longer contexts .................... long_context.py
 - ReLU, GELU and SwiGLU feed-forward networks ............. feed_forward.py
 - RMSNorm and LayerNorm ................................... norms.py
 - initialization scaled by depth .......................... init.py
@@ -25,6 +27,8 @@ from pretrain.config.schema import ModelConfig
 from pretrain.loss import LossSums, chunked_cross_entropy
 from pretrain.model.attention import document_mask
 from pretrain.model.block import Block
+from pretrain.model.cache import Cache
+from pretrain.model.long_context import rope_frequencies
 from pretrain.model.norms import build_norm
 from pretrain.model.positions import Rotation, positions_in_documents, rotation, sinusoidal
 
@@ -89,13 +93,19 @@ class Decoder(nn.Module):
         z_loss_weight: float = 0.0,
         chunk_tokens: int = 2048,
         documents_BT: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> Tensor | LossSums:
         """Logits (B, T, V), or with `targets_BT` the summed loss. T must not exceed `max_seq_len`.
 
         With `documents_BT` (the number of each position's document, from `pretrain.data.documents`) each document is
         computed as if it were alone: attention stays within it and its positions begin at 0.
+
+        With a `cache`, the tokens go on from those that it has seen, and only the logits of the last one are computed:
+        (B, 1, V).
         """
-        if documents_BT is None:
+        if cache is not None:
+            positions, mask_B1TT = cache.positions(tokens_BT.shape[1]), cache.mask(tokens_BT.shape[1])
+        elif documents_BT is None:
             positions, mask_B1TT = torch.arange(tokens_BT.shape[1], device=tokens_BT.device), None
         else:
             positions = positions_in_documents(documents_BT)
@@ -104,13 +114,17 @@ class Decoder(nn.Module):
         turn = self._rotation(positions, x_BTD.dtype)
         for index, block in enumerate(self.blocks):
             run = partial(checkpoint, block, use_reentrant=False) if self._recomputes(index) else block
-            x_BTD = run(x_BTD, turn, mask_B1TT)
+            x_BTD = run(x_BTD, turn, mask_B1TT, None if cache is None else cache.block(index))
+        if cache is not None:
+            cache.advance(tokens_BT.shape[1])
+            x_BTD = x_BTD[:, -1:]
         return self.head(self.final_norm(x_BTD), targets_BT, z_loss_weight, chunk_tokens)
 
     def _rotation(self, positions: Tensor, dtype: torch.dtype) -> Rotation | None:
         if self.config.positions != "rope":
             return None
-        return rotation(positions, self.config.head_dim, self.config.rope_theta, dtype)
+        frequencies_C2, scale = rope_frequencies(self.config, positions.device)
+        return rotation(positions, frequencies_C2, dtype, scale)
 
     def _recomputes(self, index: int) -> bool:
         every = self.activation_checkpoint_every

@@ -1,14 +1,18 @@
 """Feed-forward networks: two matrices with a non-linearity between them, at each position alone.
 
 - ReLU .......... Vaswani et al. 2017, section 3.3, https://arxiv.org/abs/1706.03762
-- GELU .......... Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415 (the exact form, not the tanh approximation)
+- GELU .......... Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415 (the exact form; `gelu_tanh` is the approximation)
 - SwiGLU ........ Shazeer 2020, "GLU Variants Improve Transformer", https://arxiv.org/abs/2002.05202
 """
+
+from functools import partial
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.schema import ModelConfig
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh")}
 
 
 class FeedForward(nn.Module):
@@ -16,9 +20,9 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.activation = F.relu if config.ffn == "relu" else F.gelu
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.activation = ACTIVATIONS[config.ffn]
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.ffn_bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.ffn_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Apply to each position."""
@@ -30,9 +34,9 @@ class SwiGLU(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.gate = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.up = nn.Linear(config.d_model, config.d_ff, bias=False)
-        self.down = nn.Linear(config.d_ff, config.d_model, bias=False)
+        self.gate = nn.Linear(config.d_model, config.d_ff, bias=config.ffn_bias)
+        self.up = nn.Linear(config.d_model, config.d_ff, bias=config.ffn_bias)
+        self.down = nn.Linear(config.d_ff, config.d_model, bias=config.ffn_bias)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """Apply to each position."""

@@ -2,7 +2,7 @@
 
 Matrices are normal with `init_std`; the two matrices of each block that write into the residual stream get
 init_std / √(2 · n_layers), so that the stream's variance does not grow with depth (Radford et al. 2019, GPT-2, section
-2.3). Norm weights are one.
+2.3). Norm weights are one, biases zero.
 
 Each parameter has its own generator, seeded by its name: the result does not depend on the order of construction, on the
 number of ranks, or on how ZeRO partitions the parameters.
@@ -37,7 +37,7 @@ def init_weights(model: nn.Module, config: ModelConfig, seed: int, whole: Whole 
 
 def _fill(parameter: nn.Parameter, name: str, config: ModelConfig, seed: int) -> None:
     if parameter.dim() == 1:
-        parameter.fill_(1.0)
+        parameter.fill_(0.0 if name.endswith(".bias") else 1.0)
         return
     std = config.init_std
     if name.endswith(RESIDUAL_OUTPUTS):

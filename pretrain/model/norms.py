@@ -1,13 +1,14 @@
 """Normalizations over the model width.
 
-- LayerNorm ..... Ba et al. 2016, https://arxiv.org/abs/1607.06450 (a weight, no bias)
+- LayerNorm ..... Ba et al. 2016, https://arxiv.org/abs/1607.06450 (torch's own kernel; the bias is an option)
 - RMSNorm ....... Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467
 
-Statistics are taken in fp32. The weight is multiplied after the result is rounded back to the activations' dtype: this is
-what transformers' Llama computes, and makes exports agree to the last bit.
+Statistics are taken in fp32. RMSNorm's weight is multiplied after the result is rounded back to the activations' dtype: this
+is what transformers' Llama computes, and makes exports agree to the last bit.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.schema import ModelConfig
@@ -29,22 +30,29 @@ class RMSNorm(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """(x - mean(x)) / sqrt(var(x) + eps) * weight."""
+    """(x - mean(x)) / sqrt(var(x) + eps) * weight + bias."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, *, bias: bool = False) -> None:
         super().__init__()
         self.eps = eps
         self.weight = nn.Parameter(torch.ones(width))
+        self.bias = nn.Parameter(torch.zeros(width)) if bias else None
 
     def forward(self, x_BTD: Tensor) -> Tensor:
         """(…, D) → (…, D), dtype kept."""
-        x = x_BTD.float()
-        x = x - x.mean(-1, keepdim=True)
-        x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * x.to(x_BTD.dtype)
+        return F.layer_norm(x_BTD, self.weight.shape, self.weight, self.bias, self.eps)
 
 
 def build_norm(config: ModelConfig) -> nn.Module:
-    """The normalization that `model.norm` names."""
+    """The normalization of a sub-layer, as `model.norm` and `model.norm_bias` say."""
+    if config.norm == "layernorm":
+        return LayerNorm(config.d_model, config.norm_eps, bias=config.norm_bias)
+    return RMSNorm(config.d_model, config.norm_eps)
+
+
+def build_qk_norm(config: ModelConfig, heads: int) -> nn.Module | None:
+    """The normalization of queries or keys: over the channels of a head, or of all `heads`; None without `model.qk_norm`."""
+    if config.qk_norm == "none":
+        return None
     norm = RMSNorm if config.norm == "rmsnorm" else LayerNorm
-    return norm(config.d_model, config.norm_eps)
+    return norm(config.head_width * (heads if config.qk_norm == "full" else 1), config.norm_eps)

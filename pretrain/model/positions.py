@@ -3,7 +3,8 @@
 - Sinusoidal .... Vaswani et al. 2017, section 3.5, https://arxiv.org/abs/1706.03762
 - Learned ....... Gehring et al. 2017, "Convolutional Sequence to Sequence Learning", https://arxiv.org/abs/1705.03122
 - Rotary ........ Su et al. 2021, "RoFormer", https://arxiv.org/abs/2104.09864, in the rotate-half layout of GPT-NeoX and
-                  of transformers' Llama, so that an export needs no permutation of weights
+                  of transformers' Llama, so that an export needs no permutation of weights; slowed for longer
+                  contexts in long_context.py
 
 Positions count from the start of a row, (T,), or from the start of each document in it, (B, T).
 
@@ -18,9 +19,9 @@ from torch import Tensor
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of each position and channel, in the dtype of the activations.
+    """Cosine and sine of each position and rotated channel, in the dtype of the activations.
 
-    (T, C) each, or (B, 1, T, C) where each row has its own positions.
+    (T, C) each, or (B, 1, T, C) where each row has its own positions; narrower than a head where only a part of it turns.
     """
 
     cos_TC: Tensor
@@ -47,16 +48,25 @@ def sinusoidal(positions: Tensor, d_model: int) -> Tensor:
     return torch.stack([angles_TD2.sin(), angles_TD2.cos()], dim=-1).flatten(-2)
 
 
-def rotation(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> Rotation:
-    """The rotation of each position, (T,) or (B, T); channel i is paired with channel i + C/2."""
+def rotation(positions: Tensor, frequencies_C2: Tensor, dtype: torch.dtype, scale: float = 1.0) -> Rotation:
+    """The rotation of each position, (T,) or (B, T); channel i is paired with channel i + C/2.
+
+    `scale` lengthens queries and keys, as YaRN wants it.
+    """
     if positions.dim() == 2:
         positions = positions[:, None]  # one for all heads of a row
-    angles_TC2 = positions.float()[..., None] * frequencies(head_dim, theta, positions.device)
+    angles_TC2 = positions.float()[..., None] * frequencies_C2
     angles_TC = torch.cat([angles_TC2, angles_TC2], dim=-1)
-    return Rotation(angles_TC.cos().to(dtype), angles_TC.sin().to(dtype))
+    return Rotation((angles_TC.cos() * scale).to(dtype), (angles_TC.sin() * scale).to(dtype))
 
 
 def rotate(x_BHTC: Tensor, by: Rotation) -> Tensor:
-    """Turn each pair of channels by its position's angle. Dot products then depend on distances only."""
-    first, second = x_BHTC.chunk(2, dim=-1)
-    return x_BHTC * by.cos_TC + torch.cat([-second, first], dim=-1) * by.sin_TC
+    """Turn each pair of channels by its position's angle. Dot products then depend on distances only.
+
+    Channels beyond the rotation's width stay as they are.
+    """
+    width = by.cos_TC.shape[-1]
+    turned, rest = x_BHTC[..., :width], x_BHTC[..., width:]
+    first, second = turned.chunk(2, dim=-1)
+    turned = turned * by.cos_TC + torch.cat([-second, first], dim=-1) * by.sin_TC
+    return torch.cat([turned, rest], dim=-1) if rest.shape[-1] else turned

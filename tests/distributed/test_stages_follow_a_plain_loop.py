@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -71,6 +72,24 @@ def test_losses_of_a_stage_are_those_of_the_plain_loop(
     assert set(found) == set(expected)
     assert max(abs(found[step][0] - expected[step][0]) for step in expected) <= 1e-5
     assert max(abs(found[step][1] - expected[step][1]) for step in expected) <= 1e-4
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        {"norm_position": "post", "qk_norm": "full", "rope_fraction": 0.5},
+        {"qk_norm": "head", "norm": "layernorm", "norm_bias": True, "attention_bias": "all", "ffn_bias": True},
+    ],
+    ids=str,
+)
+def test_other_blocks_follow_the_plain_loop_when_partitioned(model: dict[str, Any], tmp_path: Path) -> None:
+    """At stage 3 a parameter has its shape only while its own module runs."""
+    config = make_run(tmp_path, model=model, engine={"deepspeed": EAGER_ZERO3})
+    torch.set_num_threads(1)
+    expected = plain_run(config)
+    train(config, 2, "engine.zero_stage=3", f"run.dir={tmp_path / 'run'}")
+    found = losses(tmp_path / "run" / "metrics.jsonl")
+    assert max(abs(found[step] - expected[step][0]) for step in expected) <= 1e-5
 
 
 @pytest.mark.parametrize("stage", [2, 3])

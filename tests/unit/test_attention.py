@@ -12,8 +12,9 @@ from pretrain.model.attention import (
     fast_attention,
     reference_attention,
 )
-from pretrain.model.positions import rotation
+from pretrain.model.positions import frequencies, rotation
 
+CPU = torch.device("cpu")
 SHAPES = [(1, 1, 1, 4), (2, 4, 4, 8), (2, 4, 2, 16), (1, 6, 3, 8), (3, 8, 1, 32), (1, 2, 1, 2)]  # B, H, K, C
 LENGTHS = [1, 2, 17, 64]
 # Lengths of the documents in each row. The fused kernel works on blocks of 512 keys: there a whole block may be hidden.
@@ -66,6 +67,12 @@ def test_the_formula_is_a_loop_over_heads_and_positions() -> None:
                 for c in range(C):
                     mixed = sum(w * v[b, key_head, s, c].item() for s, w in enumerate(weights)) / sum(weights)
                     assert found[b, h, t, c].item() == pytest.approx(mixed, abs=1e-5)
+
+
+@pytest.mark.parametrize("attend", [fast_attention, reference_attention])
+def test_one_query_for_many_keys_is_that_of_the_last_position(attend) -> None:
+    q, k, v = qkv((2, 4, 2, 8), 9)
+    torch.testing.assert_close(attend(q[:, :, -1:], k, v), attend(q, k, v)[:, :, -1:], atol=1e-6, rtol=1e-6)
 
 
 def test_weights_sum_to_one_and_see_no_future() -> None:
@@ -182,7 +189,10 @@ def test_both_paths_of_the_module_agree(rotary: bool) -> None:
     assert fast.attend is fast_attention
     assert reference.attend is reference_attention
     reference.load_state_dict(fast.state_dict())
-    x, turn = torch.randn(2, 9, 32), rotation(torch.arange(9), 8, 1e4, torch.float32) if rotary else None
+    x, turn = (
+        torch.randn(2, 9, 32),
+        rotation(torch.arange(9), frequencies(8, 1e4, CPU), torch.float32) if rotary else None,
+    )
     torch.testing.assert_close(fast(x, turn), reference(x, turn), atol=1e-6, rtol=1e-5)
     mask = document_mask(documents([[4, 5], [8, 1]]), torch.float32)
     torch.testing.assert_close(fast(x, turn, mask), reference(x, turn, mask), atol=1e-6, rtol=1e-5)

@@ -56,6 +56,76 @@ def test_every_variant_gives_logits_and_a_gradient_to_every_parameter(
         assert parameter.grad.abs().sum() > 0, name
 
 
+BLOCKS: list[dict[str, Any]] = [
+    {"qk_norm": "head"},
+    {"qk_norm": "full", "norm_position": "post"},
+    {"qk_norm": "head", "norm": "layernorm", "norm_bias": True},
+    {"attention_bias": "qkv", "head_dim": 10},
+    {"attention_bias": "all", "ffn_bias": True, "ffn": "gelu_tanh"},
+    {"ffn_bias": True, "rope_fraction": 0.5},
+    {"rope_scaling": "llama3", "rope_factor": 4.0, "rope_original_seq_len": 8},
+    {"rope_scaling": "yarn", "rope_factor": 4.0, "rope_original_seq_len": 8, "norm_position": "post"},
+]
+
+
+@pytest.mark.parametrize("changes", BLOCKS, ids=str)
+def test_other_blocks_give_a_gradient_to_every_parameter_and_no_later_token_to_an_earlier(
+    changes: dict[str, Any],
+) -> None:
+    c = config(**changes)
+    model, tokens = model_of(c), batch(c)
+    model(tokens[:, :-1], tokens[:, 1:]).total.backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), name
+        # A bias of all keys moves the scores of a query alike: softmax does not see it, but where positions are rotary.
+        assert parameter.grad.abs().sum() > 0, name
+    changed = tokens.clone()
+    changed[:, 7:] = (changed[:, 7:] + 1) % c.vocab_size
+    torch.testing.assert_close(model(tokens)[:, :7], model(changed)[:, :7], atol=1e-6, rtol=1e-6)
+
+
+def test_each_block_is_another_computation() -> None:
+    """A switch that changes nothing would be noticed by no one."""
+    found = [model_of(config(**changes))(batch(config())) for changes in ({}, *BLOCKS)]
+    for one, other in itertools.combinations(found, 2):
+        assert not torch.allclose(one, other, atol=1e-6)
+
+
+def test_post_norm_normalizes_what_a_sub_layer_gives() -> None:
+    pre, post = model_of(config()).blocks[0], model_of(config(norm_position="post")).blocks[0]
+    x = torch.randn(2, 5, 24)
+    middle = x + pre.attention_norm(pre.attention(x, None))
+    torch.testing.assert_close(post(x, None), middle + pre.feed_forward_norm(pre.feed_forward(middle)))
+    middle = x + pre.attention(pre.attention_norm(x), None)
+    torch.testing.assert_close(pre(x, None), middle + pre.feed_forward(pre.feed_forward_norm(middle)))
+
+
+@pytest.mark.parametrize("kind", ["head", "full"])
+def test_queries_and_keys_are_normalized_over_what_the_switch_says(kind: str) -> None:
+    attention = model_of(config(qk_norm=kind)).blocks[0].attention
+    x = torch.randn(2, 5, 24)
+    q_BHTC, k_BKTC, v_BKTC = attention.queries_keys_values(x, None)
+    over = (-1,) if kind == "head" else (1, 3)
+    for normalized in (q_BHTC, k_BKTC):
+        torch.testing.assert_close(
+            normalized.square().mean(over), torch.ones_like(normalized.mean(over)), atol=0.05, rtol=0
+        )
+    torch.testing.assert_close(v_BKTC, attention.value(x).unflatten(-1, (2, 4)).transpose(1, 2))
+
+
+def test_biases_begin_at_zero_and_change_what_is_computed() -> None:
+    c = config(attention_bias="all", ffn_bias=True, norm="layernorm", norm_bias=True)
+    model, plain, tokens = model_of(c), model_of(config(norm="layernorm")), batch(c)
+    assert torch.equal(model(tokens), plain(tokens))
+    names = [name for name, parameter in model.named_parameters() if name.endswith(".bias")]
+    assert len(names) == 3 * (4 + 3 + 2) + 1
+    for name in names:
+        with torch.no_grad():
+            model.get_parameter(name).fill_(0.3)
+            assert not torch.equal(model(tokens), plain(tokens)) or name.endswith("key.bias"), name
+            model.get_parameter(name).fill_(0.0)
+
+
 def test_the_loss_is_the_cross_entropy_of_the_logits() -> None:
     c = config()
     model, tokens = model_of(c), batch(c)

@@ -27,7 +27,13 @@ def models(draw: st.DrawFn) -> ModelConfig:
         max_seq_len=draw(st.integers(1, 30)),
         positions=draw(st.sampled_from(["rope", "learned", "sinusoidal"])),
         norm=draw(st.sampled_from(["rmsnorm", "layernorm"])),
-        ffn=draw(st.sampled_from(["swiglu", "gelu", "relu"])),
+        ffn=draw(st.sampled_from(["swiglu", "gelu", "gelu_tanh", "relu"])),
+        head_dim=draw(st.sampled_from([0, 2, 6])),
+        norm_bias=draw(st.booleans()),
+        norm_position=draw(st.sampled_from(["pre", "post"])),
+        qk_norm=draw(st.sampled_from(["none", "head", "full"])),
+        attention_bias=draw(st.sampled_from(["none", "qkv", "all"])),
+        ffn_bias=draw(st.booleans()),
         tie_embeddings=draw(st.booleans()),
     )
 

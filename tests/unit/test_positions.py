@@ -5,9 +5,11 @@ import torch
 
 from pretrain.model.positions import frequencies, positions_in_documents, rotate, rotation, sinusoidal
 
+CPU = torch.device("cpu")
+
 
 def turned(x: torch.Tensor, positions: list[int], theta: float = 1e4) -> torch.Tensor:
-    return rotate(x, rotation(torch.tensor(positions), x.shape[-1], theta, x.dtype))
+    return rotate(x, rotation(torch.tensor(positions), frequencies(x.shape[-1], theta, CPU), x.dtype))
 
 
 def test_rotate_half_is_multiplication_by_a_complex_number() -> None:
@@ -17,7 +19,7 @@ def test_rotate_half_is_multiplication_by_a_complex_number() -> None:
     pairs = torch.complex(x[..., : C // 2], x[..., C // 2 :])
     angles = positions.double()[:, None] * theta ** (-torch.arange(0, C, 2).double() / C)
     expected = pairs * torch.polar(torch.ones_like(angles), angles)
-    found = rotate(x, rotation(positions, C, theta, torch.float64))
+    found = rotate(x, rotation(positions, frequencies(C, theta, CPU), torch.float64))
     torch.testing.assert_close(found, torch.cat([expected.real, expected.imag], dim=-1), atol=1e-4, rtol=1e-4)
 
 
@@ -40,14 +42,14 @@ def test_position_zero_is_left_as_it_is_and_lengths_are_kept() -> None:
 
 
 def test_the_first_pair_turns_by_one_radian_a_position_and_the_last_slowest() -> None:
-    found = frequencies(8, 1e4, torch.device("cpu"))
+    found = frequencies(8, 1e4, CPU)
     torch.testing.assert_close(found, torch.tensor([1.0, 1e-1, 1e-2, 1e-3]))
 
 
 def test_angles_are_fp32_even_for_bf16_activations() -> None:
     """bf16 holds integers to 256 only: neighbours at 4,096 would get the same angle."""
     positions = torch.arange(4_090, 4_096)
-    low = rotation(positions, 64, 1e4, torch.bfloat16)
+    low = rotation(positions, frequencies(64, 1e4, CPU), torch.bfloat16)
     assert low.cos_TC.dtype == low.sin_TC.dtype == torch.bfloat16
     angles = positions.double()[:, None] * (1e4 ** (-torch.arange(0, 64, 2).double() / 64))
     exact = torch.cat([angles, angles], dim=-1)
@@ -71,7 +73,7 @@ def test_sinusoids_follow_the_formula() -> None:
 def test_rows_with_positions_of_their_own_are_turned_each_by_its_own() -> None:
     positions = torch.tensor([[0, 1, 2, 3], [0, 0, 1, 9]])
     x = torch.randn(2, 3, 4, 8)
-    turned_together = rotate(x, rotation(positions, 8, 1e4, torch.float32))
+    turned_together = rotate(x, rotation(positions, frequencies(8, 1e4, CPU), torch.float32))
     for row in range(2):
         assert torch.equal(turned_together[row : row + 1], turned(x[row : row + 1], positions[row].tolist()))
         assert torch.equal(sinusoidal(positions, 8)[row], sinusoidal(positions[row], 8))
