@@ -14,12 +14,15 @@ import numpy as np
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.load import check_fits, check_state
 from pretrain.checkpoint.remote import check_upload
+from pretrain.codec import read_tokenizer
 from pretrain.config import Config, check_world
 from pretrain.data.manifest import fingerprint
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.generation.prompts import sample_prompts
 from pretrain.schedule import samples_between
+from pretrain.start import check_start
 from pretrain.state import Jump, RunFolder
 
 Found = tuple[Path, dict[str, Any]] | None  # a checkpoint and its state
@@ -27,12 +30,12 @@ Found = tuple[Path, dict[str, Any]] | None  # a checkpoint and its state
 
 @dataclass(frozen=True)
 class Prepared:
-    """The open sources of a run, and the tokenizer that they were encoded with, where it is named."""
+    """The open sources of a run, and the files of the tokenizer that they were encoded with, where it is named."""
 
     config: Config
     train: list[Source]
     valid: list[Source]
-    tokenizer: bytes | None
+    tokenizer: dict[str, bytes] | None
 
     def order(self, resumed: dict[str, Any] | None = None, jumps: Sequence[Jump] = ()) -> Order:
         """The order over the training sources, for a run that goes on from the state of a checkpoint.
@@ -63,8 +66,11 @@ def prepare(config: Config, world_size: int, *, is_main: bool = True) -> Prepare
     check_upload(config)
     RunFolder(Path(config.run.dir)).check_free()
     prepared = open_data(config)
+    sample_prompts(config, prepared.tokenizer)
     # Sizes only: hashing is left to the one rank that then decides for all.
-    find_resume(prepared, hashes=False, skipped=lambda _: None)
+    found = find_resume(prepared, hashes=False, skipped=lambda _: None)
+    if found is None and config.checkpoint.upload is None:  # else there may be a checkpoint in the store
+        check_start(config)
     if is_main:
         for source in (*prepared.train, *prepared.valid):
             source.check_shards()
@@ -80,6 +86,7 @@ def open_data(config: Config) -> Prepared:
     tokenizer = _read_tokenizer(config)
     for source in [*train, *valid]:
         _check_vocabulary(source, config, tokenizer)
+    _check_ends(config, [*train, *valid])
     _check_distinct(train, valid)
     return Prepared(config, train, valid, tokenizer)
 
@@ -176,36 +183,51 @@ def find_resume(
     return found
 
 
-def _read_tokenizer(config: Config) -> bytes | None:
-    """The tokenizer as it is now: each checkpoint gets these bytes, whatever becomes of the file during weeks of training."""
+def _read_tokenizer(config: Config) -> dict[str, bytes] | None:
+    """The tokenizer as it is now: each checkpoint gets these bytes, whatever becomes of the files during weeks of training."""
     if config.data.tokenizer is None:
         return None
     try:
-        return Path(config.data.tokenizer).read_bytes()
-    except OSError as error:
+        return read_tokenizer(Path(config.data.tokenizer))
+    except DataError as error:
         raise DataError(
-            f"data.tokenizer={config.data.tokenizer} cannot be read: {error.strerror}",
-            hint="the tokenizer.model that encoded the shards",
+            f"data.tokenizer={config.data.tokenizer}: {error.message}",
+            hint="the tokenizer.model or tokenizer.json that encoded the shards",
         ) from error
 
 
-def _check_vocabulary(source: Source, config: Config, tokenizer: bytes | None) -> None:
+def _check_vocabulary(source: Source, config: Config, tokenizer: dict[str, bytes] | None) -> None:
+    """Rows of the embedding that no token has are fine: models of others are made with a round number of them."""
     manifest, where = source.manifest, f"source {source.name} ({source.folder})"
-    if manifest.vocab_size != config.model.vocab_size:
+    if manifest.vocab_size > config.model.vocab_size:
         raise DataError(
-            f"{where} was encoded with a vocabulary of {manifest.vocab_size}, and model.vocab_size is "
+            f"{where} was encoded with a vocabulary of {manifest.vocab_size}, and model.vocab_size is only "
             f"{config.model.vocab_size}",
-            hint=f"model.vocab_size={manifest.vocab_size}",
+            hint=f"model.vocab_size={manifest.vocab_size}, or more",
         )
-    digest = manifest.tokenizer_sha256 if tokenizer is None else hashlib.sha256(tokenizer).hexdigest()
+    # The file that the shards were made with is the first; what lies beside it says what its special tokens are.
+    main = None if tokenizer is None else next(iter(tokenizer.values()))
+    digest = manifest.tokenizer_sha256 if main is None else hashlib.sha256(main).hexdigest()
     if digest != manifest.tokenizer_sha256:
         raise DataError(
             f"data.tokenizer={config.data.tokenizer} (sha256 {digest[:12]}…) is not the tokenizer that encoded {where} "
             f"(sha256 {manifest.tokenizer_sha256[:12]}…)",
             hint="index the foreign shards again with --tokenizer"
             if manifest.tokenizer_sha256 == "0" * 64
-            else "name the tokenizer.model that was given to `pretrain tokenizer encode`, or encode again",
+            else "name the tokenizer file that was given to `pretrain tokenizer encode`, or encode again",
         )
+
+
+def _check_ends(config: Config, sources: Sequence[Source]) -> None:
+    """What ends a document has to be the same everywhere, where attention stays within documents."""
+    first = sources[0]
+    for source in sources if config.data.document_mask else []:
+        if source.manifest.eos_id != first.manifest.eos_id:
+            raise DataError(
+                f"source {source.name} ({source.folder}) ends documents with the id {source.manifest.eos_id}, and "
+                f"{first.name} ({first.folder}) with {first.manifest.eos_id}",
+                hint="encode both with the same tokenizer, or leave out data.document_mask",
+            )
 
 
 def _check_distinct(train: list[Source], valid: list[Source]) -> None:

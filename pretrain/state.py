@@ -4,6 +4,7 @@ RUN/config.yaml                the resolved configuration of the last start
 RUN/status                     running | unfinished (stopped, resumable) | done | failed
 RUN/metrics.jsonl              one line an optimizer step
 RUN/evaluations.jsonl          one line an evaluation
+RUN/samples.jsonl              with eval.prompts, one line an evaluation: what the model writes behind them
 RUN/audit.jsonl                with data.audit, one line a step: a digest of the sequences that it consumed
 RUN/tensorboard/               the same, for TensorBoard
 RUN/checkpoints/step-00000100/ complete checkpoints; checkpoint/layout.py
@@ -87,6 +88,11 @@ class RunFolder:
     def evaluations(self) -> Path:
         """One line an evaluation."""
         return self.path / "evaluations.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """One line an evaluation, with eval.prompts."""
+        return self.path / "samples.jsonl"
 
     @property
     def audit(self) -> Path:

@@ -60,8 +60,8 @@ def tokenizer() -> None:
     "model",
     required=True,
     type=click.Path(path_type=Path),
-    metavar="DIR/tokenizer.model",
-    help="SentencePiece model, as `train` writes it.",
+    metavar="FILE",
+    help="SentencePiece model, as `train` writes it, or a Hugging Face tokenizer.json.",
 )
 @click.option(
     "--input",
@@ -131,6 +131,7 @@ def encode(
     _refuse_contradictions(only_plan, task_id, num_tasks, only_merge, overwrite)
     encoding = describe(model, reading=_reading(options), **options)
     run = Run(encoding, inputs, output, overwrite=overwrite)
+    _warn_of_losses(model)
     if only_plan:
         print_table(plan_rows(run))
         return
@@ -169,6 +170,19 @@ def _refuse_contradictions(
         raise click.UsageError(
             f"--overwrite with {chosen[0]} would remove what other tasks have written: run --plan --overwrite before"
         )
+
+
+def _warn_of_losses(model: Path) -> None:
+    """Once: the ids are right for the weights that the tokenizer came with, and the text is not all there."""
+    from pretrain.codec import is_definition
+
+    if is_definition(model):
+        from pretrain.codec_losses import losses
+        from tokenizer.inspect_json import open_definition
+
+        lost = losses(open_definition(model))
+        if lost:
+            click.echo(f"warning: {model}: some texts do not come back from their ids: {'; '.join(lost)}", err=True)
 
 
 def _reading(options: dict[str, Any]) -> ReadOptions:

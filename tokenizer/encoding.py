@@ -1,12 +1,14 @@
 """What all tasks of an encoding share: the options, and what the tokenizer says of itself."""
 
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 
+from pretrain.codec import is_definition, load_codec
 from pretrain.data.manifest import PACKED, STREAM
 from pretrain.data.shards import BLOCK_TOKENS
 from pretrain.errors import DataError
-from tokenizer.model import load_tokenizer, tokenizer_sha256
+from tokenizer.model import tokenizer_sha256
 from tokenizer.readers import ReadOptions
 from tokenizer.write_bins import check_layout, check_padding
 from tokenizer.write_shards import SHARD_BYTES
@@ -16,8 +18,9 @@ from tokenizer.write_shards import SHARD_BYTES
 class Encoding:
     """What all tasks of a corpus share.
 
-    The ids are those of the tokenizer's special tokens; `pad_id` is -1 where it has none. `seq_len` is the length of a bin,
-    and makes the layout "packed". `deduplicate` leaves out documents whose text came before.
+    The ids are those of the tokenizer's special tokens, -1 where it has none: a document without `bos_id` is ids + eos.
+    `sentencepiece_version` is that of what encodes, with its name where that is not SentencePiece. `seq_len` is the length
+    of a bin, and makes the layout "packed". `deduplicate` leaves out documents whose text came before.
     """
 
     tokenizer: Path
@@ -48,13 +51,13 @@ def describe(
     block_tokens: int = BLOCK_TOKENS,
     shard_bytes: int = SHARD_BYTES,
 ) -> Encoding:
-    """The options of an encoding, checked, with what the tokenizer says of itself. Raises DataError.
+    """The options of an encoding, checked, with what the tokenizer says of itself.
+
+    Raises DataError, and UserError where a tokenizer.json needs a package that is missing.
 
     Layout "packed" needs `seq_len`, the ids of a bin: the sequence length of training.
     """
-    import sentencepiece
-
-    model = load_tokenizer(tokenizer)
+    model = load_codec(tokenizer)
     if seed < 0:
         raise DataError(f"seed={seed} is negative")
     if block_tokens < 1:
@@ -65,8 +68,8 @@ def describe(
     return Encoding(
         tokenizer=tokenizer,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
-        sentencepiece_version=str(sentencepiece.__version__),
-        vocab_size=model.get_piece_size(),
+        sentencepiece_version=encoder_version(tokenizer),
+        vocab_size=model.vocab_size(),
         bos_id=model.bos_id(),
         eos_id=model.eos_id(),
         pad_id=model.pad_id(),
@@ -78,3 +81,8 @@ def describe(
         block_tokens=block_tokens,
         shard_bytes=shard_bytes,
     )
+
+
+def encoder_version(tokenizer: Path) -> str:
+    """`0.2.1` of SentencePiece, `tokenizers 0.22.1` of what reads a tokenizer.json."""
+    return f"tokenizers {version('tokenizers')}" if is_definition(tokenizer) else version("sentencepiece")

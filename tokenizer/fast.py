@@ -1,4 +1,4 @@
-"""The ids that SentencePiece gives, by the fastest way that is proved to give them.
+"""The ids that SentencePiece gives, by the fastest way that is proved to give them. A tokenizer.json has one way.
 
 1. The model's settings are read. What gigatoken cannot do by its construction is left to SentencePiece.
 2. Normal pieces and bytes become a tokenizer.json in memory, with merges from the scores. Control symbols are not in it:
@@ -10,6 +10,7 @@ gigatoken (https://github.com/marcelroed/gigatoken) is optional: docs/decisions/
 """
 
 import json
+import os
 import re
 from array import array
 from collections import Counter
@@ -22,7 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from pretrain.codec import Codec, is_definition, load_codec
+from pretrain.codec_json import JsonCodec
 from tokenizer.cutting import words
+from tokenizer.cutting_json import can_cut, cut_at_words
 from tokenizer.model import load_tokenizer, read_proto, reason_not_to_cut
 from tokenizer.probe_text import probe_texts
 
@@ -49,7 +53,7 @@ _BYTE_LOOKALIKE = re.compile(r"<0x..>", re.DOTALL)
 class TextEncoder:
     """What encodes texts with one model in this process, on one thread. It is loaded in each process, not sent there."""
 
-    model: "SentencePieceProcessor"
+    model: Codec
     name: str  # what does it, for a report
     note: str  # why nothing faster does; empty where nothing faster is known
     encode: Encode  # a text without lone surrogates -> int32 [tokens], no bos, no eos
@@ -58,8 +62,18 @@ class TextEncoder:
 def load_encoder(tokenizer: Path | bytes) -> TextEncoder:
     """The fastest encoder that gives the ids of SentencePiece for a tokenizer.model: its path, or its bytes.
 
-    It takes about half a second for 32,000 pieces. Raises DataError as `load_tokenizer`.
+    It takes about half a second for 32,000 pieces. For a tokenizer.json (a path) it is the package `tokenizers`, on one
+    thread. Raises DataError as `load_tokenizer`, and UserError where that package is missing.
     """
+    if isinstance(tokenizer, Path) and is_definition(tokenizer):
+        # Else each process would start a thread for every core, for one text at a time.
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"
+        codec = load_codec(tokenizer)
+        assert isinstance(codec, JsonCodec)
+        name = f"tokenizers {version('tokenizers')}"
+        if can_cut(codec):
+            return TextEncoder(codec, name, "", _in_parts(codec))
+        return TextEncoder(codec, f"{name}, whole texts", "cutting may change its ids", _whole(codec))
     model = load_tokenizer(tokenizer)
     proto = read_proto(model)
     uncut = reason_not_to_cut(proto)
@@ -147,8 +161,12 @@ class WordEncoder(dict[str, bytes]):
         return np.frombuffer(b"".join(map(self.__getitem__, words(text))), np.int32)
 
 
-def _whole(model: "SentencePieceProcessor") -> Encode:
+def _whole(model: Codec) -> Encode:
     return lambda text: np.array(model.encode(text), np.int32)
+
+
+def _in_parts(codec: JsonCodec) -> Encode:
+    return lambda text: np.concatenate([np.array(codec.encode(part), np.int32) for part in cut_at_words(text)])
 
 
 def tokenizer_json(proto: Any) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,12 +25,10 @@ from pretrain.errors import DataError, PretrainError
 from tokenizer.foreign_documents import Reading, check_reading, document_lengths, read_documents
 from tokenizer.foreign_ids import SUFFIXES
 from tokenizer.foreign_tars import check_output, find_tars
-from tokenizer.model import load_tokenizer, tokenizer_sha256
+from tokenizer.id_bytes import bytes_of_ids
+from tokenizer.model import tokenizer_sha256
 from tokenizer.rejections import Rejection, RejectionLog
 from tokenizer.write_shards import SHARD_BYTES, ShardWriter, clear_output
-
-if TYPE_CHECKING:
-    from sentencepiece import SentencePieceProcessor
 
 UNKNOWN = "unknown"
 UNKNOWN_TOKENIZER = "0" * 64
@@ -168,27 +166,3 @@ class _Rewriting:
         self.tokens += len(ids)
         if self.id_bytes is not None:
             self.text_bytes += int(self.id_bytes[ids].sum())
-
-
-def bytes_of_ids(tokenizer: Path, reading: Reading) -> np.ndarray:
-    """UTF-8 bytes of text that each id of a SentencePiece model stands for, int64 [pieces].
-
-    Raises DataError where the model and the options contradict each other.
-    """
-    model = load_tokenizer(tokenizer)
-    pieces = model.get_piece_size()
-    if pieces > reading.vocab_size:
-        raise DataError(
-            f"vocab_size={reading.vocab_size}, and {tokenizer} has {pieces} pieces", hint=f"--vocab-size {pieces}"
-        )
-    for name, given, own in (("eos", reading.eos_id, model.eos_id()), ("bos", reading.bos_id, model.bos_id())):
-        if given is not None and given != own:
-            raise DataError(f"{name}_id={given}, and {tokenizer} has {own}", hint=f"--{name}-id {own}")
-    return np.array([_bytes_of_id(model, token) for token in range(pieces)], np.int64)
-
-
-def _bytes_of_id(model: SentencePieceProcessor, token: int) -> int:
-    if model.is_byte(token):
-        return 1
-    silent = model.is_control(token) or model.is_unknown(token) or model.is_unused(token)
-    return 0 if silent else len(model.id_to_piece(token).replace("\u2581", " ").encode())

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
-    metavar="tokenizer.model",
-    help="SentencePiece model that made the ids: they are held against it, and its text is counted.",
+    metavar="FILE",
+    help="Tokenizer (.model or .json) that made the ids: they are held against it, and its text is counted.",
 )
 @click.option(
     "--tokens-member",

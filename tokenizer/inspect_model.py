@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from pretrain.codec import is_definition
 from pretrain.errors import DataError
 from tokenizer.model import reason_not_to_cut, tokenizer_sha256
 
@@ -75,6 +76,11 @@ def open_model(path: Path) -> Model:
 
     Raises DataError where the file cannot be read or is no SentencePiece model.
     """
+    if is_definition(path):
+        raise DataError(
+            f"{path}: this describes SentencePiece models",
+            hint="`pretrain tokenizer inspect` takes a tokenizer.json too",
+        )
     sha256 = tokenizer_sha256(path)
     from google.protobuf.message import DecodeError
     from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2

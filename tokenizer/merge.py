@@ -81,7 +81,8 @@ def _manifest(
         format=FORMAT,
         dtype=token_dtype(encoding.vocab_size),
         vocab_size=encoding.vocab_size,
-        bos_id=encoding.bos_id,
+        # Where nothing begins a document but the end of the one before, that is what is said.
+        bos_id=encoding.eos_id if encoding.bos_id < 0 else encoding.bos_id,
         eos_id=encoding.eos_id,
         tokenizer_sha256=encoding.tokenizer_sha256,
         sentencepiece_version=encoding.sentencepiece_version,

@@ -6,30 +6,18 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretrain.errors import DataError
+from pretrain.codec import load_sentencepiece, read_tokenizer_file
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 _BPE = 2  # SentencePiece's `TrainerSpec.ModelType`
 _SPACE = "\u2581"
-_TRAIN = "train one with `pretrain tokenizer train`"
 
 
 def tokenizer_sha256(path: Path) -> str:
-    """SHA-256 (hex) of a tokenizer.model file. Raises DataError if it cannot be read."""
-    return hashlib.sha256(_read(path)).hexdigest()
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise DataError(f"{path}: no such tokenizer", hint=_TRAIN) from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: is a folder", hint=f"name the file in it: {path / 'tokenizer.model'}") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror}") from None
+    """SHA-256 (hex) of a tokenizer file. Raises DataError if it cannot be read."""
+    return hashlib.sha256(read_tokenizer_file(path)).hexdigest()
 
 
 def load_tokenizer(tokenizer: Path | bytes) -> SentencePieceProcessor:
@@ -38,25 +26,9 @@ def load_tokenizer(tokenizer: Path | bytes) -> SentencePieceProcessor:
     Raises DataError unless it is one with byte_fallback (else unknown characters are lost), a bos id and an eos id
     (which mark the documents).
     """
-    import sentencepiece
-
-    proto, name = (tokenizer, "the tokenizer") if isinstance(tokenizer, bytes) else (_read(tokenizer), tokenizer)
-    try:
-        # An empty file is a valid empty message, and SentencePiece loads it.
-        if not proto:
-            raise RuntimeError("the file is empty")
-        model = sentencepiece.SentencePieceProcessor(model_proto=proto)
-        size = model.get_piece_size()
-    except RuntimeError as error:
-        raise DataError(f"{name}: not a SentencePiece model: {error}", hint=_TRAIN) from None
-    if sum(model.is_byte(i) for i in range(size)) != 256:
-        raise DataError(
-            f"{name}: has no byte_fallback, so characters outside its vocabulary would be lost", hint=_TRAIN
-        )
-    for mark, token in (("bos", model.bos_id()), ("eos", model.eos_id())):
-        if token < 0:
-            raise DataError(f"{name}: has no {mark} id, which marks the documents in the shards", hint=_TRAIN)
-    return model
+    if isinstance(tokenizer, bytes):
+        return load_sentencepiece(tokenizer, "the tokenizer")
+    return load_sentencepiece(read_tokenizer_file(tokenizer), str(tokenizer))
 
 
 def read_proto(model: SentencePieceProcessor) -> Any:

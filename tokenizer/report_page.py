@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+from pretrain.charts import Bar, bar_chart, column_chart, log_curve
 from pretrain.errors import DataError
-from tokenizer.charts import Bar, bar_chart, column_chart, log_curve
 from tokenizer.inspect_model import SPACE_MARK, describe_round_trip, visible
 from tokenizer.report import SourceReport, TokenizerReport
 

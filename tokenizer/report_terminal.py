@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tokenizer.inspect_model import Check, Model
+    from tokenizer.inspect_model import Check
     from tokenizer.report import SourceReport, TokenizerReport
     from tokenizer.sample import Progress
     from tokenizer.train import Training
@@ -44,13 +44,12 @@ def print_checks(checks: Sequence[Check]) -> None:
         click.echo(f"{sign} {check.name:<{width}}  {check.detail}")
 
 
-def print_pieces(model: Model, text: str) -> None:
+def print_pieces(pieces: Sequence[tuple[str, int]], text: str) -> None:
     """The pieces of `text`, in changing colours, each with its id; what does not print is escaped."""
     from rich.text import Text
 
-    from tokenizer.inspect_model import pieces_of, visible
+    from tokenizer.inspect_model import visible
 
-    pieces = pieces_of(model, text)
     line = Text()
     for number, (piece, token) in enumerate(pieces):
         line.append(visible(piece), style=f"black on {COLOURS[number % len(COLOURS)]}")

@@ -2,7 +2,7 @@
 
 1. Documents are read part by part.                                                                  -> readers/
 2. Those whose text came before, anywhere in the corpus, are left out.                         -> duplicates.py
-3. Each is encoded: bos + ids + eos.                                                                 -> fast.py
+3. Each is encoded: bos + ids + eos, or ids + eos where the tokenizer begins no text with a token.    -> fast.py
 4. Windows of some 2^26 ids are shuffled.                                                         -> windows.py
 5. In the layout "packed", documents are put together into bins.                    -> packing.py, write_bins.py
 6. The ids are cut into blocks, in shards of this task.                                      -> write_shards.py
@@ -122,7 +122,7 @@ def _windows(
                 continue
             ids = encode(found.text)
             window.add(encoding.bos_id, ids, encoding.eos_id)
-            watch.count(found, len(ids) + 2)
+            watch.count(found, len(ids) + 1 + (encoding.bos_id >= 0))
             if window.full:
                 yield window
     if known is not None and known.documents != number:

@@ -228,17 +228,36 @@ def report(
 def inspect(checks: Checks, /, model: Path, text: str | None) -> None:
     """What MODEL is: how it was trained, and whether it is fit for training and export.
 
-    With TEXT, also its pieces and their ids; - reads it from standard input.
+    MODEL is a tokenizer.model, or a Hugging Face tokenizer.json. With TEXT, also its pieces and their ids; - reads it from
+    standard input.
     """
-    from tokenizer.inspect_model import facts, open_model, run_checks
+    from pretrain.codec import is_definition
+    from tokenizer import inspect_json, inspect_model
 
-    opened = open_model(model)
-    print_rows(facts(opened))
+    if text is not None:
+        text = _standard_input() if text == "-" else _argument(text)
+    if is_definition(model):
+        codec = inspect_json.open_definition(model)
+        rows, found = inspect_json.facts(model, codec), inspect_json.run_checks(codec, checks)
+        pieces = inspect_json.pieces_of(codec, text or "")
+    else:
+        opened = inspect_model.open_model(model)
+        rows, found = inspect_model.facts(opened), inspect_model.run_checks(opened, checks)
+        pieces = inspect_model.pieces_of(opened, text or "")
+    print_rows(rows)
     click.echo()
-    print_checks(run_checks(opened, checks))
+    print_checks(found)
     if text is not None:
         click.echo()
-        print_pieces(opened, _standard_input() if text == "-" else text)
+        print_pieces(pieces, text)
+
+
+def _argument(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"the text is no UTF-8 from character {error.start} on") from None
+    return text
 
 
 def _standard_input() -> str:

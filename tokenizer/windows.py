@@ -72,18 +72,24 @@ class Window:
         return self.ids >= WINDOW_IDS or len(self) >= WINDOW_DOCUMENTS
 
     def add(self, bos_id: int, ids: NDArray[np.integer], eos_id: int) -> None:
-        """Append the document `ids` [N], framed. Raises DataError for an id outside the vocabulary: a cast would wrap it."""
+        """Append the document `ids` [N], framed; a `bos_id` of -1 is none.
+
+        Raises DataError for an id outside the vocabulary: a cast would wrap it.
+        """
         if len(ids) and (ids.min() < 0 or ids.max() >= self.vocab_size):
             wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]
             raise DataError(f"token id {wrong} is not between 0 and vocab_size-1 = {self.vocab_size - 1}")
-        length = len(ids) + 2
+        begins = int(bos_id >= 0)
+        length = begins + len(ids) + 1
         if length > self._room:
             self._chunks.append(np.empty(max(_CHUNK_IDS, length), self.dtype))
             self._room = len(self._chunks[-1])
         chunk = self._chunks[-1]
         start = len(chunk) - self._room
-        chunk[start], chunk[start + length - 1] = bos_id, eos_id
-        chunk[start + 1 : start + length - 1] = ids
+        if begins:
+            chunk[start] = bos_id
+        chunk[start + begins : start + length - 1] = ids
+        chunk[start + length - 1] = eos_id
         self._room -= length
         self.ids += length
         self._chunk_of.append(len(self._chunks) - 1)

@@ -3,7 +3,8 @@
     RUN/checkpoints/step-00000100/
         manifest.json                 size and sha256 of every other file; its folder's rename is the commit
         state.json                    step, samples, tokens, the order's description, versions
-        config.yaml, tokenizer.model  what it takes to export it without the run
+        config.yaml                   what it takes to export it without the run: the configuration, and
+        tokenizer.model               the tokenizer, or tokenizer.json with what lay beside it (codec.py)
         rank-00000.safetensors        fp32 masters and Adam moments that rank 0 owns, as pieces   pieces.py
         rank-00000.rng.json           generators of rank 0
 
@@ -28,7 +29,7 @@ FORMAT = "pretrain-checkpoint/1"
 MANIFEST = "manifest.json"
 STATE = "state.json"
 CONFIG = "config.yaml"
-TOKENIZER = "tokenizer.model"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model")  # one with a tokenizer.json is of that kind
 HASHERS = 4  # files at a time: one thread hashes slower than most disks read
 SMALL_BYTES = 16 << 20  # no JSON file is longer: enough for the manifest of 40,000 ranks, and harmless in memory
 _NAME = re.compile(r"step-(\d{8,})")

@@ -15,12 +15,12 @@ from pretrain.state import RunFolder
 class CheckpointReader:
     """A verified checkpoint: its configuration, the shape of each parameter, and each parameter on demand.
 
-    A save of the weights alone will do: nothing but these is read.
+    A save of the weights alone will do: nothing but these is read. Without `hashes`, large files are verified by size only.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, hashes: bool = True) -> None:
         self.folder = folder
-        self.state = layout.verify(folder)
+        self.state = layout.verify(folder, hashes=hashes)
         self.step: int = self.state["step"]
         self.config = load_saved(folder / layout.CONFIG)
         with torch.device("meta"):
@@ -40,20 +40,17 @@ class CheckpointReader:
 
     @property
     def tokenizer(self) -> Path | None:
-        """The SentencePiece model that was saved with it."""
-        return next(iter(layout.listed_files(self.folder, layout.TOKENIZER)), None)
+        """The tokenizer that was saved with it, a tokenizer.model or a tokenizer.json; `codec.load_codec` opens it."""
+        listed = {path.name: path for path in layout.listed_files(self.folder, "")}
+        return next((listed[name] for name in layout.TOKENIZERS if name in listed), None)
 
     def tensor(self, name: str) -> torch.Tensor:
         """The fp32 master weights of a parameter, on the CPU."""
         return self._index.whole("fp32", name, self.shapes[name])
 
-    def model(self) -> Decoder:
-        """The whole model in fp32, ready to run."""
-        model = Decoder(self.config.model)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(self.tensor(name))
-        return model.eval()
+    def read(self, name: str, start: int, out: torch.Tensor) -> None:
+        """Fill the flat fp32 tensor `out` with a parameter's elements from `start` on."""
+        self._index.read("fp32", name, start, out)
 
 
 def open_checkpoint(run_dir: Path, step: int | None = None) -> CheckpointReader:

@@ -51,13 +51,14 @@ def take_snapshot(
     progress: Progress,
     trainer_state: dict[str, Any],
     *,
-    tokenizer: bytes | None,
+    tokenizer: dict[str, bytes] | None,
     buffers: dict[str, Tensor],
     kinds: Sequence[str] = KINDS,
 ) -> Snapshot:
     """Copy what this rank owns, of these kinds. `buffers` are kept between calls: the memory of the last copy is used again.
 
     `trainer_state` goes into state.json beside the progress: the `order`, the `ledger`, and what the guards remember.
+    `tokenizer` has its files by name (`codec.read_tokenizer`).
     """
     pieces: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
     if writes(engine):
@@ -106,7 +107,11 @@ def _copy(source: Tensor, buffers: dict[str, Tensor], key: str) -> Tensor:
 
 
 def _common_files(
-    engine: Engine, world: World, progress: Progress, trainer_state: dict[str, Any], tokenizer: bytes | None
+    engine: Engine,
+    world: World,
+    progress: Progress,
+    trainer_state: dict[str, Any],
+    tokenizer: dict[str, bytes] | None,
 ) -> dict[str, bytes]:
     state = {
         **progress.to_json(),
@@ -118,8 +123,7 @@ def _common_files(
         "precision": engine.config.engine.precision,
         "versions": _versions(),
     }
-    files = {layout.STATE: layout.json_bytes(state)}
-    return files if tokenizer is None else {**files, layout.TOKENIZER: tokenizer}
+    return {layout.STATE: layout.json_bytes(state), **(tokenizer or {})}
 
 
 @cache

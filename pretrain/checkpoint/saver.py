@@ -77,7 +77,7 @@ class Saver:
         progress: Progress,
         trainer_state: dict[str, Any],
         *,
-        tokenizer: bytes | None,
+        tokenizer: dict[str, bytes] | None,
         whole: bool = True,
         weights: bool = False,
     ) -> None:

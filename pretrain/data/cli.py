@@ -21,6 +21,8 @@ def info(address: str) -> None:
     from pretrain.data.store import open_store
 
     manifest = load_manifest(open_store(address))
+    begin = "" if manifest.bos_id == manifest.eos_id else f"begin with {manifest.bos_id} and "
+    version = manifest.sentencepiece_version
     rows = {
         "tokens": f"{manifest.tokens:,}",
         "documents": f"{manifest.documents:,}",
@@ -29,9 +31,8 @@ def info(address: str) -> None:
         else "of unknown size",
         "shards": f"{len(manifest.shards):,}, {manifest.shards.bytes.sum() / 1e6:,.1f} MB",
         "blocks": f"{manifest.shards.blocks.sum():,} of {manifest.block_tokens:,} tokens",
-        "ids": f"{manifest.dtype}, below {manifest.vocab_size:,}; documents begin with {manifest.bos_id} and end with "
-        f"{manifest.eos_id}",
-        "tokenizer": f"sha256 {manifest.tokenizer_sha256[:16]}…, SentencePiece {manifest.sentencepiece_version}",
+        "ids": f"{manifest.dtype}, below {manifest.vocab_size:,}; documents {begin}end with {manifest.eos_id}",
+        "tokenizer": f"sha256 {manifest.tokenizer_sha256[:16]}…, {version if ' ' in version else f'SentencePiece {version}'}",
         **{f"left out: {reason}": f"{count:,}" for reason, count in manifest.skipped.items()},
     }
     width = max(map(len, rows))

@@ -1,6 +1,7 @@
 """Which document each position of a row belongs to.
 
-A row of `seq_len` tokens is cut out of a stream of documents, each written as bos + ids + eos:
+A row of `seq_len` tokens is cut out of a stream of documents, each written as bos + ids + eos (without bos where
+the tokenizer has none):
 
     inputs       … w  x  eos | bos a  b  c  eos | bos d  e          eos_id ends a document, and is its last token
     documents      0  0  0     1   1  1  1  1     2   2  2          mark_documents

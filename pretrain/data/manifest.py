@@ -37,6 +37,9 @@ class Manifest:
     neither padding nor the first of its bin is a target. `documents_cut` of the documents were too long for one bin. In
     a stream these are 0, and `pad_id` is -1.
 
+    A document is bos + ids + eos. Where `bos_id` is `eos_id`, nothing begins one: it is ids + eos.
+
+    `sentencepiece_version` is of what made the ids, with its name where that was not SentencePiece ("tokenizers 0.22.1").
     `text_bytes` is the UTF-8 size of the documents (for bits per byte). `skipped` maps a reason to the number of
     documents left out for it.
     """

@@ -32,11 +32,11 @@ TRAINING_MISTAKES = {
     "no key=value": (["steps"], ["'steps'", "key=value"]),
     "no source": (["data.train=null"], ["data.train", "hint: data.train.web.path=DIR"]),
     "missing shards": (["data.train.a.path=/nowhere/at/all"], ["/nowhere/at/all", "pretrain tokenizer encode"]),
-    "another vocabulary": (["model.vocab_size=500"], ["vocabulary of 128", "500", "hint: model.vocab_size=128"]),
+    "a smaller vocabulary": (["model.vocab_size=100"], ["vocabulary of 128", "only 100", "hint: model.vocab_size=128"]),
     "seq_len does not divide": (["data.seq_len=48"], ["data.seq_len=48", "1024", "hint: data.seq_len="]),
     "seq_len above the model's": (["data.seq_len=128"], ["data.seq_len=128", "max_seq_len=64"]),
     "batch not divided": (["batch.global_batch_size=6"], ["global_batch_size=6", "× 2 processes", "hint"]),
-    "missing tokenizer": (["data.tokenizer=/no/tokenizer.model"], ["/no/tokenizer.model", "cannot be read"]),
+    "missing tokenizer": (["data.tokenizer=/no/tokenizer.model"], ["/no/tokenizer.model", "no such tokenizer"]),
     "options that would break saving": (
         ["engine.precision=bf16", "engine.zero_stage=1", "engine.deepspeed.data_types.grad_accum_dtype=fp32"],
         ["data_types", "hint: engine.zero_stage=2"],

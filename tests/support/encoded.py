@@ -36,13 +36,13 @@ def task_streams(folder: Path, manifest: Manifest) -> list[list[int]]:
             if streams and streams[-1][-1] == block[0]:
                 streams[-1] += block[1:]
             else:
-                assert block[0] == manifest.bos_id
+                assert block[0] == manifest.bos_id or not _begins(manifest)
                 streams.append(block)
     return streams
 
 
 def documents_of(folder: Path, manifest: Manifest) -> list[list[int]]:
-    """The ids of a stream split after each eos; bos and eos taken off."""
+    """The ids of a stream split after each eos; bos, where there is one, and eos taken off."""
     documents: list[list[int]] = [[]]
     for stream in task_streams(folder, manifest):
         for token in stream:
@@ -51,8 +51,14 @@ def documents_of(folder: Path, manifest: Manifest) -> list[list[int]]:
                 documents.append([])
         assert documents[-1] == []
     documents.pop()
-    assert all(document[0] == manifest.bos_id for document in documents)
-    return [document[1:-1] for document in documents]
+    begin = int(_begins(manifest))
+    assert all(document[0] == manifest.bos_id for document in documents) or not begin
+    return [document[begin:-1] for document in documents]
+
+
+def _begins(manifest: Manifest) -> bool:
+    """Whether documents begin with a token."""
+    return manifest.bos_id != manifest.eos_id
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

@@ -24,7 +24,7 @@ from pretrain.errors import CheckpointError
 STEP = 200
 WEIGHTS = ("rank-00000.safetensors", "rank-00001.safetensors")
 FILES = (
-    *(layout.MANIFEST, layout.STATE, layout.CONFIG, layout.TOKENIZER),
+    *(layout.MANIFEST, layout.STATE, layout.CONFIG, layout.TOKENIZERS[1]),
     *(*WEIGHTS, "rank-00000.rng.json", "rank-00001.rng.json"),
 )
 
@@ -37,7 +37,7 @@ def save(place: Path, step: int, **replaced: bytes) -> Path:
     files = {
         layout.STATE: layout.json_bytes(state),
         layout.CONFIG: config_text(Config()).encode(),
-        layout.TOKENIZER: bytes(range(256)),
+        layout.TOKENIZERS[1]: bytes(range(256)),
         **{f"rank-{rank:05d}.rng.json": json.dumps(rng_state(torch.device("cpu"))).encode() for rank in (0, 1)},
     }
     entries = []
