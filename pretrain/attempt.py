@@ -8,6 +8,7 @@ and its staging folder is gone.
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from typing import IO, Any
 
 from pretrain.checkpoint import layout
@@ -17,6 +18,7 @@ from pretrain.distributed import from_main
 from pretrain.errors import PretrainError, TrainingError
 from pretrain.faults import StopRequest
 from pretrain.preflight import Found, Prepared, find_resume
+from pretrain.start import verify_start
 from pretrain.state import Jump, RunFolder
 from pretrain.world import World
 
@@ -30,6 +32,7 @@ class Attempt:
         self.folder, self.world, self.data = folder, world, data
         self.number = 0
         self.jumps: list[Jump] = []
+        self.start: Path | None = None  # what run.init_from names, once that is verified
         self.notes: list[str] = []  # why newer checkpoints were passed over; on rank 0
         self.remote: RemoteRun | None = None  # with checkpoint.upload; on rank 0
         self._lock: IO[str] | None = None
@@ -77,7 +80,9 @@ class Attempt:
                 found = choose()
             except PretrainError as problem:
                 error = problem
-        found, error, self.number, self.jumps = from_main((found, error, self.number, self.jumps))
+        found, error, self.number, self.jumps, self.start = from_main(
+            (found, error, self.number, self.jumps, self.start)
+        )
         if error is not None:
             error.everywhere = True
             raise error
@@ -99,6 +104,8 @@ class Attempt:
         self.jumps = self.folder.read_jumps()
         self.remote = open_remote(self.data.config)
         found = find_resume(self.data, hashes=True, skipped=self.notes.append, recover=self._recover)
+        if found is None:
+            self.start = verify_start(self.data.config)
         save_config(self.data.config, self.folder.config)
         self.folder.set_status("running")
         return found

@@ -18,30 +18,31 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pretrain.convert.llama import llama_config, llama_name, refuse_unless_llama
-from pretrain.convert.model_card import model_card
-from pretrain.convert.proof import LogitProof, TokenizerProof, import_transformers, prove_logits, prove_tokenizer
-from pretrain.convert.tokenizer_json import (
-    SpecialTokens,
-    control_symbols,
-    read_model,
-    refuse_unless_exportable,
-    write_tokenizer,
-)
-from pretrain.convert.weights import DTYPES, WeightSource, refuse_unless_complete, write_weights
-from pretrain.errors import DataError, UserError
+from pretrain.codec import BESIDE, DEFINITION, MODEL
+from pretrain.convert.card_facts import CardFacts, ledger_of
+from pretrain.convert.curve import training_history
+from pretrain.convert.families.choose import choose_family, config_json
+from pretrain.convert.model_card import CARD_FILES, write_card
+from pretrain.convert.proof import LogitProof, prove_logits
+from pretrain.convert.tokenizer_files import check_tokenizer, control_symbols, write_tokenizer_files
+from pretrain.convert.tokenizer_json import SpecialTokens
+from pretrain.convert.tokenizer_proof import TokenizerProof, settle_tokenizer
+from pretrain.convert.transformers_library import import_transformers
+from pretrain.convert.weights import DTYPES, INDEX, WeightSource, refuse_unless_complete, write_weights
+from pretrain.errors import UserError
+from pretrain.start import imported_from
 
-MAX_SHARD_BYTES = 5_000_000_000
+MAX_SHARD_BYTES = 2_000_000_000
 # What an export writes. A folder with anything else in it is never deleted.
 EXPORTED = (
     "*.safetensors",
-    "model.safetensors.index.json",
+    INDEX,
     "config.json",
     "generation_config.json",
     "proof.json",
-    "README.md",
+    *CARD_FILES,
 )
-EXPORTED_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "tokenizer.model")
+EXPORTED_TOKENIZER = (MODEL, DEFINITION, *BESIDE)
 
 
 @dataclass(frozen=True)
@@ -60,13 +61,14 @@ class ExportReport:
     seconds: float
 
     def summary(self) -> str:
-        """Two lines for a person."""
+        """Two lines for a person, a third where the tokenizer's files are not quite the run's."""
+        changed = f"\nchanged: {self.tokenizer.changed}" if self.tokenizer.changed else ""
         return (
             f"{self.folder}: {self.architecture} of step {self.step}, {self.parameters:,} parameters in "
             f"{len(self.weight_files)} {self.dtype} file{'s' if len(self.weight_files) > 1 else ''}, "
             f"{self.weight_bytes / 1e6:.1f} MB\n"
             f"proved: logits differ from transformers' by {self.logits.max_abs_difference:.1e} at most, "
-            f"{self.tokenizer.strings} of {self.tokenizer.strings} texts tokenize as in SentencePiece"
+            f"{self.tokenizer.strings} of {self.tokenizer.strings} texts tokenize as in {self.tokenizer.reference}{changed}"
         )
 
 
@@ -81,9 +83,9 @@ def export_hf(
 ) -> ExportReport:
     """Write `source` to the folder `output`, which transformers, TRL, PEFT, vLLM and llama.cpp's converter can load.
 
-    `dtype` is `fp32` or `bf16`, that of the stored weights. `tokenizer` is a SentencePiece model to take in place of
-    the one that was saved with the run. With `overwrite`, an earlier export at `output` is replaced once the new one
-    is proved.
+    `dtype` is `fp32` or `bf16`, that of the stored weights. `tokenizer` is a file to take in place of the one that was
+    saved with the run. With `overwrite`, an earlier export at `output` is replaced once the new one is proved. The memory
+    that it takes is that of the largest tensor in fp32, and of the proof's logits.
 
     Raises UserError where the input cannot be exported (nothing was started), ExportError where the weights are not
     what they should be or the proof fails (nothing was published).
@@ -95,38 +97,55 @@ def export_hf(
         raise UserError(f"dtype={dtype} is not one of {', '.join(DTYPES)}")
     import_transformers()
     _refuse_output(output, overwrite)
-    refuse_unless_llama(config.model)
+    family = choose_family(config.model)
     refuse_unless_complete(source)
-    model_file = _checked_tokenizer(tokenizer or source.tokenizer, config.model.vocab_size)
+    model_file = tokenizer or source.tokenizer
+    if model_file is None:
+        raise UserError(
+            "the run has no tokenizer, and without one nobody can use the model",
+            hint="name the tokenizer file that its shards were made with: --tokenizer FILE",
+        )
+    check_tokenizer(model_file, config.model.vocab_size)
     # The model may be made for more positions than it was trained on; users take this number as what it can do.
     context = config.data.seq_len
 
+    known = getattr(source, "state", {}).get("imported_from")  # of a stranger's checkpoint it may be anything
     with _staging(output) as folder:
-        written = write_weights(source, folder, llama_name, DTYPES[dtype], max_shard_bytes)
-        tokens = write_tokenizer(model_file, folder, max_tokens=context)
+        written = write_weights(source, folder, family.tensors(config.model), DTYPES[dtype], max_shard_bytes)
+        tokens = write_tokenizer_files(model_file, folder, max_tokens=context)
         stored_as = str(DTYPES[dtype]).removeprefix("torch.")
-        _write_json(folder / "config.json", llama_config(config.model, tokens, context, stored_as))
-        _write_json(folder / "generation_config.json", _generation_config(tokens))
+        ids = _token_ids(tokens)
+        _write_json(folder / "config.json", config_json(family, config.model, context, stored_as, ids))
+        named = {name: token for name, token in ids.items() if token is not None}
+        _write_json(folder / "generation_config.json", named)
         logits = prove_logits(folder, source, model_file, DTYPES[dtype])
-        compared = prove_tokenizer(folder, model_file)
-        card = model_card(
-            output.name,
-            config,
+        compared = settle_tokenizer(folder, model_file)
+        facts = CardFacts(
+            name=output.name,
+            config=config,
+            family=family.model_type,
+            architecture=family.architecture,
             step=source.step,
             tokens=source.tokens,
             parameters=written.parameters,
             dtype=stored_as,
-            context=context,
-            control_symbols=control_symbols(read_model(model_file)),
+            context=family.context(config.model, context),
+            control_symbols=control_symbols(model_file),
             logits=logits,
             tokenizer=compared,
+            padding=None if tokens.pad is None or tokens.pad[0] == tokens.eos[0] else tokens.pad[1],
+            ledger=ledger_of(source),
+            history=training_history(source),
+            base_model=known if isinstance(known, str) else imported_from(config),
+            averaged=getattr(source, "averaged", ()),
         )
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        write_card(folder, facts)
         _write_json(folder / "proof.json", _proof(logits, compared))
+        _refuse_output(output, overwrite)  # once more: something may have come there meanwhile
         _publish(folder, output)
     return ExportReport(
         folder=output,
-        architecture="LlamaForCausalLM",
+        architecture=family.architecture,
         step=source.step,
         dtype=dtype,
         parameters=written.parameters,
@@ -154,27 +173,16 @@ def _refuse_output(output: Path, overwrite: bool) -> None:
         )
 
 
-def _checked_tokenizer(model_file: Path | None, vocab_size: int) -> Path:
-    if model_file is None:
-        raise UserError(
-            "the run has no tokenizer, and without one nobody can use the model",
-            hint="name the SentencePiece model that its shards were made with: --tokenizer FILE",
-        )
-    model = read_model(model_file)
-    refuse_unless_exportable(model, str(model_file))
-    if len(model.pieces) > vocab_size:
-        raise DataError(f"the tokenizer {model_file} has {len(model.pieces)} pieces, the model only {vocab_size} rows")
-    return model_file
-
-
 def _proof(logits: LogitProof, tokenizer: TokenizerProof) -> dict[str, Any]:
     """The figures of the proof, for programs; the model card has them for people."""
     versions = {name: version(name) for name in ("pretrain-toolkit", "torch", "transformers", "sentencepiece")}
     return {"logits": {**asdict(logits), "bound": logits.bound}, "tokenizer": asdict(tokenizer), "versions": versions}
 
 
-def _generation_config(tokens: SpecialTokens) -> dict[str, Any]:
-    return {"bos_token_id": tokens.bos[0], "eos_token_id": tokens.eos[0], "pad_token_id": tokens.pad[0]}
+def _token_ids(tokens: SpecialTokens) -> dict[str, int | None]:
+    """As config.json names them; null where there is no such token, so that no default of the library takes its place."""
+    named = {"bos": tokens.bos, "eos": tokens.eos, "pad": tokens.pad}
+    return {f"{name}_token_id": None if token is None else token[0] for name, token in named.items()}
 
 
 @contextmanager

@@ -1,34 +1,39 @@
 """What an exported folder has to show before it is published.
 
-    1. transformers loads it and finds every tensor: nothing missing, surplus, of another shape or in error
-    2. its logits are the decoder's, on real text and on random tokens
-    3. AutoTokenizer gives SentencePiece's ids on every nasty string, and gives the strings back
+    1. its files hold the tensors that transformers' model has: nothing missing, surplus or of another shape
+    2. transformers' logits are the decoder's, on real text and on random tokens
+    3. a folder of a common size is also loaded as users do it, with the same two claims
+    4. AutoTokenizer gives the ids of the run's tokenizer on every nasty string                  -> tokenizer_proof.py
 
 The bound on logits is tight because errors can be small: a wrong RoPE permutation showed as a KL divergence of 3e-6.
 Both sides compute in fp32 on the CPU from the stored weights, so that bf16 rounding is not part of the difference. The
 decoder takes its weights from the checkpoint and not from the exported files: a swapped name shows.
 
-One model is in memory at a time, in fp32.
+Both models run with one module's weights in memory at a time (streamed.py), so that a proof takes the memory of the
+largest tensor and of the logits twice.
 """
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import sentencepiece
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from pretrain.convert.nasty_text import CODE, SCRIPTS, nasty_texts
-from pretrain.convert.tokenizer_json import control_symbols, read_model
-from pretrain.convert.weights import WeightSource, stored_tensor
-from pretrain.errors import ExportError, UserError
+from pretrain.codec import load_codec
+from pretrain.convert.nasty_text import CODE, SCRIPTS
+from pretrain.convert.streamed import streamed
+from pretrain.convert.tensor_file import Entry, read_header, read_tensor
+from pretrain.convert.transformers_library import quiet_transformers
+from pretrain.convert.weights import WeightSource, rounded_parameter
+from pretrain.errors import ExportError
 from pretrain.model.decoder import Decoder
+from pretrain.model.positions import sinusoidal
 
 LOGIT_BOUND = 1e-5
 MAX_PROOF_TOKENS = 256
+LOADED_BYTES = 100_000_000  # folders up to this size are loaded whole too
 FAILURES_LISTED = 3
 
 
@@ -46,36 +51,20 @@ class LogitProof:
         return LOGIT_BOUND * max(1.0, self.max_abs_logit)
 
 
-@dataclass(frozen=True)
-class TokenizerProof:
-    """Strings compared; `spelling_control` of them spell a control symbol."""
-
-    strings: int
-    spelling_control: int
-    tokens: int
-
-
-def import_transformers() -> Any:
-    """The module. Raises UserError with the command that installs it."""
-    try:
-        import transformers
-    except ImportError as error:
-        raise UserError(
-            f"export needs the package {error.name}", hint="pip install 'pretrain-toolkit[export]'"
-        ) from error
-    return transformers
-
-
 def prove_logits(folder: Path, source: WeightSource, tokenizer: Path, dtype: torch.dtype) -> LogitProof:
     """Compare the folder's model with the decoder of `source` at `dtype`. Raises ExportError with the figures.
 
-    Steps 1 and 2 of the module's list; batch 2, up to 256 tokens.
+    Steps 1 to 3 of the module's list; batch 2, up to 256 tokens.
     """
     tokens_BT = proof_tokens(source, tokenizer)
-    theirs_BTV = _their_logits(folder, tokens_BT)
-    ours_BTV = _our_logits(source, tokens_BT, dtype)
-    difference = (ours_BTV - theirs_BTV).abs().max().item()
-    proof = LogitProof(difference, ours_BTV.abs().max().item(), tokens_BT.numel())
+    theirs = [their_logits(folder, tokens_BT)]
+    if sum(file.stat().st_size for file in folder.glob("*.safetensors")) <= LOADED_BYTES:
+        theirs.append(_loaded_logits(folder, tokens_BT))
+    ours_BTV = our_logits(source, tokens_BT, dtype)
+    largest = max(map(abs, map(float, ours_BTV.aminmax())))
+    # In place: each of these is a quarter of a gigabyte for a large vocabulary.
+    difference = max(float(theirs_BTV.sub_(ours_BTV).abs_().max()) for theirs_BTV in theirs)
+    proof = LogitProof(difference, largest, tokens_BT.numel())
     # Written so that a NaN fails as well.
     if not difference <= proof.bound:
         raise ExportError(
@@ -88,109 +77,93 @@ def prove_logits(folder: Path, source: WeightSource, tokenizer: Path, dtype: tor
 def proof_tokens(source: WeightSource, tokenizer: Path) -> Tensor:
     """(2, T) ids: text in the first row, uniformly random ids of the whole vocabulary in the second."""
     length = min(source.config.model.max_seq_len, MAX_PROOF_TOKENS)
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-    text = processor.encode("".join((*CODE, *SCRIPTS)))
+    text = load_codec(tokenizer).encode("".join((*CODE, *SCRIPTS)))
     text_T = torch.tensor((text * (length // len(text) + 1))[:length])
     generator = torch.Generator().manual_seed(0)
     random_T = torch.randint(source.config.model.vocab_size, (length,), generator=generator)
     return torch.stack([text_T, random_T])
 
 
-def prove_tokenizer(folder: Path, tokenizer: Path) -> TokenizerProof:
-    """Compare the folder's AutoTokenizer with the SentencePiece model, both directions. Raises ExportError.
-
-    Texts that spell no control symbol are encoded as users do; the others, and all of them once more, with
-    `split_special_tokens=True` (tokenizer_json.py says why).
-    """
-    controls = control_symbols(read_model(tokenizer))
-    processor = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-    with _quiet_transformers() as transformers:
-        theirs = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        _check_special_ids(theirs, processor)
-        failures: list[str] = []
-        tokens = spelling = 0
-        texts = nasty_texts(controls)
-        for text in texts:
-            ids = processor.encode(text)
-            tokens += len(ids)
-            spells = any(control in text for control in controls)
-            spelling += spells
-            failures.extend(_differences(text, ids, theirs, processor, spells))
-    if failures:
-        listed = "\n".join(f"  - {failure}" for failure in failures[:FAILURES_LISTED])
-        raise ExportError(
-            f"the exported tokenizer differs from SentencePiece in {len(failures)} comparisons over {len(texts)} "
-            f"strings:\n{listed}"
-        )
-    return TokenizerProof(len(texts), spelling, tokens)
+def their_logits(folder: Path, tokens_BT: Tensor) -> Tensor:
+    """Logits (B, T, V) of transformers' model over the exported files. Raises ExportError where they do not fit it."""
+    entries: dict[str, Entry] = {}
+    for file in sorted(folder.glob("*.safetensors")):
+        entries |= read_header(file)
+    with quiet_transformers() as transformers:
+        try:
+            config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+            with torch.device("meta"):
+                model = transformers.AutoModelForCausalLM.from_config(
+                    config, attn_implementation="sdpa", dtype=torch.float32
+                )
+        except Exception as error:
+            # Whatever their code stumbles over: the config.json is not what it has to be.
+            raise ExportError(f"transformers cannot load the exported folder: {str(error)[:500]}") from error
+        stored = _stored_names(model, entries)
+        for name, module in list(model.named_modules()):
+            if type(module).__name__.endswith("RotaryEmbedding"):
+                model.set_submodule(name, type(module)(config=model.config))  # its buffers are in no file
+        with torch.no_grad(), streamed(model.eval(), lambda name: read_tensor(entries[stored[name]])):
+            logits_BTV: Tensor = model(tokens_BT, use_cache=False).logits
+    return logits_BTV
 
 
-def _differences(text: str, ids: list[int], theirs: Any, processor: Any, spells_control: bool) -> Iterator[str]:
-    if theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids != ids:
-        yield f"ids of {text[:60]!r} with split_special_tokens=True"
-    if not spells_control:
-        with_start = [processor.bos_id(), *ids]
-        if theirs(text, split_special_tokens=False).input_ids != with_start:
-            yield f"ids of {text[:60]!r}"
-    decoded = theirs.decode(ids, skip_special_tokens=False)
-    # SentencePiece stores a space as ▁, so that a ▁ of the text itself comes back as a space: theirs must do the same.
-    if decoded != processor.decode(ids) or decoded != text.replace("▁", " "):
-        yield f"decoding the ids of {text[:60]!r} gives {decoded[:60]!r}"
+def _stored_names(model: nn.Module, entries: dict[str, Entry]) -> dict[str, str]:
+    """Name in the files of each parameter. Raises ExportError unless they hold these parameters and nothing else."""
+    expected = dict(model.named_parameters(remove_duplicate=False))
+    surplus = [name for name in entries if name not in expected]
+    odd = [
+        f"{name} {entries[name].shape} in place of {tuple(parameter.shape)}"
+        for name, parameter in expected.items()
+        if name in entries and entries[name].shape != tuple(parameter.shape)
+    ]
+    stored = {id(parameter): name for name, parameter in expected.items() if name in entries}  # tied ones share an id
+    missing = [name for name, parameter in model.named_parameters() if id(parameter) not in stored]
+    unclean = {"missing": missing, "unexpected": surplus, "mismatched": odd}
+    _refuse_unclean({key: found for key, found in unclean.items() if found})
+    return {name: stored[id(parameter)] for name, parameter in model.named_parameters()}
 
 
-def _check_special_ids(theirs: Any, processor: Any) -> None:
-    expected = {name: getattr(processor, f"{name}_id")() for name in ("unk", "bos", "eos", "pad")}
-    found = {name: getattr(theirs, f"{name}_token_id") for name in expected}
-    if found != expected:
-        raise ExportError(f"the exported tokenizer's special ids are {found}, SentencePiece's {expected}")
-
-
-def _their_logits(folder: Path, tokens_BT: Tensor) -> Tensor:
+def _loaded_logits(folder: Path, tokens_BT: Tensor) -> Tensor:
     options = {"dtype": torch.float32, "attn_implementation": "sdpa", "local_files_only": True}
     try:
-        with _quiet_transformers() as transformers:
+        with quiet_transformers() as transformers:
             model, loading = transformers.AutoModelForCausalLM.from_pretrained(
                 folder, output_loading_info=True, **options
             )
-    except (RuntimeError, ValueError, KeyError, OSError) as error:
-        raise ExportError(f"transformers cannot load the exported folder: {error}") from error
+    except Exception as error:
+        # As above: also a package that is missing, for one.
+        raise ExportError(f"transformers cannot load the exported folder: {str(error)[:500]}") from error
     # transformers fills a tensor that the files lack with random numbers, and only logs it.
-    unclean = {key: _some(found) for key, found in loading.items() if found}
-    if unclean:
-        raise ExportError(f"transformers did not load the exported weights cleanly: {unclean}")
-    with torch.inference_mode():
-        logits_BTV: Tensor = model.eval()(tokens_BT).logits
+    _refuse_unclean({key: found for key, found in loading.items() if found})
+    with torch.no_grad():
+        logits_BTV: Tensor = model.eval()(tokens_BT, use_cache=False).logits
     return logits_BTV
 
 
-def _our_logits(source: WeightSource, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
+def our_logits(source: WeightSource, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
+    """Logits (B, T, V) of the decoder, in fp32 with weights that are rounded to `dtype`."""
+    model = source.config.model
+    baked = model.positions == "sinusoidal" and dtype != torch.float32
     with torch.device("meta"):
-        decoder = Decoder(source.config.model)
-    decoder.to_empty(device="cpu")
-    if source.config.model.tie_embeddings:  # to_empty gives each module storage of its own
-        decoder.head.weight = decoder.embedding.tokens.weight
-    with torch.inference_mode():
-        for name, parameter in decoder.named_parameters():
-            parameter.copy_(stored_tensor(source, name, dtype))
-        logits_BTV: Tensor = decoder.eval()(tokens_BT)
+        # A table that is written into the files is rounded like a weight; the decoder computes it in fp32.
+        decoder = Decoder(replace(model, positions="learned") if baked else model)
+
+    def load(name: str) -> Tensor:
+        if baked and name == "embedding.positions.weight":
+            return sinusoidal(torch.arange(model.max_seq_len), model.d_model).to(dtype).float()
+        return rounded_parameter(source, name, dtype)
+
+    with torch.no_grad(), streamed(decoder.eval(), load):
+        logits_BTV: Tensor = decoder(tokens_BT)
     return logits_BTV
+
+
+def _refuse_unclean(unclean: dict[str, Any]) -> None:
+    if unclean:
+        shown = {key: _some(found) for key, found in unclean.items()}
+        raise ExportError(f"transformers did not load the exported weights cleanly: {shown}")
 
 
 def _some(found: Sequence[Any] | set[Any] | dict[Any, Any] | str) -> list[str] | str:
     return found if isinstance(found, str) else sorted(map(str, found))[:FAILURES_LISTED]
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[Any]:
-    """The module, with its progress bars and its log messages below errors switched off for the while."""
-    transformers = import_transformers()
-    log = transformers.utils.logging
-    level, bars = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield transformers
-    finally:
-        log.set_verbosity(level)
-        if bars:
-            log.enable_progress_bar()

@@ -39,12 +39,15 @@ SPACE_MARK = "▁"
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """Ids and spellings that config.json and tokenizer_config.json need. All four differ."""
+    """Ids and spellings that config.json and tokenizer_config.json need; None where the tokenizer has no such token.
 
-    unk: tuple[int, str]
-    bos: tuple[int, str]
+    In an exportable SentencePiece model all four are there and differ. A tokenizer.json has an eos at least.
+    """
+
+    unk: tuple[int, str] | None
+    bos: tuple[int, str] | None
     eos: tuple[int, str]
-    pad: tuple[int, str]
+    pad: tuple[int, str] | None
 
 
 def read_model(path: Path) -> "ModelProto":
@@ -91,17 +94,17 @@ def build_tokenizer(model: "ModelProto") -> "Tokenizer":
         from tokenizers.models import BPE
     except ImportError as error:
         raise UserError("export needs the package tokenizers", hint="pip install 'pretrain-toolkit[export]'") from error
-    special = special_tokens(model)
+    special = _named_tokens(model)
     vocabulary = {piece.piece: index for index, piece in enumerate(model.pieces)}
     tokenizer = Tokenizer(
-        BPE(vocab=vocabulary, merges=merges_from_scores(model), unk_token=special.unk[1], byte_fallback=True)
+        BPE(vocab=vocabulary, merges=merges_from_scores(model), unk_token=special["unk"][1], byte_fallback=True)
     )
     tokenizer.normalizer = normalizers.Replace(" ", SPACE_MARK)
     tokenizer.decoder = decoders.Sequence([decoders.Replace(SPACE_MARK, " "), decoders.ByteFallback(), decoders.Fuse()])
     tokenizer.add_special_tokens(
         [AddedToken(piece.piece, normalized=False, special=True) for _, piece in _special_pieces(model)]
     )
-    bos_id, bos = special.bos
+    bos_id, bos = special["bos"]
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{bos}:0 $A:0", pair=f"{bos}:0 $A:0 {bos}:1 $B:1", special_tokens=[(bos, bos_id)]
     )
@@ -126,10 +129,7 @@ def merges_from_scores(model: "ModelProto") -> list[tuple[str, str]]:
 
 def special_tokens(model: "ModelProto") -> SpecialTokens:
     """Ids and spellings of the four named special tokens of an exportable model."""
-    spec = model.trainer_spec
-    return SpecialTokens(
-        *((index, model.pieces[index].piece) for index in (spec.unk_id, spec.bos_id, spec.eos_id, spec.pad_id))
-    )
+    return SpecialTokens(**_named_tokens(model))
 
 
 def control_symbols(model: "ModelProto") -> list[str]:
@@ -145,13 +145,8 @@ def write_tokenizer(model_file: Path, folder: Path, *, max_tokens: int) -> Speci
     model = read_model(model_file)
     refuse_unless_exportable(model, str(model_file))
     build_tokenizer(model).save(str(folder / "tokenizer.json"))
-    special = special_tokens(model)
-    names = {
-        "bos_token": special.bos[1],
-        "eos_token": special.eos[1],
-        "unk_token": special.unk[1],
-        "pad_token": special.pad[1],
-    }
+    special = _named_tokens(model)
+    names = {f"{name}_token": special[name][1] for name in ("bos", "eos", "unk", "pad")}
     added = {
         str(index): {
             "content": piece.piece,
@@ -168,6 +163,7 @@ def write_tokenizer(model_file: Path, folder: Path, *, max_tokens: int) -> Speci
         **names,
         "add_bos_token": True,
         "add_eos_token": False,
+        "add_prefix_space": False,  # llama.cpp's converter puts a space before each text unless this is said
         "added_tokens_decoder": added,
         "clean_up_tokenization_spaces": False,
         "model_max_length": max_tokens,
@@ -175,7 +171,13 @@ def write_tokenizer(model_file: Path, folder: Path, *, max_tokens: int) -> Speci
     _write_json(folder / "tokenizer_config.json", config)
     _write_json(folder / "special_tokens_map.json", names)
     shutil.copyfile(model_file, folder / "tokenizer.model")
-    return special
+    return special_tokens(model)
+
+
+def _named_tokens(model: "ModelProto") -> dict[str, tuple[int, str]]:
+    spec = model.trainer_spec
+    ids = {"unk": spec.unk_id, "bos": spec.bos_id, "eos": spec.eos_id, "pad": spec.pad_id}
+    return {name: (token, model.pieces[token].piece) for name, token in ids.items()}
 
 
 def _special_pieces(model: "ModelProto") -> list[tuple[int, Any]]:

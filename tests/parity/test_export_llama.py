@@ -1,4 +1,4 @@
-"""Exported folders against transformers' own Llama."""
+"""Exported folders against transformers, with Llama for an example: shards, types, memory, and what is left on disk."""
 
 import json
 import os
@@ -13,9 +13,9 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from pretrain.convert import hf
+from pretrain.convert import hf, proof
+from pretrain.convert.families.llama import LLAMA
 from pretrain.convert.hf import export_hf
-from pretrain.convert.llama import llama_config, llama_name
 from pretrain.errors import DataError, ExportError, UserError
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
@@ -50,6 +50,22 @@ def test_logits_equal_transformers(shape: dict[str, Any], sentencepiece_model: P
     assert report.parameters == sum(tensor.numel() for tensor in source.tensors.values())
 
 
+def test_a_large_folder_is_proved_without_a_whole_model_in_memory(
+    sentencepiece_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Logits of modules that hold their weights only while they run are those of the model as a whole."""
+    monkeypatch.setattr(proof, "LOADED_BYTES", 0)
+    monkeypatch.setattr(proof, "_loaded_logits", None)
+    source = memory_source(sentencepiece_model, small_model(tie_embeddings=True, init_std=0.3))
+    report = export_hf(source, tmp_path / "out", max_shard_bytes=100_000)
+    assert report.logits.max_abs_difference <= report.logits.bound
+    tokens_BT = torch.arange(40)[None]
+    with torch.inference_mode():
+        whole = load(tmp_path / "out")(tokens_BT).logits
+    assert torch.equal(proof.their_logits(tmp_path / "out", tokens_BT), whole)
+    assert torch.equal(proof.our_logits(source, tokens_BT, torch.float32), decoder_of(source)(tokens_BT))
+
+
 @pytest.mark.parametrize("tied", [False, True])
 def test_shards_hold_every_tensor_once_and_stay_below_the_limit(
     tied: bool, sentencepiece_model: Path, tmp_path: Path
@@ -66,7 +82,8 @@ def test_shards_hold_every_tensor_once_and_stay_below_the_limit(
         names += keys
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
     assert len(report.weight_files) > 3
-    assert sorted(names) == sorted(index["weight_map"]) == sorted(map(llama_name, source.tensors))
+    assert sorted(names) == sorted(index["weight_map"])
+    assert sorted(names) == sorted(stored.name for stored in LLAMA.tensors(source.config.model))
     assert index["metadata"]["total_size"] == report.weight_bytes
     assert ("lm_head.weight" in names) is not tied
 
@@ -100,55 +117,7 @@ def test_nothing_is_printed_and_no_connection_is_made(
     assert capfd.readouterr() == ("", "")
 
 
-def wrong_theta(*arguments: Any) -> dict[str, Any]:
-    config = llama_config(*arguments)
-    return config | {"rope_theta": 10_100.0, "rope_parameters": {"rope_type": "default", "rope_theta": 10_100.0}}
-
-
-def exchanged(first: str, second: str) -> Any:
-    names = {first: second, second: first}
-    return lambda name: names.get(llama_name(name), llama_name(name))
-
-
-LAYER = "model.layers.1."
-MISTAKES: dict[str, tuple[str, Any, str]] = {
-    "theta off by a hundredth": ("llama_config", wrong_theta, "logits of the exported model differ"),
-    "key and value exchanged": (
-        "llama_name",
-        exchanged(f"{LAYER}self_attn.k_proj.weight", f"{LAYER}self_attn.v_proj.weight"),
-        "logits of the exported model differ",
-    ),
-    "norms exchanged": (
-        "llama_name",
-        exchanged(f"{LAYER}input_layernorm.weight", f"{LAYER}post_attention_layernorm.weight"),
-        "logits of the exported model differ",
-    ),
-    "a tensor where one of another shape belongs": (
-        "llama_name",
-        exchanged(f"{LAYER}self_attn.k_proj.weight", f"{LAYER}self_attn.q_proj.weight"),
-        "transformers cannot load the exported folder|did not load the exported weights cleanly",
-    ),
-    "a tensor under a name that Llama lacks": (
-        "llama_name",
-        lambda name: llama_name(name).replace("model.norm", "model.last_norm"),
-        "did not load the exported weights cleanly",
-    ),
-}
-
-
-@pytest.mark.parametrize(("function", "mistake", "message"), MISTAKES.values(), ids=MISTAKES)
-def test_a_mistake_in_the_mapping_is_not_published(
-    function: str,
-    mistake: Any,
-    message: str,
-    sentencepiece_model: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(hf, function, mistake)
-    with pytest.raises(ExportError, match=message):
-        export_hf(memory_source(sentencepiece_model), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+WRONG_EPSILON = replace(LLAMA, to_json=lambda model, context: LLAMA.to_json(model, context) | {"rms_norm_eps": 1e-3})
 
 
 def test_a_weight_that_is_not_finite_is_refused_and_nothing_is_left(sentencepiece_model: Path, tmp_path: Path) -> None:
@@ -185,11 +154,23 @@ def test_a_failed_overwrite_keeps_the_earlier_export(
     source, out = memory_source(sentencepiece_model), tmp_path / "out"
     export_hf(source, out)
     before = {file.name: file.read_bytes() for file in out.iterdir()}
-    monkeypatch.setattr(hf, "llama_config", wrong_theta)
+    monkeypatch.setattr(hf, "choose_family", lambda _: WRONG_EPSILON)
     with pytest.raises(ExportError):
         export_hf(source, out, overwrite=True)
     assert {file.name: file.read_bytes() for file in out.iterdir()} == before
     assert list(tmp_path.iterdir()) == [out]
+
+
+def test_a_folder_that_does_not_load_as_users_load_it_is_not_published(
+    sentencepiece_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its tensors are right and so are its logits, but `from_pretrained` would not take it."""
+    quantized = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_8bit": True}}
+    mistaken = replace(LLAMA, to_json=lambda model, context: LLAMA.to_json(model, context) | quantized)
+    monkeypatch.setattr(hf, "choose_family", lambda _: mistaken)
+    with pytest.raises(ExportError, match="transformers cannot load the exported folder"):
+        export_hf(memory_source(sentencepiece_model), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_killed_export_left_is_cleared(sentencepiece_model: Path, tmp_path: Path) -> None:
@@ -201,9 +182,9 @@ def test_what_a_killed_export_left_is_cleared(sentencepiece_model: Path, tmp_pat
     assert list(tmp_path.iterdir()) == [tmp_path / "out"]
 
 
-def test_a_model_that_is_no_llama_is_refused(sentencepiece_model: Path, tmp_path: Path) -> None:
+def test_a_model_that_no_architecture_holds_is_refused(sentencepiece_model: Path, tmp_path: Path) -> None:
     source = memory_source(sentencepiece_model, small_model(norm="layernorm", positions="learned"))
-    with pytest.raises(UserError, match=r"(?s)learned.*layernorm"):
+    with pytest.raises(UserError, match=r"(?s)no stock architecture.*gpt2.*swiglu"):
         export_hf(source, tmp_path / "out")
 
 
@@ -215,7 +196,7 @@ def test_without_a_tokenizer_the_message_says_how_to_name_one(sentencepiece_mode
 
 
 def test_a_tokenizer_with_more_pieces_than_rows_is_refused(sentencepiece_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1009 pieces, the model only 1008 rows"):
+    with pytest.raises(DataError, match="1009 tokens, the model only 1008 rows"):
         export_hf(memory_source(sentencepiece_model, small_model(vocab_size=1_008)), tmp_path / "out")
 
 

@@ -1,4 +1,7 @@
-"""Exported tokenizer files against SentencePiece, through transformers' AutoTokenizer."""
+"""Exported tokenizer files against SentencePiece: through transformers' AutoTokenizer, and through our own loader.
+
+test_tokenizer_files.py says how to run this with transformers 4.57.
+"""
 
 import json
 import random
@@ -9,10 +12,12 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
+from pretrain.codec import load_codec
+from pretrain.codec_json import JsonCodec
 from pretrain.convert import tokenizer_json
 from pretrain.convert.nasty_text import nasty_texts
-from pretrain.convert.proof import prove_tokenizer
 from pretrain.convert.tokenizer_json import build_tokenizer, read_model, reasons_against, write_tokenizer
+from pretrain.convert.tokenizer_proof import prove_tokenizer
 from pretrain.errors import DataError, ExportError
 from tests.support.tokenizers import (
     CONTROL_SYMBOLS,
@@ -50,11 +55,13 @@ def test_ids_and_texts_equal_sentencepiece_on_every_nasty_string(exported: Path,
 
 def test_ids_equal_sentencepiece_on_random_cuts_of_source_code(exported: Path, processor: Any) -> None:
     generator, text = random.Random(5), "".join(source_chunks())
-    theirs = AutoTokenizer.from_pretrained(exported)
+    theirs, ours = AutoTokenizer.from_pretrained(exported), load_codec(exported / "tokenizer.json")
     for _ in range(300):
         start = generator.randrange(len(text) - 3_000)
         piece = text[start : start + generator.randrange(3_000)]
-        assert theirs(piece, split_special_tokens=True).input_ids == [processor.bos_id(), *processor.encode(piece)]
+        ids = processor.encode(piece)
+        assert theirs(piece, split_special_tokens=True).input_ids == [processor.bos_id(), *ids]
+        assert ours.encode(piece) == ids and ours.decode(ids) == processor.decode(ids)
 
 
 def test_ids_equal_on_random_strings_of_pieces_that_overlap_themselves(
@@ -72,6 +79,33 @@ def test_ids_equal_on_random_strings_of_pieces_that_overlap_themselves(
         parts = (generator.choice(generator.choice((overlapping, pieces))) * generator.randint(1, 4) for _ in range(5))
         text = "".join(parts)
         assert ours.encode(text, add_special_tokens=False).ids == processor.encode(text), repr(text)
+
+
+def test_our_loader_gives_sentencepiece_s_ids_on_random_strings(exported: Path, processor: Any) -> None:
+    """Symbols among them: to both they are plain text."""
+    ours, generator = load_codec(exported / "tokenizer.json"), random.Random(7)
+    assert (ours.bos_id(), ours.eos_id(), ours.pad_id(), ours.vocab_size()) == (1, 2, 3, processor.vocab_size())
+    parts = (*nasty_texts(mixes=0), *CONTROL_SYMBOLS, "<s>", "</s>", "<0x0A>")
+    for _ in range(2_000):
+        kept = [generator.choice(parts)[:40] for _ in range(4)]
+        text = "".join((*kept, *(chr(generator.choice((0x20, 0x61, 0x3B1, 0x4E00, 0x1F600)) + k) for k in range(6))))
+        ids = processor.encode(text)
+        assert ours.encode(text) == ids, repr(text)
+        assert ours.decode(ids) == processor.decode(ids)
+
+
+@pytest.mark.parametrize("method", ["encode", "decode", "pad_id"])
+def test_a_loader_of_ours_that_errs_does_not_pass_the_proof(
+    method: str, exported: Path, sentencepiece_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {
+        "encode": lambda codec, text: codec.tokenizer.encode(text, add_special_tokens=False).ids[1:],
+        "decode": lambda codec, ids: codec.tokenizer.decode(list(ids)).replace("\x00", ""),
+        "pad_id": lambda codec: -1,
+    }
+    monkeypatch.setattr(JsonCodec, method, wrong[method])
+    with pytest.raises(ExportError, match=r"in our own loader of tokenizer\.json"):
+        prove_tokenizer(exported, sentencepiece_model)
 
 
 def test_a_model_trained_on_text_that_spells_symbols_and_bytes_is_exported_exactly(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrain.convert.weights import expected_shapes, plan_shards, refuse_unless_complete, stored_tensor
+from pretrain.convert.weights import expected_shapes, plan_shards, refuse_unless_complete, rounded_parameter
 from pretrain.errors import ExportError
 from tests.support.weight_source import memory_source, small_model
 
@@ -46,12 +46,12 @@ def test_a_weight_that_is_not_finite_is_refused_by_name(value: float) -> None:
     source = memory_source(None)
     source.tensors["blocks.1.feed_forward.up.weight"][3, 5] = value
     with pytest.raises(ExportError, match=r"blocks\.1\.feed_forward\.up\.weight holds 1 of 10240"):
-        stored_tensor(source, "blocks.1.feed_forward.up.weight", torch.float32)
+        rounded_parameter(source, "blocks.1.feed_forward.up.weight", torch.float32)
 
 
 def test_a_weight_that_overflows_when_rounded_is_refused() -> None:
     source = memory_source(None)
     source.tensors["final_norm.weight"][0] = torch.finfo(torch.float32).max
-    stored_tensor(source, "final_norm.weight", torch.float32)
+    rounded_parameter(source, "final_norm.weight", torch.float32)
     with pytest.raises(ExportError, match="bfloat16"):
-        stored_tensor(source, "final_norm.weight", torch.bfloat16)
+        rounded_parameter(source, "final_norm.weight", torch.bfloat16)

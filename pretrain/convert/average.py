@@ -1,0 +1,118 @@
+"""The mean of several checkpoints' weights: near the end of a run it is often better than each of them.
+
+Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", https://arxiv.org/abs/1803.05407.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pretrain.checkpoint import layout
+from pretrain.checkpoint.read import CheckpointReader, open_checkpoint
+from pretrain.config.schema import FREE, Config
+from pretrain.convert.directory import is_hf_directory
+from pretrain.convert.tensor_file import CHUNK
+from pretrain.errors import CheckpointError, UserError
+from pretrain.state import RunFolder
+
+
+class AverageSource:
+    """A WeightSource over checkpoints of one run, oldest first; what is not weights is that of the newest."""
+
+    def __init__(self, readers: Sequence[CheckpointReader]) -> None:
+        self._readers, self._newest = list(readers), readers[-1]
+        self.averaged = tuple(reader.step for reader in readers)
+        for reader in readers:
+            self._refuse_unless_alike(reader)
+
+    @property
+    def config(self) -> Config:
+        """That of the newest."""
+        return self._newest.config
+
+    @property
+    def step(self) -> int:
+        """That of the newest."""
+        return self._newest.step
+
+    @property
+    def tokens(self) -> int:
+        """Targets behind the newest."""
+        return self._newest.tokens
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """That of the newest."""
+        return self._newest.state
+
+    @property
+    def folder(self) -> Path:
+        """That of the newest."""
+        return self._newest.folder
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The same for all."""
+        return self._newest.shapes
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The same for all."""
+        return self._newest.tokenizer
+
+    def tensor(self, name: str) -> Tensor:
+        """The mean of a parameter: summed in fp64 from the oldest on, rounded once to fp32."""
+        out = torch.empty(self.shapes[name])
+        flat, start = out.view(-1), 0
+        for part in flat.split(CHUNK):
+            total = torch.zeros(part.shape, dtype=torch.float64)
+            for reader in self._readers:
+                reader.read(name, start, part)
+                total += part
+            part.copy_(total / len(self._readers))
+            start += part.numel()
+        return out
+
+    def _refuse_unless_alike(self, reader: CheckpointReader) -> None:
+        ours, theirs = vars(self._newest.config.model), vars(reader.config.model)
+        changed = [
+            f"model.{key}: {theirs[key]} → {value}"
+            for key, value in ours.items()
+            if key not in FREE and theirs[key] != value
+        ]
+        if _digest(reader.tokenizer) != _digest(self._newest.tokenizer):
+            changed.append("the tokenizer")
+        if changed:
+            raise CheckpointError(
+                f"steps {reader.step} and {self.step} cannot be averaged; what changed between them: {', '.join(changed)}",
+                hint="--average with fewer checkpoints",
+            )
+
+
+def open_average(run: Path, count: int, step: int | None = None) -> AverageSource:
+    """The newest `count` checkpoints of a run, saves of the weights alone included; with `step`, those up to it.
+
+    Raises UserError for what is not a run, CheckpointError where there are fewer, where one is damaged, or where they
+    are not of one model.
+    """
+    if is_hf_directory(run) or (run / layout.MANIFEST).is_file():
+        raise UserError(f"--average {count}: {run} is no run, and has no other steps")
+    newest = open_checkpoint(run, step)
+    places = (RunFolder(run).checkpoints, RunFolder(run).weights)
+    steps = sorted({saved for place in places for saved in layout.list_steps(place) if saved <= newest.step})
+    if len(steps) < count:
+        upto = "" if step is None else f" up to step {step}"
+        raise CheckpointError(
+            f"{count} checkpoints are to be averaged, and {run} holds {len(steps)}{upto}: {', '.join(map(str, steps))}",
+            hint="checkpoint.keep_last keeps more of them, checkpoint.weights_every_steps saves the weights alone",
+        )
+    chosen = steps[-count:]
+    return AverageSource([*(CheckpointReader(layout.find_step(saved, *places)) for saved in chosen[:-1]), newest])
+
+
+def _digest(tokenizer: Path | None) -> str | None:
+    return None if tokenizer is None else hashlib.sha256(tokenizer.read_bytes()).hexdigest()

@@ -1,0 +1,1 @@
+"""Stock architectures of transformers that can hold our models: what each holds, and how. Start with choose.py."""
