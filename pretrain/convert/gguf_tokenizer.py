@@ -1,0 +1,54 @@
+"""A SentencePiece BPE model as the token list of a GGUF file, which llama.cpp merges by score as SentencePiece does.
+
+Its model "llama" joins the pair whose result has the best score, the leftmost on a tie, and falls back to bytes. Two
+switches keep the ids: no space before a text, and `<s>` before each text as each document of the shards begins with one.
+
+llama.cpp looks up what two symbols make among *all* tokens, SentencePiece among the normal ones. So where a text spells a
+control symbol or a byte piece (`</s>`, `<0x0A>`), and its parts are pieces (`</` and `s>`), llama.cpp gives the token and
+SentencePiece the pieces. `without_names` leaves such texts out; the ids of all others are equal.
+"""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from pretrain.convert.tokenizer_json import BYTE, CONTROL, NORMAL, UNKNOWN, special_tokens
+
+if TYPE_CHECKING:
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
+
+
+def add_tokenizer_keys(writer: Any, model: "ModelProto", vocab_size: int, gguf: Any) -> None:
+    """Tokens, scores, types and special ids. Rows of the embedding beyond the pieces become unused tokens.
+
+    The model is one that `refuse_unless_exportable` took.
+    """
+    types = {
+        NORMAL: gguf.TokenType.NORMAL,
+        UNKNOWN: gguf.TokenType.UNKNOWN,
+        CONTROL: gguf.TokenType.CONTROL,
+        BYTE: gguf.TokenType.BYTE,
+    }
+    surplus = range(len(model.pieces), vocab_size)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([*(piece.piece for piece in model.pieces), *(f"[PAD{row}]" for row in surplus)])
+    writer.add_token_scores([*(piece.score for piece in model.pieces), *(-10_000.0 for _ in surplus)])
+    writer.add_token_types([*(types[piece.type] for piece in model.pieces), *(gguf.TokenType.UNUSED for _ in surplus)])
+    special = special_tokens(model)
+    for found, add in (
+        (special.unk, writer.add_unk_token_id),
+        (special.bos, writer.add_bos_token_id),
+        (special.eos, writer.add_eos_token_id),
+        (special.pad, writer.add_pad_token_id),
+    ):
+        if found is not None:
+            add(found[0])
+    writer.add_add_bos_token(True)
+    writer.add_add_eos_token(False)
+    writer.add_add_space_prefix(False)
+
+
+def without_names(texts: Iterable[str], model: "ModelProto") -> list[str]:
+    """The texts that spell no token that is no text: a control symbol, or a byte piece as `<0x0A>`."""
+    names = [piece.piece for piece in model.pieces if piece.type != NORMAL]
+    return [text for text in texts if not any(name in text for name in names)]
