@@ -12,14 +12,14 @@ from pretrain.errors import UserError
 from pretrain.world import World
 
 
-def pick_device(wanted: str, local_rank: int) -> torch.device:
-    """The device of this process. Raises UserError where CUDA is wanted and there is none."""
+def pick_device(wanted: str, local_rank: int, *, option: str = "engine.device=") -> torch.device:
+    """The device of this process. Raises UserError where CUDA is wanted by `option` and there is none."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError("engine.device=cuda, and torch sees no CUDA device", hint="engine.device=cpu")
+        raise UserError(f"{option}cuda, and torch sees no CUDA device", hint=f"{option}cpu")
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"local rank {local_rank} has no device of its own: this machine has {torch.cuda.device_count()}",

@@ -21,11 +21,16 @@ IGNORE = -100  # a target that does not count, as in torch's cross_entropy
 
 
 class LossSums(NamedTuple):
-    """Sums over targets, in fp32: what to minimize, the cross-entropy in nats, and the squared log-partition."""
+    """Sums over targets, in fp32: what to minimize, the cross-entropy in nats, and the squared log-partition.
+
+    `correct` counts the targets that are the likeliest token (of equals the first), exactly up to 2²⁴. It is NaN where a
+    gradient is computed: one more pass over the logits that training has no use for.
+    """
 
     total: Tensor
     cross_entropy: Tensor
     z_squared: Tensor
+    correct: Tensor
 
 
 def chunked_cross_entropy(
@@ -35,8 +40,8 @@ def chunked_cross_entropy(
 
     total = Σ cross-entropy + z_loss_weight · Σ logsumexp². Only `total` carries a gradient.
     """
-    if not torch.is_grad_enabled():  # a Function is told that the weight wants a gradient even then
-        weight_VD = weight_VD.detach()
+    if not torch.is_grad_enabled():  # a Function is told that they want a gradient even then
+        x_BTD, weight_VD = x_BTD.detach(), weight_VD.detach()
     sums = _ChunkedLoss.apply(x_BTD.flatten(0, -2), weight_VD, targets_BT.flatten(), z_loss_weight, chunk_tokens)
     return LossSums(*sums)
 
@@ -45,7 +50,7 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x_ND, weight_VD, targets_N, z_loss_weight, chunk_tokens):
         want_x, want_weight = ctx.needs_input_grad[:2]
-        sums = torch.zeros(3, dtype=torch.float32, device=x_ND.device)
+        sums = torch.zeros(4, dtype=torch.float32, device=x_ND.device)
         grad_x_ND = torch.empty_like(x_ND) if want_x else None
         # Summed in fp32 over chunks: a bf16 sum would lose the small late terms.
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if want_weight else None
@@ -61,9 +66,9 @@ class _ChunkedLoss(torch.autograd.Function):
                 grad_weight_VD += grad_logits.to(x.dtype).T @ x
         ctx.save_for_backward(grad_x_ND, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
-        total, cross_entropy, z_squared = (part.clone() for part in sums)
-        ctx.mark_non_differentiable(cross_entropy, z_squared)
-        return total, cross_entropy, z_squared
+        total, *others = (part.clone() for part in sums)
+        ctx.mark_non_differentiable(*others)
+        return total, *others
 
     @staticmethod
     def backward(ctx, grad_total, *_):
@@ -82,6 +87,7 @@ def _loss_and_grad(logits: Tensor, targets: Tensor, z_loss_weight: float, want_g
     picked = logits.gather(-1, safe_targets[:, None]).squeeze(-1)
     cross_entropy = ((log_z - picked) * counts).sum()
     z_squared = (log_z.square() * counts).sum()
+    correct = torch.full_like(z_squared, torch.nan) if want_grad else (logits.argmax(-1) == targets).sum()
     if want_grad:
         # d/dlogits of (log_z - picked) + w · log_z² = softmax · (1 + 2 w log_z) - onehot(target)
         probabilities = logits.sub_(log_z[:, None]).exp_()
@@ -89,7 +95,8 @@ def _loss_and_grad(logits: Tensor, targets: Tensor, z_loss_weight: float, want_g
         at_target = safe_targets[:, None]
         grad.scatter_(-1, at_target, grad.gather(-1, at_target) - 1)  # scatter_add_ is not deterministic on CUDA
         logits = grad.mul_(counts[:, None])
-    return torch.stack([cross_entropy + z_loss_weight * z_squared, cross_entropy, z_squared]), logits
+    total = cross_entropy + z_loss_weight * z_squared
+    return torch.stack([total, cross_entropy, z_squared, correct]), logits
 
 
 def plain_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:

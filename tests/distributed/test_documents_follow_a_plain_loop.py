@@ -11,7 +11,7 @@ from pretrain.config import load_config
 from pretrain.config.schema import BatchConfig
 from pretrain.data.source import Source
 from pretrain.data.stream import Position, build_stream
-from pretrain.evaluate import held_out_batches
+from pretrain.evaluation.held_out import held_out_batches
 from pretrain.loss import plain_cross_entropy
 from pretrain.metrics import read_lines
 from pretrain.model.decoder import Decoder

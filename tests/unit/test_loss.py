@@ -30,7 +30,8 @@ def plain_total(x: Tensor, weight: Tensor, targets: Tensor, z_weight: float) -> 
     logits = x @ weight.T
     cross_entropy = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORE, reduction="sum")
     z_squared = (logits.logsumexp(-1).square() * (targets != IGNORE)).sum()
-    return LossSums(cross_entropy + z_weight * z_squared, cross_entropy, z_squared)
+    correct = (logits.argmax(-1) == targets).sum()
+    return LossSums(cross_entropy + z_weight * z_squared, cross_entropy, z_squared, correct)
 
 
 @pytest.mark.parametrize("chunk", [1, 2, 3, 5, 7, 13, 14, 15, 1_000])
@@ -39,7 +40,7 @@ def test_value_and_gradients_are_those_of_the_plain_way(chunk: int, z_weight: fl
     x, weight, targets = inputs()
     found = chunked_cross_entropy(x, weight, targets, z_weight, chunk)
     expected = plain_total(x.double(), weight.double(), targets, z_weight)
-    for name in LossSums._fields:
+    for name in ("total", "cross_entropy", "z_squared"):
         torch.testing.assert_close(
             getattr(found, name).double(), getattr(expected, name), msg=name, atol=1e-4, rtol=1e-5
         )
@@ -88,7 +89,7 @@ def test_ignored_targets_add_nothing_and_get_no_gradient() -> None:
 def test_nothing_but_ignored_targets_is_a_loss_of_zero() -> None:
     x, weight, targets = inputs()
     sums = chunked_cross_entropy(x, weight, torch.full_like(targets, IGNORE), 0.1, 4)
-    assert [value.item() for value in sums] == [0.0, 0.0, 0.0]
+    assert [value.item() for value in sums[:3]] == [0.0, 0.0, 0.0]
     sums.total.backward()
     assert (x.grad == 0).all()
     assert (weight.grad == 0).all()
@@ -98,7 +99,7 @@ def test_huge_logits_stay_finite() -> None:
     x, weight, targets = inputs()
     sums = chunked_cross_entropy(x * 1e4, weight, targets, 0.0, 4)
     sums.total.backward()
-    assert all(value.isfinite() for value in sums)
+    assert all(value.isfinite() for value in sums[:3])
     assert x.grad.isfinite().all()
     assert weight.grad.isfinite().all()
 
@@ -141,7 +142,35 @@ def test_only_what_wants_a_gradient_gets_one(wanted: str) -> None:
 
 def test_only_the_total_carries_a_gradient() -> None:
     sums = chunked_cross_entropy(*inputs(), 0.1, 4)
-    assert [value.requires_grad for value in sums] == [True, False, False]
+    assert [value.requires_grad for value in sums] == [True, False, False, False]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 14, 1_000])
+@pytest.mark.parametrize("ignored", [0.0, 0.3, 1.0])
+def test_right_tokens_are_those_that_are_the_likeliest(chunk: int, ignored: float) -> None:
+    x, weight, targets = inputs(200, ignored=ignored)
+    likeliest = (x @ weight.T).argmax(-1)
+    targets[:, ::3] = torch.where(targets == IGNORE, targets, likeliest)[:, ::3]
+    with torch.no_grad():
+        found = chunked_cross_entropy(x, weight, targets, 0.0, chunk).correct
+    assert found.item() == plain_total(x, weight, targets, 0.0).correct.item()
+    assert (found.item() > 40) == (ignored < 1)
+
+
+def test_of_equally_likely_tokens_the_first_is_the_prediction() -> None:
+    x, weight = torch.ones(1, 4, 1), torch.ones(3, 1)
+    with torch.no_grad():
+        assert chunked_cross_entropy(x, weight, torch.tensor([[0, 1, 2, 0]]), 0.0, 2).correct.item() == 2
+
+
+def test_training_does_not_pay_for_the_count_of_right_tokens() -> None:
+    with LargestTensors(V) as seen:
+        sums = chunked_cross_entropy(*inputs(), 0.1, 4)
+    assert sums.correct.isnan()
+    assert "aten.argmax.default" not in seen.operations
+    with torch.no_grad(), LargestTensors(V) as seen:
+        chunked_cross_entropy(*inputs(), 0.1, 4)
+    assert "aten.argmax.default" in seen.operations
 
 
 def test_no_gradient_is_computed_where_none_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,14 +192,16 @@ def test_no_gradient_is_computed_where_none_can_be_used(monkeypatch: pytest.Monk
 
 
 class LargestTensors(TorchDispatchMode):
-    """Remembers the shape of every tensor with a side of `vocab` that an operation returns."""
+    """Remembers operations, and the shape of every tensor with a side of `vocab` that one returns."""
 
     def __init__(self, vocab: int) -> None:
         super().__init__()
         self.vocab, self.rows = vocab, 0
+        self.operations: set[str] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.operations.add(str(func))
         for tensor in torch.utils._pytree.tree_leaves(result):
             if isinstance(tensor, Tensor) and tensor.dim() and tensor.shape[-1] == self.vocab:
                 self.rows = max(self.rows, tensor.numel() // self.vocab)

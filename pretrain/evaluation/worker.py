@@ -1,0 +1,128 @@
+"""One process of an evaluation: `python -m pretrain.evaluation.worker REQUEST`, under torchrun, or `run` in the command's own.
+
+Each process holds the whole model and computes every n-th batch. Threads are a setting of their own and not what n leaves:
+the last bits of a sum may depend on them.
+"""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+
+from pretrain.config.schema import LossConfig
+from pretrain.convert.sources import load_finite
+from pretrain.distributed import end_group, gather_to_all, pick_device, start_group, sum_over_ranks
+from pretrain.engine import Batch
+from pretrain.errors import PretrainError, UserError
+from pretrain.evaluation.held_out import BatchSums, Score, score_sources, sequences_read
+from pretrain.evaluation.report import describe, show, write_json
+from pretrain.evaluation.request import Opened, Request, open_request
+from pretrain.model.decoder import Decoder
+from pretrain.world import World
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def check_devices(request: Request, nproc: int) -> None:
+    """Raise UserError where there are not as many devices as processes."""
+    device = pick_device(request.device, 0, option="--device ")
+    if device.type == "cuda" and nproc > torch.cuda.device_count():
+        raise UserError(
+            f"--nproc {nproc}, and this machine has {torch.cuda.device_count()} CUDA devices",
+            hint=f"--nproc {torch.cuda.device_count()}, or --device cpu",
+        )
+
+
+def load(request: Request, opened: Opened, world: World) -> Decoder:
+    """The whole model on this process's device. Raises UserError for weights that are not finite."""
+    torch.set_num_threads(request.threads)
+    model = load_finite(opened.weights, request.path)
+    return model.to(pick_device(request.device, world.local_rank, option="--device "), DTYPES[request.dtype])
+
+
+def run(request: Request, opened: Opened, model: Decoder, world: World) -> None:
+    """This process's part; the first one prints and writes. With several processes the group must be up."""
+    scores: dict[str, Score] = {}
+    if opened.sources:
+        scores = _held_out(request, opened, world, model)
+    tasks: dict[str, Any] = {}
+    if request.tasks:
+        from pretrain.evaluation.tasks import run_tasks
+
+        tasks = run_tasks(request, opened, model, world, gather_to_all if world.size > 1 else lambda value: [value])
+    if world.is_main:
+        found = describe(request, opened, model.head.weight.device.type, scores, tasks)
+        show(found, Console())
+        if request.json_file is not None:
+            write_json(found, Path(request.json_file))
+
+
+def _held_out(request: Request, opened: Opened, world: World, model: Decoder) -> dict[str, Score]:
+    device = model.head.weight.device
+    batches = sum(
+        -(
+            -sequences_read(source, request.max_sequences, len(opened.sources))
+            // (request.micro_batch_size * world.size)
+        )
+        for source in opened.sources
+    )
+    with _progress(batches, visible=world.is_main) as advance:
+        return score_sources(
+            opened.sources,
+            partial(_loss, model, advance),
+            max_sequences=request.max_sequences,
+            micro_batch_size=request.micro_batch_size,
+            world=world,
+            add=partial(sum_over_ranks, device=device) if world.size > 1 else lambda values: values,
+            document_mask=opened.document_mask,
+        )
+
+
+@torch.no_grad()
+def _loss(model: Decoder, advance: Callable[[], None], batch: Batch) -> BatchSums:
+    # Not what the run says: weights and their export are to give the same number.
+    chunk_tokens = LossConfig().chunk_tokens
+    device = model.head.weight.device
+    inputs, targets, *documents = (None if part is None else part.to(device) for part in batch)
+    sums = model(inputs, targets, 0.0, chunk_tokens, *documents)
+    advance()
+    return BatchSums(float(sums.cross_entropy), float(sums.correct))
+
+
+@contextmanager
+def _progress(batches: int, *, visible: bool) -> Iterator[Callable[[], None]]:
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not (visible and console.is_terminal), transient=True) as progress:
+        bar = progress.add_task("evaluate", total=batches)
+        yield lambda: progress.advance(bar)
+
+
+def main(text: str) -> None:
+    """Evaluate under torchrun. The command has found no fault; what one process finds since then ends all of them."""
+    from pretrain.train import leave
+
+    world = World.from_environment()
+    request = Request.from_json(text)
+    alike = True  # what is found before the group is up, all processes find
+    try:
+        opened = open_request(request)
+        model = load(request, opened, world)
+        start_group(world, pick_device(request.device, world.local_rank, option="--device "))
+        alike = False
+        run(request, opened, model, world)
+        end_group()
+    except PretrainError as error:
+        if world.is_main or not alike:
+            print(f"error{'' if alike else f' on rank {world.rank}'}: {error}", file=sys.stderr)
+        leave(error.exit_code)
+    leave(0)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])
