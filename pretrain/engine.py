@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema import Config
+from pretrain.generation.loop import Reader
 from pretrain.loss import LossSums
+from pretrain.model.cache import Cache
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
 from pretrain.optimizer import build_optimizer
@@ -128,10 +130,24 @@ class Engine:
         return StepSums(float(cross_entropy), float(z_squared), grad_norm)
 
     @torch.no_grad()
-    def evaluate(self, batch: Batch) -> float:
-        """Summed cross-entropy of one batch, in nats."""
+    def evaluate(self, batch: Batch) -> tuple[float, float]:
+        """Summed cross-entropy of one batch, in nats, and the number of targets that are the likeliest token."""
         self.deepspeed.eval()
-        return float(self._loss(batch).cross_entropy.detach())
+        sums = self._loss(batch)
+        return float(sums.cross_entropy), float(sums.correct)
+
+    @torch.no_grad()
+    def logits(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
+        """Logits (B, 1, V) of the last tokens, behind those of the cache. A collective under ZeRO-3."""
+        self.deepspeed.eval()
+        # A compiled block would be compiled again for each length of the cache.
+        with torch.compiler.set_stance("force_eager") if self.config.engine.compile else nullcontext():
+            logits_B1V: Tensor = self.deepspeed(tokens_BT, cache=cache)
+        return logits_B1V
+
+    def reader(self) -> Reader:
+        """What generates text with the weights as they are now."""
+        return Reader(self.logits, self.config.model, self.model.embedding.tokens.weight.dtype, self.device)
 
     def _loss(self, batch: Batch) -> LossSums:
         inputs_BT, targets_BT, *documents_BT = (

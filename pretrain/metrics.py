@@ -1,4 +1,4 @@
-"""metrics.jsonl, evaluations.jsonl, audit.jsonl and TensorBoard: one line a step, in full precision, on rank 0."""
+"""metrics.jsonl, evaluations.jsonl, samples.jsonl, audit.jsonl, TensorBoard: one line a step, in full precision, on rank 0."""
 
 import json
 from pathlib import Path
@@ -23,10 +23,12 @@ class MetricsWriter:
 
     def __init__(self, folder: RunFolder, *, resumed_step: int | None, tensorboard: bool) -> None:
         kept = -1 if resumed_step is None else resumed_step
-        for path in (folder.metrics, folder.evaluations, folder.audit):
+        for path in (folder.metrics, folder.evaluations, folder.samples, folder.audit):
             keep_until(path, kept, folder.logs)
         self._audit_path = folder.audit
         self._audit: IO[str] | None = None
+        self._samples_path = folder.samples
+        self._sampled = max((line["step"] for line in read_lines(folder.samples)), default=-1)
         self._steps = folder.metrics.open("a")
         self._evaluations = folder.evaluations.open("a")
         self._board: Any = None
@@ -53,6 +55,18 @@ class MetricsWriter:
             for name, value in values.items():
                 if isinstance(value, float):
                     self._board.add_scalar(f"valid/{name}", value, values["step"])
+            self._board.flush()
+
+    def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        """Texts of one evaluation. Those of a step that a resumed run makes again are the same, and are not repeated."""
+        if step <= self._sampled:
+            return
+        self._sampled = step
+        with self._samples_path.open("a") as file:
+            _append(file, {"step": step, "samples": samples})
+        if self._board is not None:
+            for number, sample in enumerate(samples, start=1):
+                self._board.add_text(f"samples/{number:02d}", _as_markdown(sample["prompt"] + sample["text"]), step)
             self._board.flush()
 
     def audit(self, values: dict[str, Any]) -> None:
@@ -95,6 +109,11 @@ def keep_until(path: Path, step: int, logs: Path) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
     temporary.replace(path)
+
+
+def _as_markdown(text: str) -> str:
+    """The text as it is: a block of code, whatever it holds."""
+    return "\n".join(f"    {line}" for line in text.split("\n"))
 
 
 def _append(file: IO[str], values: dict[str, Any]) -> None:

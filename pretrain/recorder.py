@@ -1,5 +1,6 @@
 """Everything that a run says while it trains: metrics, audit, TensorBoard, console and log. Silent but on rank 0."""
 
+from locale import getpreferredencoding
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,8 @@ from pretrain.config.schema import Config
 from pretrain.metrics import MetricsWriter
 from pretrain.reporting import Reporter
 from pretrain.state import RunFolder
+
+SHOWN = 100  # characters of a sample
 
 
 class Recorder:
@@ -53,7 +56,14 @@ class Recorder:
         if self._metrics is not None:
             self._metrics.evaluation(values)
             bits = f", {values['bits_per_byte']:.4f} bits per byte" if "bits_per_byte" in values else ""
-            self.say(f"validation at step {values['step']}: loss {values['loss']:.4f}{bits}")
+            right = f", {values['accuracy']:.1%} of tokens right"
+            self.say(f"validation at step {values['step']}: loss {values['loss']:.4f}{bits}{right}")
+
+    def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
+        """What the model writes behind `eval.prompts`; the first one is shown."""
+        if self._metrics is not None:
+            self._metrics.samples(step, samples)
+            self.say(f"sample at step {step}: {_in_one_line(samples[0]['prompt'] + samples[0]['text'])}")
 
     def audit(self, values: dict[str, Any]) -> None:
         """What one step consumed."""
@@ -66,3 +76,11 @@ class Recorder:
             self._metrics.close()
         if self._reporter is not None:
             self._reporter.close()
+
+
+def _in_one_line(text: str) -> str:
+    """The beginning of what a model wrote, without what would move the cursor or does not exist in the console's encoding."""
+    line = " ".join(text.split())
+    shown = "".join(character if character.isprintable() else " " for character in line[:SHOWN])
+    encoding = getpreferredencoding(False)
+    return shown.encode(encoding, "replace").decode(encoding) + (" ..." if len(line) > SHOWN else "")

@@ -14,7 +14,8 @@ from pretrain.planning import count_parameters, plan_batch
 
 def headline(config: Config, world_size: int, device: str, step: int) -> str:
     """What is about to train, in one line."""
-    start = f"resumed at step {step}" if step else "from scratch"
+    fresh = "from scratch" if config.run.init_from is None else f"from {config.run.init_from}"
+    start = f"resumed at step {step}" if step else fresh
     return (
         f"{config.run.dir}: {format_count(count_parameters(config.model))} parameters, ZeRO stage "
         f"{config.engine.zero_stage}, {config.engine.precision}, {world_size} process{'es' if world_size > 1 else ''} on "

@@ -4,7 +4,7 @@
 2. train_step    forward and backward over this rank's micro-batches, clip, update          engine.py
 3. judge         a loss that is not finite, or a spike: stop, or go back and jump over it   guards.py
 4. write down    metrics.jsonl, TensorBoard, the console                                    recorder.py
-5. sometimes     evaluate, save                                                             evaluate.py, checkpoint/
+5. sometimes     evaluate, write samples, save                                              looks.py, checkpoint/
 """
 
 import math
@@ -23,10 +23,10 @@ from pretrain.config.schema import Config
 from pretrain.distributed import lost_peer, sum_over_ranks
 from pretrain.engine import Batch, Engine
 from pretrain.errors import TrainingError
-from pretrain.evaluate import evaluate
 from pretrain.faults import StopRequest
 from pretrain.feed import Batches, Feed
 from pretrain.guards import Guard, fatal
+from pretrain.looks import Looks
 from pretrain.loss import IGNORE
 from pretrain.planning import flops_per_token
 from pretrain.preflight import Found, Prepared
@@ -34,14 +34,11 @@ from pretrain.recorder import Recorder
 from pretrain.replicas import compare_replicas
 from pretrain.reporting import headline
 from pretrain.schedule import batch_size, lr_fraction
+from pretrain.start import changed_rotation, load_start
 from pretrain.state import Jump, Progress, RunFolder
 from pretrain.stragglers import Stragglers
 from pretrain.watchdog import Watchdog
 from pretrain.world import World
-
-
-class _StopAskedError(Exception):
-    """In the middle of an evaluation; on all ranks at once."""
 
 
 class Trainer:
@@ -64,11 +61,11 @@ class Trainer:
         self.feed = Feed(data, world, device)
         self.guard = Guard(config.guard, gradient_may_overflow=config.engine.precision == "fp16")
         self.stragglers = Stragglers(device, config.guard.straggler_every_steps)
+        self.looks = Looks(self.engine, data, world, device, stop, watchdog)
         self.progress = Progress()
         self.saver: Saver
         self.recorder: Recorder
         self._closing = ExitStack()
-        self.validation: tuple[int, float] | None = None
         self._firsts: deque[int] = deque(maxlen=config.guard.jump_steps)  # where the last batches began
 
     def run(self) -> str:
@@ -84,7 +81,9 @@ class Trainer:
 
     def _loop(self) -> str:
         total = self.config.schedule.total_steps
-        whole = self._evaluate() if self.progress.step in (0, total) else True
+        # A run that goes on may have been stopped in the middle of this step's evaluation.
+        begins = self.progress.step in (0, total) or self._due(self.config.eval.every_steps)
+        whole = self.looks.look(self.progress.step, self.recorder) if begins else True
         while self.progress.step < total:
             started = time.perf_counter()
             self.watchdog.at("data", self.progress.step + 1)
@@ -100,7 +99,7 @@ class Trainer:
                 continue
             step = self.progress.step
             if self._due(self.config.eval.every_steps) or step == total:
-                whole = self._evaluate()
+                whole = self.looks.look(step, self.recorder)
             state, weights = (
                 self._due(every)
                 for every in (self.config.checkpoint.every_steps, self.config.checkpoint.weights_every_steps)
@@ -207,6 +206,8 @@ class Trainer:
         found = self.attempt.begin(self.stop)
         self.watchdog.attempt = self.attempt.number
         self._restore(found)
+        if found is None and self.attempt.start is not None:
+            load_start(self.attempt.start, self.engine)
         self.recorder = Recorder(
             self.folder,
             self.config,
@@ -219,6 +220,8 @@ class Trainer:
         self.saver.stand_at(found)
         for note in self.attempt.notes:
             self.recorder.say(f"skipped a checkpoint: {note}")
+        for change in changed_rotation(self.config) if found is None else ():
+            self.recorder.say(f"run.init_from had another rotation: {change}")
         self.recorder.say(headline(self.config, self.world.size, self.device.type, self.progress.step))
         self.recorder.start(self.progress.step)
 
@@ -231,46 +234,17 @@ class Trainer:
             self.progress = load_checkpoint(found[0], state, self.engine, self.world)
             self.guard.restore(state.get("losses", []))
             loss = state.get("validation_loss")
-            self.validation = None if loss is None else (self.progress.step, loss)
+            self.looks.loss = None if loss is None else (self.progress.step, loss)
         self._firsts.clear()
-
-    def _evaluate(self) -> bool:
-        """False where it was cut short because the run is to stop. One that was done before is not repeated."""
-        known = self.validation is not None and self.validation[0] == self.progress.step
-        if known or not self.data.valid or not self.config.eval.every_steps:
-            return True
-        try:
-            values = evaluate(
-                self.data.valid,
-                self._held_out_loss,
-                max_sequences=self.config.eval.max_sequences,
-                micro_batch_size=self.config.batch.micro_batch_size,
-                world=self.world,
-                device=self.device,
-                document_mask=self.config.data.document_mask,
-            )
-        except _StopAskedError:
-            self.recorder.say(f"the validation at step {self.progress.step} was cut short")
-            return False
-        self.validation = self.progress.step, values["loss"]
-        self.recorder.evaluation({"step": self.progress.step, **values})
-        return True
-
-    def _held_out_loss(self, batch: Batch) -> float:
-        self.watchdog.at("evaluate", self.progress.step)
-        if sum_over_ranks([float(self.stop.wanted())], self.device)[0]:
-            raise _StopAskedError
-        return self.engine.evaluate(batch)
 
     def _save(self, *, whole: bool, weights: bool = False) -> None:
         self.watchdog.at("save", self.progress.step)
-        step, loss = self.validation or (-1, None)
         state = {
             "order": self.feed.order.description,
             "ledger": self.feed.ledger(self.progress.samples),
             "jumps": [jump._asdict() for jump in self.attempt.jumps],
             "losses": list(self.guard.losses),
-            "validation_loss": loss if step == self.progress.step else None,
+            "validation_loss": self.looks.loss_at(self.progress.step),
         }
         self.saver.start(self.engine, self.progress, state, tokenizer=self.data.tokenizer, whole=whole, weights=weights)
 

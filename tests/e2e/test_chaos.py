@@ -135,9 +135,9 @@ def test_an_older_attempt_that_still_lives_publishes_nothing(
 def test_a_signal_ends_an_evaluation_half_way_and_it_is_made_up_for(
     model: RunFolder, start: Start, tmp_path: Path
 ) -> None:
-    """An evaluation is four batches here, and there are five: the second batch of the first, then of the last."""
+    """An evaluation is four batches here, and there are five: the second batch of the first, the second and the last."""
     run = RunFolder(tmp_path / "run")
-    for batch, step in ((2, 0), (18, TOTAL)):
+    for batch, step in ((2, 0), (4 + 2, 10), (3 * 4 + 2, TOTAL)):
         (process,) = start(chaos=f"kill_at_evaluate:count={batch},number={int(signal.SIGTERM)}")
         assert process.wait(120) == 0
         assert f"the validation at step {step} was cut short" in log(run)

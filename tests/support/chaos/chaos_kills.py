@@ -24,7 +24,7 @@ POINTS = {
     "between_files": ("pretrain.checkpoint.layout", "write_file", True),
     "commit": ("pretrain.checkpoint.layout", "commit", False),
     "committed": ("pretrain.checkpoint.layout", "commit", True),
-    "evaluate": ("pretrain.trainer", "Trainer._held_out_loss", False),
+    "evaluate": ("pretrain.looks", "Looks._held_out_sums", False),
     "forward": ("pretrain.engine", "Engine._loss", False),
     "update": ("pretrain.trainer", "Trainer._before_update", False),
     "jump": ("pretrain.state", "RunFolder.write_jumps", True),

@@ -1,0 +1,95 @@
+"""The loop that makes tokens, for several prompts at once.
+
+1. prompts are laid side by side so that they end together; what is missing in front is filling that nobody looks at
+2. one forward reads all of them, and fills the cache
+3. each forward after that reads the newest token of each row
+4. a row that is over leaves the batch: the others no longer pay for it, and no position is beyond the context
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pretrain.config.schema import ModelConfig
+from pretrain.generation.prompts import room
+from pretrain.generation.sampling import Choose
+from pretrain.model.cache import Cache
+from pretrain.model.decoder import Decoder
+
+# A row's new token → whether the row goes on.
+Take = Callable[[int, int], bool]
+
+
+class Reader(NamedTuple):
+    """Whatever computes logits: a decoder, or the engine of a run that trains.
+
+    `logits` takes tokens (B, T) and the cache of those before, and gives (B, 1, V) for the last one. `dtype` is that of
+    the activations.
+    """
+
+    logits: Callable[[Tensor, Cache], Tensor]
+    config: ModelConfig
+    dtype: torch.dtype
+    device: torch.device
+
+
+def decoder_reader(model: Decoder) -> Reader:
+    """A decoder, where and as it is."""
+    weight = model.embedding.tokens.weight
+    return Reader(lambda tokens_BT, cache: model(tokens_BT, cache=cache), model.config, weight.dtype, weight.device)
+
+
+def read_prompts(reader: Reader, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Tensor, Cache]:
+    """Logits (B, V) behind each prompt, and the cache with room for `new_tokens` more."""
+    longest = max(map(len, prompts))
+    missing = [longest - len(prompt) for prompt in prompts]
+    filled = [[0] * count + list(prompt) for count, prompt in zip(missing, prompts, strict=True)]
+    tokens_BT = torch.tensor(filled, device=reader.device)
+    # The last token that is made is never read.
+    cache = Cache(
+        reader.config,
+        len(prompts),
+        longest + new_tokens - 1,
+        dtype=reader.dtype,
+        device=reader.device,
+        padding_B=torch.tensor(missing, device=reader.device) if any(missing) else None,
+    )
+    return _last(reader, tokens_BT, cache), cache
+
+
+def read_tokens(reader: Reader, tokens: Sequence[int], cache: Cache) -> Tensor:
+    """Logits (B, V) behind one more token of each row."""
+    return _last(reader, torch.tensor(tokens, device=reader.device)[:, None], cache)
+
+
+def _last(reader: Reader, tokens_BT: Tensor, cache: Cache) -> Tensor:
+    return reader.logits(tokens_BT, cache)[:, -1].float()
+
+
+@torch.no_grad()
+def generate(
+    reader: Reader, prompts: Sequence[Sequence[int]], choose: Choose, take: Take, *, max_new_tokens: int
+) -> None:
+    """Hand `take(row, token)` the tokens of each row, in order, until it says no or there is no room (see `room`).
+
+    Raises UserError as `room` does, before anything is computed.
+    """
+    limits = [room(reader.config, prompt, max_new_tokens) for prompt in prompts]
+    logits_BV, cache = read_prompts(reader, prompts, max(limits))
+    rows, made = list(range(len(prompts))), 0
+    while True:
+        chosen = choose(rows, logits_BV)
+        made += 1
+        going = [
+            place
+            for place, (row, token) in enumerate(zip(rows, chosen, strict=True))
+            if take(row, token) and made < limits[row]
+        ]
+        if not going:
+            return
+        if len(going) < len(rows):
+            cache.select(torch.tensor(going, device=reader.device))
+            rows = [rows[place] for place in going]
+        logits_BV = read_tokens(reader, [chosen[place] for place in going], cache)

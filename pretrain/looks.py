@@ -1,0 +1,86 @@
+"""What a run does at each evaluation: held-out loss, and texts that it writes. Either is cut short when it is to stop.
+
+All ranks run the same forwards in both, since ZeRO-3 gathers weights in each.
+"""
+
+from functools import partial
+
+import torch
+
+from pretrain.distributed import sum_over_ranks
+from pretrain.engine import Batch, Engine
+from pretrain.evaluation.held_out import BatchSums, evaluation_values, score_sources
+from pretrain.faults import StopRequest
+from pretrain.generation.prompts import sample_prompts
+from pretrain.generation.samples import describe_samples, make_samples
+from pretrain.preflight import Prepared
+from pretrain.recorder import Recorder
+from pretrain.watchdog import Watchdog
+from pretrain.world import World
+
+
+class _StopAskedError(Exception):
+    """Between two forwards; on all ranks at once."""
+
+
+class Looks:
+    """`loss` is the last validation's, with its step."""
+
+    def __init__(
+        self, engine: Engine, data: Prepared, world: World, device: torch.device, stop: StopRequest, watchdog: Watchdog
+    ) -> None:
+        self.engine, self.data, self.world, self.device = engine, data, world, device
+        self.config, self.stop, self.watchdog = data.config, stop, watchdog
+        self.loss: tuple[int, float] | None = None
+
+    def loss_at(self, step: int) -> float | None:
+        """The validation's, where that was at this very step."""
+        return self.loss[1] if self.loss is not None and self.loss[0] == step else None
+
+    def look(self, step: int, recorder: Recorder) -> bool:
+        """Evaluate, and write samples. False where that was cut short because the run is to stop. A collective."""
+        return self._evaluate(step, recorder) and self._sample(step, recorder)
+
+    def _evaluate(self, step: int, recorder: Recorder) -> bool:
+        settings = self.config.eval
+        if self.loss_at(step) is not None or not self.data.valid or not settings.every_steps:
+            return True  # a validation that was done before is not repeated
+        try:
+            scores = score_sources(
+                self.data.valid,
+                partial(self._held_out_sums, step),
+                max_sequences=settings.max_sequences,
+                micro_batch_size=self.config.batch.micro_batch_size,
+                world=self.world,
+                add=partial(sum_over_ranks, device=self.device),
+                document_mask=self.config.data.document_mask,
+            )
+        except _StopAskedError:
+            recorder.say(f"the validation at step {step} was cut short")
+            return False
+        values = evaluation_values(scores)
+        self.loss = step, values["loss"]
+        recorder.evaluation({"step": step, **values})
+        return True
+
+    def _sample(self, step: int, recorder: Recorder) -> bool:
+        prompts, settings = sample_prompts(self.config, self.data.tokenizer), self.config.eval
+        if not prompts or self.data.tokenizer is None:
+            return True
+        between = partial(self._between_forwards, step)
+        try:
+            made = make_samples(self.engine.reader(), prompts, settings.sample_tokens, between)
+        except _StopAskedError:
+            recorder.say(f"the samples at step {step} were cut short")
+            return False
+        recorder.samples(step, describe_samples(settings.prompts, prompts, made, self.data.tokenizer))
+        return True
+
+    def _held_out_sums(self, step: int, batch: Batch) -> BatchSums:
+        self._between_forwards(step)
+        return BatchSums(*self.engine.evaluate(batch))
+
+    def _between_forwards(self, step: int) -> None:
+        self.watchdog.at("evaluate", step)
+        if sum_over_ranks([float(self.stop.wanted())], self.device)[0]:
+            raise _StopAskedError
