@@ -1,0 +1,89 @@
+"""`pretrain inspect`: attention maps of a text, and what the weights are like. Torch is imported when a command runs."""
+
+from pathlib import Path
+
+import click
+
+WEIGHTS = click.argument("path", metavar="RUN|DIR", type=click.Path(path_type=Path))
+STEP = click.option("--step", type=int, help="Checkpoint to look at.  [default: the newest]")
+
+
+@click.group()
+def inspect() -> None:
+    """Look inside a model: where it attends, and what its weights are like."""
+
+
+@inspect.command()
+@WEIGHTS
+@click.argument("text")
+@STEP
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("attention.html"),
+    show_default=True,
+    metavar="FILE",
+)
+@click.option(
+    "--max-tokens", type=click.IntRange(1, 512), default=64, show_default=True, help="What is beyond is left out."
+)
+def attention(path: Path, text: str, step: int | None, out: Path, max_tokens: int) -> None:
+    """Write where each head looks in TEXT as an HTML page."""
+    from pretrain.convert.sources import open_weights
+    from pretrain.inspection.attention import attention_maps
+    from pretrain.inspection.attention_page import attention_page
+    from pretrain.inspection.page import write_page
+
+    maps = attention_maps(open_weights(path, step), text, max_tokens)
+    page = attention_page(maps, str(path))
+    write_page(page, out)
+    layers, heads, tokens, _ = maps.weights_LHTT.shape
+    click.echo(f"{out}: {layers} layers × {heads} heads, {tokens} tokens, {len(page.encode()) / 1e6:.2f} MB")
+    if maps.left_out:
+        click.echo(f"the last {maps.left_out} tokens of the text are left out; --max-tokens takes more")
+
+
+@inspect.command()
+@WEIGHTS
+@STEP
+@click.option("--against", type=int, metavar="STEP", help="Show how far each parameter went since this step.")
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="An HTML page with charts."
+)
+@click.option(
+    "--json", "json_out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="All figures."
+)
+@click.option(
+    "--exact-up-to",
+    type=click.IntRange(1),
+    default=2048,
+    show_default=True,
+    help="Whole spectra where the shorter side is up to this; of others the first 16 values, with their error.",
+)
+def weights(
+    path: Path, step: int | None, against: int | None, out: Path | None, json_out: Path | None, exact_up_to: int
+) -> None:
+    """Show norms, spectra and dead units of each matrix."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from pretrain.convert.sources import open_weights
+    from pretrain.inspection.page import write_page
+    from pretrain.inspection.weights import inspect_weights
+    from pretrain.inspection.weights_page import weights_page
+    from pretrain.inspection.weights_table import print_report, report_json
+
+    source = open_weights(path, step)
+    before = None if against is None else open_weights(path, against)
+    errors = Console(stderr=True)
+    with Progress(console=errors, disable=not errors.is_terminal, transient=True) as progress:
+        bar = progress.add_task("weights", total=len(source.shapes))
+        report = inspect_weights(source, before, exact_up_to=exact_up_to, progress=lambda name: progress.advance(bar))
+    if out is not None:
+        write_page(weights_page(report, str(path)), out)
+    if json_out is not None:
+        write_page(report_json(report), json_out)
+    if out is None and json_out is None:
+        print_report(report, str(path), Console())
+    for file in filter(None, (out, json_out)):
+        click.echo(f"{file}: {len(report.matrices)} matrices")

@@ -1,0 +1,131 @@
+"""The figures of weights as one HTML page: charts by depth, spectra, and tables. It holds no script."""
+
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+
+from pretrain.charts import Line, line_chart
+from pretrain.inspection.page import document, origin, resource
+from pretrain.inspection.weights import MatrixFigures, WeightsReport
+from pretrain.inspection.weights_table import MATRIX_HEAD, VECTOR_HEAD, matrix_row, remarks, vector_row
+
+# Matrices that are drawn together, each in its own colour.
+GROUPS = {
+    "Attention": {"query": "attention.query", "key": "attention.key", "value": "attention.value", "output": "attention.output"},
+    "Feed-forward": {"up": "feed_forward.up", "gate": "feed_forward.gate", "down": "feed_forward.down"},
+}  # fmt: skip
+COLOURS = "abcd"
+
+
+def weights_page(report: WeightsReport, name: str) -> str:
+    """The whole page: the same report, the same bytes."""
+    said = "".join(f"<li>{escape(line)}</li>" for line in remarks(report))
+    changes = () if report.against is None else (f"change since {report.against}",)
+    about = f"{origin(_printable(name), report.step)} · {report.parameters:,} parameters"
+    parts = [
+        f'<h1>Weights</h1><p class="soft path">{escape(about)}</p>',
+        f'<div class="card remarks"><ul>{said}</ul></div>',
+        "<h2>By depth</h2>",
+        _charts(report),
+        "<h2>Spectra</h2>",
+        _spectra(report),
+        "<h2>Matrices</h2>",
+        _table((*MATRIX_HEAD, *changes), (matrix_row(matrix, report) for matrix in report.matrices)),
+        "<h2>Norms and biases</h2>",
+        _table((*VECTOR_HEAD, *changes), (vector_row(vector, report) for vector in report.vectors)),
+    ]
+    style = resource("page.css") + resource("weights.css")
+    return document("Weights", f"<main>{''.join(parts)}</main>", style=style)
+
+
+def _charts(report: WeightsReport) -> str:
+    figures: list[tuple[str, str, Callable[[MatrixFigures], float | None]]] = [
+        ("root mean square", "", lambda matrix: matrix.rms),
+        ("largest singular value", "", lambda matrix: matrix.values[0][1] if matrix.values else None),
+        ("stable rank", "‖W‖² / σ₁²: small where one direction dominates.", lambda matrix: matrix.stable_rank),
+        (
+            "effective rank",
+            "Exponential of the entropy of the spectrum, as a part of the shorter side.",
+            lambda matrix: None if matrix.effective_rank is None else matrix.effective_rank / min(matrix.shape),
+        ),
+    ]
+    if report.against is not None:
+        said = f"‖W − W₀‖ / ‖W₀‖, W₀ that of step {report.against}."
+        figures.append(("change", said, lambda matrix: matrix.change))
+    drawn = []
+    for what, caption, figure in figures:
+        for group, parts in GROUPS.items():
+            chart = _by_depth(report, parts, figure, f"{group}: {what}")
+            drawn.append(_figure(f"{group}: {what}", chart, caption) if chart else "")
+    return f'<div class="charts">{"".join(drawn)}{_norms(report)}{_dead(report)}</div>'
+
+
+def _by_depth(
+    report: WeightsReport, parts: dict[str, str], figure: Callable[[MatrixFigures], float | None], label: str
+) -> str:
+    lines = []
+    for colour, (name, part) in zip(COLOURS, parts.items(), strict=False):
+        of_part = [(matrix.layer, figure(matrix)) for matrix in report.matrices if matrix.part == part]
+        points = [(float(layer or 0), value) for layer, value in of_part if value is not None]
+        if points:
+            lines.append(Line(name, points, colour, dots=True))
+    return line_chart(lines, label, "layer") if lines else ""
+
+
+def _norms(report: WeightsReport) -> str:
+    drawn = []
+    for part, title in (
+        ("attention_norm.weight", "Norm of attention"),
+        ("feed_forward_norm.weight", "Norm of feed-forward"),
+    ):
+        found = [vector for vector in report.vectors if vector.part == part and vector.median is not None]
+        if found:
+            rows = {"min": "least", "median": "median", "max": "most"}
+            lines = [
+                Line(name, [(float(v.layer or 0), getattr(v, key)) for v in found], colour, dots=True)
+                for colour, (name, key) in zip("bac", rows.items(), strict=True)
+            ]
+            drawn.append(_figure(f"{title}: weights", line_chart(lines, title, "layer"), ""))
+    return "".join(drawn)
+
+
+def _dead(report: WeightsReport) -> str:
+    points = [(float(layer), float(count)) for layer, count in enumerate(report.dead) if count is not None]
+    if not any(count for _, count in points):
+        return ""
+    chart = line_chart([Line("", points, "bad", dots=True)], "dead units by layer", "layer")
+    return _figure("Dead feed-forward units", chart, f"Of {report.units:,} a layer.")
+
+
+def _spectra(report: WeightsReport) -> str:
+    layers = sorted({matrix.layer for matrix in report.matrices if matrix.layer is not None})
+    chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]})
+    drawn = []
+    for parts in GROUPS.values():
+        for part in parts.values():
+            lines = []
+            for colour, layer in zip(COLOURS, chosen, strict=False):
+                for matrix in report.matrices:
+                    if (matrix.layer, matrix.part) == (layer, part) and matrix.values and matrix.values[0][1] > 0:
+                        top = matrix.values[0][1]
+                        points = [(100 * at, value / top) for at, value in matrix.values if value >= 1e-5 * top]
+                        lines.append(Line(f"layer {layer}", points, colour))
+            if lines:
+                chart = line_chart(lines, f"singular values of {part}", "% of the spectrum", log=True, height=200)
+                drawn.append(_figure(part.replace("_", "-").replace(".", ": "), chart, ""))
+    caption = "Singular values relative to the largest, of the first, the middle and the last layer."
+    return f'<p class="soft">{caption}</p><div class="charts">{"".join(drawn)}</div>'
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    body = "".join(f"<tr>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>" for row in rows)
+    return f'<div class="card scroll"><table><tr>{cells}</tr>{body}</table></div>'
+
+
+def _figure(title: str, chart: str, caption: str) -> str:
+    said = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
+    return f'<figure class="card"><h3>{escape(title)}</h3>{chart}{said}</figure>'
+
+
+def _printable(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
