@@ -11,16 +11,20 @@ from pretrain import __version__
 from pretrain.checkpoint.cli import checkpoint
 from pretrain.config import load_config
 from pretrain.config.show import show_config
+from pretrain.convert.cli import export_command, import_command
 from pretrain.data.cli import data
 from pretrain.errors import PretrainError, UserError
+from pretrain.evaluation.cli import evaluate
+from pretrain.generation.cli import generate
+from pretrain.inspection.cli import inspect
 from tokenizer.cli import tokenizer
 from tokenizer.foreign_cli import index
 from tokenizer.inspect_model import Checks
-from tokenizer.train_cli import inspect, report
+from tokenizer.train_cli import inspect as inspect_tokenizer
+from tokenizer.train_cli import report
 from tokenizer.train_cli import train as train_tokenizer
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
 def nasty_texts(control_symbols: Sequence[str]) -> list[str]:
@@ -47,15 +51,14 @@ def cli() -> None:
     """From a corpus and a cluster to a language model that others fine-tune."""
 
 
-for command in (train_tokenizer, report, inspect):
+for command in (train_tokenizer, report, inspect_tokenizer):
     tokenizer.add_command(command)
-cli.add_command(tokenizer)
-cli.add_command(data)
-cli.add_command(checkpoint)
-cli.add_command(launch)
-cli.add_command(stop)
-cli.add_command(status)
 data.add_command(index)
+for command in (
+    *(tokenizer, data, launch, status, stop, checkpoint),
+    *(evaluate, generate, inspect, export_command, import_command),
+):
+    cli.add_command(command)
 
 
 @cli.command()
@@ -80,64 +83,6 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
     from pretrain.train import main as train_main
 
     train_main([str(config), *overrides])
-
-
-@cli.command()
-@RUN
-@click.argument("output", metavar="DIR", type=click.Path(path_type=Path))
-@click.option("--step", type=int, help="Checkpoint to export.  [default: the newest]")
-@click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
-@click.option("--tokenizer", "tokenizer_model", type=click.Path(path_type=Path), help="For a run saved without one.")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier export in DIR.")
-def export(
-    run: Path, output: Path, step: int | None, dtype: str, tokenizer_model: Path | None, overwrite: bool
-) -> None:
-    """Write a checkpoint as a Hugging Face directory.
-
-    It is published only after its logits and its token ids were compared with transformers and SentencePiece.
-    """
-    from pretrain.checkpoint.read import open_checkpoint
-    from pretrain.convert.hf import export_hf
-
-    report = export_hf(open_checkpoint(run, step), output, dtype=dtype, overwrite=overwrite, tokenizer=tokenizer_model)
-    click.echo(report.summary())
-
-
-@cli.command()
-@RUN
-@click.argument("text")
-@click.option("--step", type=int, help="Checkpoint to use.  [default: the newest]")
-@click.option("--max-new-tokens", type=click.IntRange(1), default=100, show_default=True)
-@click.option("--temperature", type=click.FloatRange(0), default=0.8, show_default=True, help="0 is greedy.")
-@click.option("--top-k", type=click.IntRange(0), default=0, show_default=True, help="0 keeps all tokens.")
-@click.option("--top-p", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True)
-@click.option("--greedy", is_flag=True, help="The same as --temperature 0.")
-@click.option("--seed", type=int, default=0, show_default=True)
-def generate(
-    run: Path,
-    text: str,
-    step: int | None,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    greedy: bool,
-    seed: int,
-) -> None:
-    """Continue TEXT with a checkpoint of RUN."""
-    from pretrain.checkpoint.read import open_checkpoint
-    from pretrain.generate import Sampling, generate_text
-    from tokenizer.model import load_tokenizer
-
-    reader = open_checkpoint(run, step)
-    if reader.tokenizer is None:
-        raise UserError(
-            f"{reader.folder} was saved without a tokenizer", hint="train with data.tokenizer=DIR/tokenizer.model"
-        )
-    sampling = Sampling(0.0 if greedy else temperature, top_k, top_p)
-    for part in generate_text(reader.model(), load_tokenizer(reader.tokenizer), text, max_new_tokens, sampling, seed):
-        click.echo(part, nl=False)
-    click.echo()
 
 
 @cli.group()
@@ -177,6 +122,11 @@ def main() -> None:
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
+    except OSError as error:  # a disk that is full, a folder that may not be written
+        click.secho("error: ", fg="red", bold=True, nl=False, err=True)
+        click.echo(f"{error.filename}: {error.strerror}" if error.filename else str(error), err=True)
+        wrong_place = PermissionError | FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError
+        sys.exit(UserError.exit_code if isinstance(error, wrong_place) else 1)
 
 
 if __name__ == "__main__":

@@ -173,6 +173,8 @@ class Quickstart:
         self.console.print("[bold]Next:")
         for command in (
             f'pretrain generate {out}/run "class Path" --greedy',
+            f"pretrain evaluate {out}/run",
+            f'pretrain inspect attention {out}/run "def read_text(path):" --out {out}/attention.html',
             f"tensorboard --logdir {out}/run/tensorboard",
             f"pretrain launch local {out}/run/config.yaml --nproc {PROCESSES} run.dir={out}/longer "
             "schedule.total_steps=2000",

@@ -124,7 +124,9 @@ def test_converting_needs_no_process_group(module: str) -> None:
 
 @pytest.mark.parametrize("module", modules("tokenizer.*"))
 def test_the_tokenizer_sees_little_of_the_trainer_and_never_torch(module: str) -> None:
-    allowed = ("errors", "config", "planning", "data.shards", "data.shard_table", "data.manifest")
+    allowed = ("errors", "config", "planning", "codec", "charts", "data.shards", "data.shard_table", "data.manifest")
+    if module in ("tokenizer.inspect_json", "tokenizer.cli", "tokenizer.fast", "tokenizer.cutting_json"):
+        allowed += ("codec_json", "codec_losses")
     if module == "tokenizer.readers.files":  # a corpus and its shards lie in the same stores
         allowed += ("data.store", "data.retries")
     seen = {name for name in imports(module) if within(name, "pretrain")}
@@ -140,6 +142,10 @@ def test_the_launcher_needs_no_torch(module: str) -> None:
     assert (
         outside(module, (*(f"pretrain.{name}" for name in allowed), *commands, "launch", "omegaconf", "rich")) == set()
     )
+
+
+def test_charts_are_strings_and_need_nothing() -> None:
+    assert outside("pretrain.charts", ()) == set()
 
 
 @pytest.mark.parametrize("module", ["pretrain.node_report", "pretrain.node_judge"])
