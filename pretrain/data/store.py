@@ -94,6 +94,7 @@ class RemoteStore:
 
         A DataError in `parse` counts as a failed try, until the same bytes came so often that the store must hold them.
         """
+        self._path(name)  # refused here, because what fails below is tried again
         refused: list[bytes] = []
 
         def once() -> Any:
@@ -112,6 +113,7 @@ class RemoteStore:
 
     def read_range(self, name: str, start: int, length: int, parse: Callable[[bytes], Any] = bytes) -> Any:
         """`parse` of exactly `length` bytes from `start` on; a DataError in it counts as a failed try."""
+        self._path(name)
 
         def once() -> Any:
             data = self._raw(name, start, start + length)
