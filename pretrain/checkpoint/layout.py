@@ -237,7 +237,7 @@ def find_step(step: int | None, *places: Path) -> Path:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut."""
+    """Make renames inside a folder survive a power cut, or what was written to a file."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -21,6 +21,7 @@ from typing import Any
 import numpy
 import torch
 
+from pretrain.checkpoint import layout
 from pretrain.codec import is_definition
 from pretrain.convert.gguf_model import Row, add_model_keys, choose_architecture, rows_of, tensor_of
 from pretrain.convert.gguf_proof import LlamaCppProof, prove_by_reading, prove_with_llama_cpp
@@ -209,11 +210,6 @@ def _staging(output: Path) -> Iterator[Path]:
 
 
 def _publish(file: Path, output: Path) -> None:
-    for path, rename in ((file, True), (output.parent, False)):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-        if rename:
-            file.replace(output)
+    layout.sync_folder(file)
+    file.replace(output)
+    layout.sync_folder(output.parent)

@@ -11,19 +11,19 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from pretrain.checkpoint import layout
 from pretrain.codec import BESIDE, DEFINITION, MODEL
 from pretrain.convert.card_facts import CardFacts, ledger_of
 from pretrain.convert.curve import training_history
 from pretrain.convert.families.choose import choose_family, config_json
 from pretrain.convert.model_card import CARD_FILES, write_card
 from pretrain.convert.proof import LogitProof, prove_logits
+from pretrain.convert.staging import staging_folder
 from pretrain.convert.tokenizer_files import check_tokenizer, control_symbols, write_tokenizer_files
 from pretrain.convert.tokenizer_json import SpecialTokens
 from pretrain.convert.tokenizer_proof import TokenizerProof, settle_tokenizer
@@ -110,7 +110,7 @@ def export_hf(
     context = config.data.seq_len
 
     known = getattr(source, "state", {}).get("imported_from")  # of a stranger's checkpoint it may be anything
-    with _staging(output) as folder:
+    with staging_folder(output) as folder:
         written = write_weights(source, folder, family.tensors(config.model), DTYPES[dtype], max_shard_bytes)
         tokens = write_tokenizer_files(model_file, folder, max_tokens=context)
         stored_as = str(DTYPES[dtype]).removeprefix("torch.")
@@ -185,24 +185,10 @@ def _token_ids(tokens: SpecialTokens) -> dict[str, int | None]:
     return {f"{name}_token_id": None if token is None else token[0] for name, token in named.items()}
 
 
-@contextmanager
-def _staging(output: Path) -> Iterator[Path]:
-    """A folder on the output's file system, so that publishing is a rename. Removed unless it was renamed."""
-    folder = output.with_name(f".{output.name}.staging-{os.getpid()}")
-    output.parent.mkdir(parents=True, exist_ok=True)
-    # Ours to delete: a process with this id has died here before (in a container every first process has the same).
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def _publish(folder: Path, output: Path) -> None:
     for file in folder.iterdir():
-        _fsync(file)
-    _fsync(folder)
+        layout.sync_folder(file)
+    layout.sync_folder(folder)
     replaced = output.with_name(f".{output.name}.replaced-{os.getpid()}")
     if output.exists():
         output.rename(replaced)
@@ -212,16 +198,8 @@ def _publish(folder: Path, output: Path) -> None:
         if replaced.exists():
             replaced.rename(output)
         raise
-    _fsync(output.parent)
+    layout.sync_folder(output.parent)
     shutil.rmtree(replaced, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -8,9 +8,6 @@ It is written into a folder beside RUN and renamed when all of it is on the disk
 """
 
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from math import prod
@@ -26,6 +23,7 @@ from pretrain.config.load import config_text
 from pretrain.config.schema import Config, RunConfig
 from pretrain.convert.directory import is_hf_directory
 from pretrain.convert.hf_source import HfSource
+from pretrain.convert.staging import staging_folder
 from pretrain.convert.tokenizer_files import check_tokenizer, tokenizer_notes
 from pretrain.convert.weights import plan_shards
 from pretrain.errors import UserError
@@ -87,7 +85,7 @@ def import_hf(directory: Path, run: Path, *, tokenizer: Path | None = None) -> I
     files = read_tokenizer(model_file)
     named = run / "tokenizer" / next(iter(files))
     config = _run_config(source.config, run, named)
-    with _staging(run) as staging:
+    with staging_folder(run) as staging:
         _write_checkpoint(staging, source, config, files)
         (staging / named.parent.name).mkdir()
         for name, data in files.items():
@@ -133,16 +131,3 @@ def _write_checkpoint(staging: Path, source: HfSource, config: Config, tokenizer
         pieces: dict[str, Tensor] = {piece_key("fp32", 0, name): source.tensor(name).view(-1) for name in names}
         entries.append(write_pieces(folder / f"weights-{number:05d}.safetensors", pieces))
     layout.commit(weights, 0, entries, 1)
-
-
-@contextmanager
-def _staging(run: Path) -> Iterator[Path]:
-    """A folder beside the run. Removed unless it was renamed."""
-    folder = Path(os.path.abspath(run)).with_name(f".{run.name}.staging-{os.getpid()}")  # noqa: PTH100 - follows no link
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder, ignore_errors=True)  # a process with this id has died here before
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
