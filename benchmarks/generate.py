@@ -27,9 +27,10 @@ from pretrain.codec import load_codec
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.hf import export_hf
 from pretrain.convert.transformers_library import quiet_transformers
-from pretrain.generation.loop import decoder_reader, generate
+from pretrain.generation.loop import generate
 from pretrain.generation.sampling import greedy
 from pretrain.model.decoder import Decoder
+from pretrain.model.logits_fn import decoder_logits
 from tests.support.tokenizers import source_chunks, train_sentencepiece
 from tests.support.weight_source import decoder_of, memory_source
 
@@ -51,7 +52,7 @@ def ours(model: Decoder) -> Contender:
             made[row].append(token)
             return True
 
-        generate(decoder_reader(model), prompts, greedy, take, max_new_tokens=count)
+        generate(decoder_logits(model), prompts, greedy, take, max_new_tokens=count)
         return made
 
     return run

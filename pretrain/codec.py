@@ -27,6 +27,7 @@ MODEL, DEFINITION = "tokenizer.model", "tokenizer.json"
 # Beside a tokenizer.json. What is copied wherever it goes, and what is only asked for the ids of special tokens.
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 FALLBACK = ("generation_config.json", "config.json")
+SPACE_MARK = "▁"  # U+2581: how SentencePiece, and tokenizers made from it, spell a space in a token
 LARGEST_BYTES = 256 << 20  # the largest in use, of 262,000 tokens, has 33 MB
 _TRAIN = "train one with `pretrain tokenizer train`"
 

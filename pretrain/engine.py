@@ -15,11 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema import Config
-from pretrain.generation.loop import Reader
 from pretrain.loss import LossSums
 from pretrain.model.cache import Cache
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
+from pretrain.model.logits_fn import LogitsFn
 from pretrain.optimizer import build_optimizer
 from pretrain.planning import count_parameters, plan_batch
 from pretrain.world import World
@@ -145,9 +145,9 @@ class Engine:
             logits_B1V: Tensor = self.deepspeed(tokens_BT, cache=cache)
         return logits_B1V
 
-    def reader(self) -> Reader:
-        """What generates text with the weights as they are now."""
-        return Reader(self.logits, self.config.model, self.model.embedding.tokens.weight.dtype, self.device)
+    def logits_fn(self) -> LogitsFn:
+        """Logits of the weights as they are now, for decoding."""
+        return LogitsFn(self.logits, self.config.model, self.model.embedding.tokens.weight.dtype, self.device)
 
     def _loss(self, batch: Batch) -> LossSums:
         inputs_BT, targets_BT, *documents_BT = (

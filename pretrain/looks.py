@@ -69,7 +69,7 @@ class Looks:
             return True
         between = partial(self._between_forwards, step)
         try:
-            made = make_samples(self.engine.reader(), prompts, settings.sample_tokens, between)
+            made = make_samples(self.engine.logits_fn(), prompts, settings.sample_tokens, between)
         except _StopAskedError:
             recorder.say(f"the samples at step {step} were cut short")
             return False

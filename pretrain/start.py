@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 from pretrain.checkpoint import layout
 from pretrain.config.load import load_saved
 from pretrain.config.schema import FREE, Config, ModelConfig
-from pretrain.convert.directory import CONFIG, is_hf_directory, model_name, read_json
+from pretrain.convert.directory import CONFIG, is_hf_directory, read_json
 from pretrain.convert.families.choose import read_config
-from pretrain.errors import CheckpointError, PretrainError
-from pretrain.state import RunFolder
+from pretrain.convert.origin import init_checkpoint
+from pretrain.errors import CheckpointError
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine
@@ -64,7 +64,7 @@ def verify_start(config: Config) -> Path | None:
     path = _path(config)
     if path is None:
         return None
-    folder = path if is_hf_directory(path) else _checkpoint(path)
+    folder = path if is_hf_directory(path) else init_checkpoint(path)
     # With checkpoint.upload nobody has compared the models yet.
     check_start(replace(config, run=replace(config.run, init_from=str(folder))))
     if is_hf_directory(folder):
@@ -90,23 +90,6 @@ def load_start(folder: Path, engine: "Engine") -> None:
     publish_masters(engine)
 
 
-def imported_from(config: Config, runs: int = 8) -> str | None:
-    """The name of the model that was imported to begin with, so many runs ago at most; None for none, or one that is gone."""
-    path = _path(config)
-    if path is None:
-        return None
-    try:
-        if is_hf_directory(path):
-            return model_name(path, read_json(path, CONFIG))
-        folder = _checkpoint(path)
-        found = layout.read_json(folder / layout.STATE).get("imported_from")
-        if found is None and runs > 1:
-            return imported_from(load_saved(folder / layout.CONFIG), runs - 1)
-    except (PretrainError, OSError, AttributeError):
-        return None
-    return found if isinstance(found, str) else None
-
-
 def _path(config: Config) -> Path | None:
     return None if config.run.init_from is None else Path(config.run.init_from)
 
@@ -114,22 +97,9 @@ def _path(config: Config) -> Path | None:
 def _model(path: Path) -> ModelConfig:
     if is_hf_directory(path):
         return read_config(read_json(path, CONFIG), str(path / CONFIG))[1].model
-    folder = _checkpoint(path)
+    folder = init_checkpoint(path)
     layout.verify(folder, hashes=False)
     return load_saved(folder / layout.CONFIG).model
-
-
-def _checkpoint(path: Path) -> Path:
-    """A checkpoint folder, or the newest of a run."""
-    if not path.is_dir():
-        raise CheckpointError(
-            f"run.init_from={path} does not exist",
-            hint="a run, one of its checkpoint folders, or a Hugging Face directory",
-        )
-    if layout.parse_name(path.name) is not None and (path / layout.MANIFEST).is_file():
-        return path
-    run = RunFolder(path)
-    return layout.find_step(None, run.checkpoints, run.weights)
 
 
 def _free(model: ModelConfig, key: str) -> bool:

@@ -9,11 +9,11 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from pretrain.config import Config, load_config
 from pretrain.errors import PretrainError, UserError
 from pretrain.faults import StopRequest
+from pretrain.leave import leave
 from pretrain.preflight import Prepared, prepare
 from pretrain.state import RunFolder
 from pretrain.watchdog import Watchdog
@@ -97,17 +97,6 @@ def main(arguments: Sequence[str]) -> None:
         traceback.print_exc()
         leave(1)
     leave(0)
-
-
-def leave(code: int) -> NoReturn:
-    """End the process without tearing down the interpreter.
-
-    gloo's worker threads may still drop their last tensor, which needs the interpreter: about one process in twenty was
-    aborted at exit otherwise. Everything of ours is closed by now.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":

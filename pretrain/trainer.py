@@ -195,7 +195,7 @@ class Trainer:
         first = max(self._firsts[0], int(found[1]["samples"]))
         self.attempt.jump(Jump(first, behind - first, step, reason))
         self._restore(found)
-        self.saver.stand_at(found)
+        self.saver.stand_at(self.progress.step, found[0])
         self.recorder.rewind(self.progress.step)
         self.recorder.say(
             f"step {step}: {reason}; back to step {self.progress.step}, and samples {first} to {behind - 1} are jumped over"
@@ -215,9 +215,18 @@ class Trainer:
             speaks=self.world.is_main,
         )
         self._closing.callback(self.recorder.close)
-        self.saver = Saver(self.attempt, self.config.checkpoint, self.world, self.device, self.recorder.say)
+        self.saver = Saver(
+            self.folder,
+            self.attempt.number,
+            self.config.checkpoint,
+            self.world,
+            self.device,
+            self.recorder.say,
+            fence=self.attempt.fence,
+            remote=self.attempt.remote,
+        )
         self._closing.callback(self.saver.close)
-        self.saver.stand_at(found)
+        self.saver.stand_at(self.progress.step, None if found is None else found[0])
         for note in self.attempt.notes:
             self.recorder.say(f"skipped a checkpoint: {note}")
         for change in changed_rotation(self.config) if found is None else ():

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pretrain.codec import is_definition, load_codec
+from pretrain.codec import SPACE_MARK, is_definition, load_codec
 from pretrain.errors import DataError
-from tokenizer.inspect_model import SPACE_MARK
 from tokenizer.model import load_tokenizer
 
 if TYPE_CHECKING:

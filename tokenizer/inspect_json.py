@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pretrain.codec import load_codec
+from pretrain.codec import SPACE_MARK, load_codec
 from pretrain.codec_json import JsonCodec
 from pretrain.codec_losses import describe_part, losses
-from tokenizer.inspect_model import SHOWN, SPACE_MARK, Check, Checks, visible
+from tokenizer.inspect_model import SHOWN, Check, Checks, visible
 from tokenizer.model import tokenizer_sha256
 
 

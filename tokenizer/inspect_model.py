@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from pretrain.codec import is_definition
+from pretrain.codec import SPACE_MARK, is_definition
 from pretrain.errors import DataError
 from tokenizer.model import reason_not_to_cut, tokenizer_sha256
 
@@ -23,7 +23,6 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "byte"}
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
 # SentencePiece's own sign for a space: written in a text, it comes back as a space.
-SPACE_MARK = "\u2581"
 SHOWN = 10
 
 

@@ -6,13 +6,12 @@ import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pretrain.codec import load_sentencepiece, read_tokenizer_file
+from pretrain.codec import SPACE_MARK, load_sentencepiece, read_tokenizer_file
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
 _BPE = 2  # SentencePiece's `TrainerSpec.ModelType`
-_SPACE = "\u2581"
 
 
 def tokenizer_sha256(path: Path) -> str:
@@ -62,6 +61,6 @@ def reason_not_to_cut(proto: Any) -> str:
     if spec.treat_whitespace_as_suffix:
         return "its spaces end a word"
     for piece in proto.pieces:
-        if _SPACE in piece.piece.lstrip(_SPACE):
+        if SPACE_MARK in piece.piece.lstrip(SPACE_MARK):
             return f"its piece {piece.piece!r} holds a space after another character"
     return ""

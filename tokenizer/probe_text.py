@@ -7,7 +7,8 @@ every other. `pretrain/convert/nasty_text.py` is the large collection, for an ex
 import random
 from collections.abc import Sequence
 
-_SPACE_MARK = "\u2581"
+from pretrain.codec import SPACE_MARK
+
 # Every character that some library takes for a space, and what only looks like one.
 _SPACES = (
     "\t\n\v\f\r \x1c\x85\xa0\u1680\u2000\u2003\u2009\u200a\u2028\u2029\u202f\u205f\u3000\u180e\u200b\u200d\u2060\ufeff"
@@ -26,7 +27,7 @@ _TEXTS = (
     "<0x0A> <0x0a> <0x00><0xFF> <0xE2><0x96><0x81> <0x0A 0x0A> <+A>",
     "https://example.org/a%20b?c=d&e=f#g user@host:/path/to.file \\frac{a}{b} \\u2581",
 )
-_RUNS = (" ", "\n", "\t", "a", "=", "-", "0", ".", _SPACE_MARK, " \n", "ab", "aba", "é", "中", "\x00", "\u0301")
+_RUNS = (" ", "\n", "\t", "a", "=", "-", "0", ".", SPACE_MARK, " \n", "ab", "aba", "é", "中", "\x00", "\u0301")
 _RUN_LENGTHS = (2, 3, 7, 16, 33, 65, 300)
 
 
@@ -37,7 +38,7 @@ def probe_texts(pieces: Sequence[str], symbols: Sequence[str], *, chains: int = 
     for symbol in symbols:
         texts += [symbol, f"x{symbol}y {symbol}{symbol} {symbol[:-1]} {symbol.upper()}"]
     generator = random.Random(0)
-    spelt = [piece.replace(_SPACE_MARK, " ") for piece in pieces]
+    spelt = [piece.replace(SPACE_MARK, " ") for piece in pieces]
     for _ in range(chains if spelt else 0):
         texts.append("".join(spelt[int(generator.random() * len(spelt))] for _ in range(8)))
     return texts

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pretrain.codec import SPACE_MARK
 from pretrain.errors import DataError
 from tokenizer.cutting import cut
-from tokenizer.inspect_model import BYTE, NORMAL, SPACE_MARK, Model, RoundTrip, round_trip
+from tokenizer.inspect_model import BYTE, NORMAL, Model, RoundTrip, round_trip
 from tokenizer.model import reason_not_to_cut
 
 if TYPE_CHECKING:

@@ -12,8 +12,9 @@ from html import escape
 from pathlib import Path
 
 from pretrain.charts import Bar, bar_chart, column_chart, log_curve
+from pretrain.codec import SPACE_MARK
 from pretrain.errors import DataError
-from tokenizer.inspect_model import SPACE_MARK, describe_round_trip, visible
+from tokenizer.inspect_model import describe_round_trip, visible
 from tokenizer.report import SourceReport, TokenizerReport
 
 HUES = 6  # of neighbouring pieces

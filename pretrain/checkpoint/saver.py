@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pretrain.attempt import Attempt
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.pieces import KINDS
+from pretrain.checkpoint.remote import RemoteRun
 from pretrain.checkpoint.retention import prune
 from pretrain.checkpoint.save import WEIGHTS, Snapshot, give_way, take_snapshot, write_snapshot
 from pretrain.checkpoint.upload import Uploads
@@ -30,8 +30,7 @@ from pretrain.config.schema import CheckpointConfig
 from pretrain.distributed import from_main, gather_to_all, sum_over_ranks
 from pretrain.engine import Engine
 from pretrain.errors import PretrainError
-from pretrain.preflight import Found
-from pretrain.state import Progress
+from pretrain.state import Progress, RunFolder
 from pretrain.world import World
 
 CLOSING_S = 10.0
@@ -42,14 +41,18 @@ class Saver:
 
     def __init__(
         self,
-        attempt: Attempt,
+        folder: RunFolder,
+        attempt: int,
         rules: CheckpointConfig,
         world: World,
         device: torch.device,
         say: Callable[[str], None],
+        *,
+        fence: Callable[[], None],
+        remote: RemoteRun | None,
     ) -> None:
-        self.attempt, self.rules, self.world, self.device, self.say = attempt, rules, world, device, say
-        self.folder = attempt.folder
+        self.folder, self.attempt, self.rules, self.world, self.device = folder, attempt, rules, world, device
+        self.say, self.fence = say, fence
         self.saved_step = 0  # of the newest whole checkpoint
         self.step: int | None = None  # of the save in flight
         self.seconds = 0.0  # from start to commit, of the last save
@@ -62,14 +65,14 @@ class Saver:
         self._problem: str | None = None
         self._notes: queue.SimpleQueue[str] = queue.SimpleQueue()  # from threads: only the training thread may `say`
         self._uploads: Uploads | None = None
-        if attempt.remote is not None:
-            self._uploads = Uploads(attempt.remote, self.folder, rules, attempt.fence, self._notes.put)
+        if remote is not None:
+            self._uploads = Uploads(remote, folder, rules, fence, self._notes.put)
 
-    def stand_at(self, found: Found) -> None:
-        """Training goes on from a checkpoint, or from nothing."""
-        self.saved_step = 0 if found is None else int(found[1]["step"])
-        if self._uploads is not None and found is not None:
-            self._uploads.wake(found[0])
+    def stand_at(self, step: int, folder: Path | None) -> None:
+        """Training continues from the checkpoint of `step` in `folder`, or from scratch."""
+        self.saved_step = step
+        if self._uploads is not None and folder is not None:
+            self._uploads.wake(folder)
 
     def start(
         self,
@@ -189,7 +192,7 @@ class Saver:
             give_way()
         try:
             written = [
-                write_snapshot(layout.staging_folder(root, snapshot.step, self.attempt.number), snapshot, kinds)
+                write_snapshot(layout.staging_folder(root, snapshot.step, self.attempt), snapshot, kinds)
                 for root, kinds in self._roots
             ]
         except Exception as error:
@@ -200,11 +203,11 @@ class Saver:
 
     def _commit(self, written: list[list[list[layout.FileEntry]]]) -> list[Path]:
         assert self.step is not None
-        self.attempt.fence()
+        self.fence()
         folders = []
         for number, (root, _) in enumerate(self._roots):
             files = [entry for parts in written for entry in parts[number]]
-            folders.append(layout.commit(root, self.step, files, self.attempt.number))
+            folders.append(layout.commit(root, self.step, files, self.attempt))
         if self._pruning is not None:
             self._pruning.join()
         self._pruning = threading.Thread(target=self._prune, args=(self.step,), name="prune", daemon=True)
@@ -226,4 +229,4 @@ class Saver:
 
     def _drop(self) -> None:
         for root, _ in self._roots:
-            shutil.rmtree(layout.staging_folder(root, self.step or 0, self.attempt.number), ignore_errors=True)
+            shutil.rmtree(layout.staging_folder(root, self.step or 0, self.attempt), ignore_errors=True)

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretrain.codec import SPACE_MARK
 from pretrain.errors import DataError, UserError
 
 if TYPE_CHECKING:
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 # SentencePiece's `ModelProto.SentencePiece.Type` and `TrainerSpec.ModelType`.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-SPACE_MARK = "▁"
 
 
 @dataclass(frozen=True)

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from pretrain.codec import Codec
 from pretrain.errors import UserError
-from pretrain.generation.loop import decoder_reader
 from pretrain.generation.sampling import greedy
 from pretrain.generation.text import complete
 from pretrain.model.decoder import Decoder
+from pretrain.model.logits_fn import decoder_logits
 from pretrain.world import World
 
 Gather = Callable[[Any], list[Any]]  # every process's value, by rank
@@ -152,7 +152,7 @@ class DecoderLM(TemplateLM):
     def _continue(self, context: str, options: dict[str, Any]) -> str:
         new_tokens, until = self._new_tokens(options), options.get("until") or []
         (made,) = complete(
-            decoder_reader(self.model),
+            decoder_logits(self.model),
             self.codec,
             [(self.tok_encode(context) or [self.prefix_token_id])[new_tokens - self.max_length :]],
             greedy,

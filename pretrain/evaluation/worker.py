@@ -23,6 +23,7 @@ from pretrain.errors import PretrainError, UserError
 from pretrain.evaluation.held_out import BatchSums, Score, score_sources, sequences_read
 from pretrain.evaluation.report import describe, show, write_json
 from pretrain.evaluation.request import Opened, Request, open_request
+from pretrain.leave import leave
 from pretrain.model.decoder import Decoder
 from pretrain.world import World
 
@@ -105,8 +106,6 @@ def _progress(batches: int, *, visible: bool) -> Iterator[Callable[[], None]]:
 
 def main(text: str) -> None:
     """Evaluate under torchrun. The command has found no fault; what one process finds since then ends all of them."""
-    from pretrain.train import leave
-
     world = World.from_environment()
     request = Request.from_json(text)
     alike = True  # what is found before the group is up, all processes find

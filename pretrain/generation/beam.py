@@ -17,8 +17,9 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.generation.loop import Reader, read_prompts, read_tokens
+from pretrain.generation.loop import read_prompts, read_tokens
 from pretrain.generation.prompts import room
+from pretrain.model.logits_fn import LogitsFn
 
 # True: over when `beams` are finished. False: or when the best that goes on scores less, at its present length.
 # "never": the same at the length that suits it best.
@@ -47,7 +48,7 @@ class _Search:
 
 @torch.no_grad()
 def beam_search(
-    reader: Reader,
+    logits_fn: LogitsFn,
     prompts: Sequence[Sequence[int]],
     *,
     beams: int,
@@ -60,13 +61,13 @@ def beam_search(
 
     Raises UserError as `loop.room` does.
     """
-    limits = [room(reader.config, prompt, max_new_tokens) for prompt in prompts]
-    logits_BV, cache = read_prompts(reader, prompts, max(limits))
-    start_N = torch.tensor([0.0] + [NOT_YET] * (beams - 1), device=reader.device)
+    limits = [room(logits_fn.config, prompt, max_new_tokens) for prompt in prompts]
+    logits_BV, cache = read_prompts(logits_fn, prompts, max(limits))
+    start_N = torch.tensor([0.0] + [NOT_YET] * (beams - 1), device=logits_fn.device)
     searches = [_Search(limit, start_N, [[] for _ in range(beams)]) for limit in limits]
     running = searches
     logits_BV = logits_BV.repeat_interleave(beams, dim=0)
-    cache.select(torch.arange(len(prompts), device=reader.device).repeat_interleave(beams))
+    cache.select(torch.arange(len(prompts), device=logits_fn.device).repeat_interleave(beams))
     while True:
         parents, going = [], []
         for place, search in enumerate(running):
@@ -78,8 +79,8 @@ def beam_search(
         if not going:
             return [search.finished for search in searches]
         running = going
-        cache.select(torch.tensor(parents, device=reader.device))
-        logits_BV = read_tokens(reader, [beam[-1] for search in running for beam in search.beams], cache)
+        cache.select(torch.tensor(parents, device=logits_fn.device))
+        logits_BV = read_tokens(logits_fn, [beam[-1] for search in running for beam in search.beams], cache)
 
 
 def _extend(

@@ -66,13 +66,13 @@ def generate(
     wishes = Wishes(**options)  # type: ignore[arg-type]
     refuse_contradictions(wishes)
     prompts = gather_prompts(texts, file)
-    reader, codec = load(path, step, tokenizer, dtype, device, threads)
-    rows = encode_all(codec, reader, prompts, wishes.stop_id)
+    logits_fn, codec = load(path, step, tokenizer, dtype, device, threads)
+    rows = encode_all(codec, logits_fn, prompts, wishes.stop_id)
     streams = len(prompts) * wishes.num_samples * wishes.beams == 1 and not as_json
     show: Callable[[str], None] = (lambda piece: click.echo(piece, nl=False)) if streams else (lambda _: None)
     if streams:
         show(prompts[0])
-    finished = continue_all(reader, codec, rows, wishes, batch_size, show)
+    finished = continue_all(logits_fn, codec, rows, wishes, batch_size, show)
     for number, (sample, completion) in enumerate(finished):
         prompt = prompts[number // wishes.num_samples]
         if as_json:
@@ -82,7 +82,7 @@ def generate(
         else:
             click.echo(f"{'' if number == 0 else chr(10)}{prompt}{completion.text}")
         if completion.finish == "context":
-            tokens = reader.config.max_seq_len
+            tokens = logits_fn.config.max_seq_len
             click.echo(f"text {number + 1} ends with the model's context: model.max_seq_len={tokens}", err=True)
 
 

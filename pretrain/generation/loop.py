@@ -7,77 +7,56 @@
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from pretrain.config.schema import ModelConfig
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose
 from pretrain.model.cache import Cache
-from pretrain.model.decoder import Decoder
+from pretrain.model.logits_fn import LogitsFn
 
 # A row's new token → whether the row goes on.
 Take = Callable[[int, int], bool]
 
 
-class Reader(NamedTuple):
-    """Whatever computes logits: a decoder, or the engine of a run that trains.
-
-    `logits` takes tokens (B, T) and the cache of those before, and gives (B, 1, V) for the last one. `dtype` is that of
-    the activations.
-    """
-
-    logits: Callable[[Tensor, Cache], Tensor]
-    config: ModelConfig
-    dtype: torch.dtype
-    device: torch.device
-
-
-def decoder_reader(model: Decoder) -> Reader:
-    """A decoder, where and as it is."""
-    weight = model.embedding.tokens.weight
-    return Reader(lambda tokens_BT, cache: model(tokens_BT, cache=cache), model.config, weight.dtype, weight.device)
-
-
-def read_prompts(reader: Reader, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Tensor, Cache]:
+def read_prompts(logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Tensor, Cache]:
     """Logits (B, V) behind each prompt, and the cache with room for `new_tokens` more."""
     longest = max(map(len, prompts))
     missing = [longest - len(prompt) for prompt in prompts]
     filled = [[0] * count + list(prompt) for count, prompt in zip(missing, prompts, strict=True)]
-    tokens_BT = torch.tensor(filled, device=reader.device)
+    tokens_BT = torch.tensor(filled, device=logits_fn.device)
     # The last token that is made is never read.
     cache = Cache(
-        reader.config,
+        logits_fn.config,
         len(prompts),
         longest + new_tokens - 1,
-        dtype=reader.dtype,
-        device=reader.device,
-        padding_B=torch.tensor(missing, device=reader.device) if any(missing) else None,
+        dtype=logits_fn.dtype,
+        device=logits_fn.device,
+        padding_B=torch.tensor(missing, device=logits_fn.device) if any(missing) else None,
     )
-    return _last(reader, tokens_BT, cache), cache
+    return _last(logits_fn, tokens_BT, cache), cache
 
 
-def read_tokens(reader: Reader, tokens: Sequence[int], cache: Cache) -> Tensor:
+def read_tokens(logits_fn: LogitsFn, tokens: Sequence[int], cache: Cache) -> Tensor:
     """Logits (B, V) behind one more token of each row."""
-    return _last(reader, torch.tensor(tokens, device=reader.device)[:, None], cache)
+    return _last(logits_fn, torch.tensor(tokens, device=logits_fn.device)[:, None], cache)
 
 
-def _last(reader: Reader, tokens_BT: Tensor, cache: Cache) -> Tensor:
-    return reader.logits(tokens_BT, cache)[:, -1].float()
+def _last(logits_fn: LogitsFn, tokens_BT: Tensor, cache: Cache) -> Tensor:
+    return logits_fn.logits(tokens_BT, cache)[:, -1].float()
 
 
 @torch.no_grad()
 def generate(
-    reader: Reader, prompts: Sequence[Sequence[int]], choose: Choose, take: Take, *, max_new_tokens: int
+    logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], choose: Choose, take: Take, *, max_new_tokens: int
 ) -> None:
     """Hand `take(row, token)` the tokens of each row, in order, until it says no or there is no room (see `room`).
 
     Raises UserError as `room` does, before anything is computed.
     """
-    limits = [room(reader.config, prompt, max_new_tokens) for prompt in prompts]
-    logits_BV, cache = read_prompts(reader, prompts, max(limits))
+    limits = [room(logits_fn.config, prompt, max_new_tokens) for prompt in prompts]
+    logits_BV, cache = read_prompts(logits_fn, prompts, max(limits))
     rows, made = list(range(len(prompts))), 0
     while True:
         chosen = choose(rows, logits_BV)
@@ -90,6 +69,6 @@ def generate(
         if not going:
             return
         if len(going) < len(rows):
-            cache.select(torch.tensor(going, device=reader.device))
+            cache.select(torch.tensor(going, device=logits_fn.device))
             rows = [rows[place] for place in going]
-        logits_BV = read_tokens(reader, [chosen[place] for place in going], cache)
+        logits_BV = read_tokens(logits_fn, [chosen[place] for place in going], cache)

@@ -9,18 +9,18 @@ from pretrain.codec import Codec, load_codec
 from pretrain.convert.sources import load_finite, open_weights
 from pretrain.distributed import pick_device
 from pretrain.errors import UserError
-from pretrain.generation.loop import Reader, decoder_reader
 from pretrain.generation.prompts import encode_prompt, room
 from pretrain.generation.sampling import Sampling, sampler
 from pretrain.generation.text import Completion, complete, complete_by_beams
 from pretrain.generation.wishes import Wishes
+from pretrain.model.logits_fn import LogitsFn, decoder_logits
 
 DEFAULT_TEMPERATURE = 0.8
 
 
 def load(
     path: Path, step: int | None, tokenizer: Path | None, dtype: str, device: str, threads: int
-) -> tuple[Reader, Codec]:
+) -> tuple[LogitsFn, Codec]:
     """The weights and their tokenizer. Raises UserError."""
     place = pick_device(device, 0, option="--device ")
     if threads:
@@ -34,23 +34,25 @@ def load(
         )
     codec = load_codec(file)
     model = load_finite(source, path)
-    return decoder_reader(model.to(place, torch.bfloat16 if dtype == "bf16" else torch.float32)), codec
+    return decoder_logits(model.to(place, torch.bfloat16 if dtype == "bf16" else torch.float32)), codec
 
 
-def encode_all(codec: Codec, reader: Reader, prompts: Sequence[str], stop_ids: Sequence[int] = ()) -> list[list[int]]:
+def encode_all(
+    codec: Codec, logits_fn: LogitsFn, prompts: Sequence[str], stop_ids: Sequence[int] = ()
+) -> list[list[int]]:
     """Ids of all prompts.
 
     Raises UserError for the first that the model cannot continue, and for a stop id that it has not, before anything is
     computed.
     """
     for token in stop_ids:
-        if token >= reader.config.vocab_size:
-            raise UserError(f"--stop-id {token}: the model has the ids 0 to {reader.config.vocab_size - 1}")
+        if token >= logits_fn.config.vocab_size:
+            raise UserError(f"--stop-id {token}: the model has the ids 0 to {logits_fn.config.vocab_size - 1}")
     rows = []
     for number, prompt in enumerate(prompts, start=1):
         try:
             rows.append(encode_prompt(codec, prompt))
-            room(reader.config, rows[-1], 1)
+            room(logits_fn.config, rows[-1], 1)
         except UserError as error:
             where = f"prompt {number}: " if len(prompts) > 1 else ""
             raise UserError(f"{where}{error.message}", hint=error.hint) from None
@@ -58,7 +60,7 @@ def encode_all(codec: Codec, reader: Reader, prompts: Sequence[str], stop_ids: S
 
 
 def continue_all(
-    reader: Reader,
+    logits_fn: LogitsFn,
     codec: Codec,
     prompts: Sequence[list[int]],
     wishes: Wishes,
@@ -72,7 +74,7 @@ def continue_all(
         at_once = max(1, batch_size // wishes.beams)
         for start in range(0, len(prompts), at_once):
             found = complete_by_beams(
-                reader,
+                logits_fn,
                 codec,
                 prompts[start : start + at_once],
                 beams=wishes.beams,
@@ -92,7 +94,7 @@ def continue_all(
         # A text depends on its prompt and its seed, and not on what else is asked for.
         choose = sampler(sampling, [(wishes.seed or 0) + sample for _, sample in batch])
         made = complete(
-            reader,
+            logits_fn,
             codec,
             [prompt for prompt, _ in batch],
             choose,

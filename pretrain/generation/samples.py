@@ -11,27 +11,28 @@ from typing import Any
 from torch import Tensor
 
 from pretrain.codec import codec_of
-from pretrain.generation.loop import Reader, generate
+from pretrain.generation.loop import generate
 from pretrain.generation.sampling import greedy
 from pretrain.generation.stream import Continuation
 from pretrain.model.cache import Cache
+from pretrain.model.logits_fn import LogitsFn
 
 
 def make_samples(
-    reader: Reader, prompts: Sequence[Sequence[int]], tokens: int, before_forward: Callable[[], None]
+    logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], tokens: int, before_forward: Callable[[], None]
 ) -> list[list[int]]:
     """So many tokens behind each prompt, or as the context has room for. A collective; `before_forward` may raise."""
     made: list[list[int]] = [[] for _ in prompts]
 
     def logits(tokens_BT: Tensor, cache: Cache) -> Tensor:
         before_forward()
-        return reader.logits(tokens_BT, cache)
+        return logits_fn.logits(tokens_BT, cache)
 
     def take(row: int, token: int) -> bool:
         made[row].append(token)
         return True
 
-    generate(reader._replace(logits=logits), prompts, greedy, take, max_new_tokens=tokens)
+    generate(logits_fn._replace(logits=logits), prompts, greedy, take, max_new_tokens=tokens)
     return made
 
 

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 from pretrain.codec import Codec
 from pretrain.generation.beam import EarlyStopping, beam_search
-from pretrain.generation.loop import Reader, generate
+from pretrain.generation.loop import generate
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose
 from pretrain.generation.stream import Continuation
+from pretrain.model.logits_fn import LogitsFn
 
 
 class Completion(NamedTuple):
@@ -26,7 +27,7 @@ class Completion(NamedTuple):
 
 
 def complete(
-    reader: Reader,
+    logits_fn: LogitsFn,
     codec: Codec,
     prompts: Sequence[Sequence[int]],
     choose: Choose,
@@ -41,15 +42,15 @@ def complete(
         Continuation(codec, prompt, stop_ids=stop_ids, stop_texts=stop_texts, show=(lambda _: None) if number else show)
         for number, prompt in enumerate(prompts)
     ]
-    generate(reader, prompts, choose, lambda row, token: made[row].take(token), max_new_tokens=max_new_tokens)
+    generate(logits_fn, prompts, choose, lambda row, token: made[row].take(token), max_new_tokens=max_new_tokens)
     return [
-        _completion(text, room(reader.config, prompt, max_new_tokens) < max_new_tokens)
+        _completion(text, room(logits_fn.config, prompt, max_new_tokens) < max_new_tokens)
         for text, prompt in zip(made, prompts, strict=True)
     ]
 
 
 def complete_by_beams(
-    reader: Reader,
+    logits_fn: LogitsFn,
     codec: Codec,
     prompts: Sequence[Sequence[int]],
     *,
@@ -61,7 +62,7 @@ def complete_by_beams(
 ) -> list[list[Completion]]:
     """Of each prompt the `beams` best continuations, the best first. Raises as `loop.room`."""
     found = beam_search(
-        reader,
+        logits_fn,
         prompts,
         beams=beams,
         max_new_tokens=max_new_tokens,
@@ -71,7 +72,7 @@ def complete_by_beams(
     )
     results: list[list[Completion]] = []
     for prompt, kept in zip(prompts, found, strict=True):
-        short = room(reader.config, prompt, max_new_tokens) < max_new_tokens
+        short = room(logits_fn.config, prompt, max_new_tokens) < max_new_tokens
         results.append([])
         for finished in kept:
             text = Continuation(codec, prompt, stop_ids=stop_ids)

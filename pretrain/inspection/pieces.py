@@ -2,9 +2,8 @@
 
 from collections.abc import Sequence
 
-from pretrain.codec import Codec
+from pretrain.codec import SPACE_MARK, Codec
 
-SPACE_MARK = "▁"
 _UNFINISHED = "\ufffd"  # what decoding gives for a part of a character
 _SIGNS = {" ": "␣", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 

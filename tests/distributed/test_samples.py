@@ -10,11 +10,11 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from pretrain.codec import load_codec
 from pretrain.convert.sources import load_decoder, open_weights
-from pretrain.generation.loop import decoder_reader
 from pretrain.generation.prompts import encode_prompt
 from pretrain.generation.sampling import greedy
 from pretrain.generation.text import complete
 from pretrain.metrics import read_lines
+from pretrain.model.logits_fn import decoder_logits
 from tests.support.processes import pretrain, train
 from tests.support.runs import EAGER_ZERO3, make_run
 from tests.support.shards import write_corpus
@@ -72,7 +72,7 @@ def expected(run: Path, step: int, count: int = TOKENS) -> list[str]:
     codec = load_codec(source.tokenizer)
     prompts = [encode_prompt(codec, prompt) for prompt in PROMPTS]
     stop = frozenset({codec.eos_id()})
-    reader = decoder_reader(load_decoder(source))
+    reader = decoder_logits(load_decoder(source))
     return [made.text for made in complete(reader, codec, prompts, greedy, max_new_tokens=count, stop_ids=stop)]
 
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from pretrain.generation.beam import beam_search
-from pretrain.generation.loop import Reader, decoder_reader, generate
+from pretrain.generation.loop import generate
 from pretrain.generation.sampling import Choose, Sampling, greedy, sampler
+from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.shapes import SHAPES, small_decoder
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -13,7 +14,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
 
 
-def run(reader: Reader, choose: Choose = greedy) -> list[list[int]]:
+def run(reader: LogitsFn, choose: Choose = greedy) -> list[list[int]]:
     made: list[list[int]] = [[] for _ in PROMPTS]
 
     def take(row: int, token: int) -> bool:
@@ -26,7 +27,7 @@ def run(reader: Reader, choose: Choose = greedy) -> list[list[int]]:
 
 @pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 def test_greedy_and_beams_find_what_the_cpu_finds(shape: dict) -> None:
-    cpu, cuda = decoder_reader(small_decoder(**shape)), decoder_reader(small_decoder(**shape).cuda())
+    cpu, cuda = decoder_logits(small_decoder(**shape)), decoder_logits(small_decoder(**shape).cuda())
     assert run(cuda) == run(cpu)
     options = {"beams": 3, "max_new_tokens": 10, "stop_ids": frozenset({7, 8, 9})}
     for here, there in zip(beam_search(cpu, PROMPTS, **options), beam_search(cuda, PROMPTS, **options), strict=True):
@@ -35,11 +36,11 @@ def test_greedy_and_beams_find_what_the_cpu_finds(shape: dict) -> None:
 
 
 def test_a_seed_draws_alike_on_both() -> None:
-    cpu, cuda = decoder_reader(small_decoder()), decoder_reader(small_decoder().cuda())
+    cpu, cuda = decoder_logits(small_decoder()), decoder_logits(small_decoder().cuda())
     assert run(cuda, sampler(Sampling(1.0), [1, 2, 3])) == run(cpu, sampler(Sampling(1.0), [1, 2, 3]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_runs_with_filling_and_without(dtype: torch.dtype) -> None:
-    reader = decoder_reader(small_decoder().to("cuda", dtype))
+    reader = decoder_logits(small_decoder().to("cuda", dtype))
     assert [len(made) for made in run(reader)] == [20, 20, 17]

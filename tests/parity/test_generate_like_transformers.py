@@ -10,8 +10,9 @@ from pretrain.codec import load_codec
 from pretrain.convert.hf import export_hf
 from pretrain.convert.transformers_library import quiet_transformers
 from pretrain.generation.beam import beam_search
-from pretrain.generation.loop import Reader, decoder_reader, generate
+from pretrain.generation.loop import generate
 from pretrain.generation.sampling import greedy
+from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
 
@@ -41,7 +42,7 @@ class Pair:
         export_hf(source, folder / "out")
         with quiet_transformers() as transformers:
             self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32).eval()
-        self.reader: Reader = decoder_reader(decoder_of(source))
+        self.reader: LogitsFn = decoder_logits(decoder_of(source))
         codec = load_codec(tokenizer)
         self.prompts = [[codec.bos_id(), *codec.encode(text)] for text in TEXTS]
 
@@ -59,7 +60,7 @@ def pair(request: pytest.FixtureRequest, sentencepiece_model: Path, tmp_path_fac
     return Pair(request.param, sentencepiece_model, tmp_path_factory.mktemp("pair"))
 
 
-def greedy_ids(reader: Reader, prompts: list[list[int]], count: int) -> list[list[int]]:
+def greedy_ids(reader: LogitsFn, prompts: list[list[int]], count: int) -> list[list[int]]:
     made: list[list[int]] = [[] for _ in prompts]
 
     def take(row: int, token: int) -> bool:

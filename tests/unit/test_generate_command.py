@@ -17,10 +17,10 @@ from pretrain.codec import load_codec
 from pretrain.convert.hf import export_hf
 from pretrain.errors import PretrainError, UserError
 from pretrain.generation.cli import generate
-from pretrain.generation.loop import decoder_reader
 from pretrain.generation.prompts import encode_prompt, gather_prompts
 from pretrain.generation.sampling import greedy
 from pretrain.generation.text import complete
+from pretrain.model.logits_fn import decoder_logits
 from tests.support.processes import ENVIRONMENT
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import MemorySource, decoder_of, memory_source, small_model
@@ -61,7 +61,7 @@ def expected(source: MemorySource, texts: Sequence[str], count: int) -> list[str
     codec = load_codec(source.tokenizer)
     prompts = [encode_prompt(codec, text) for text in texts]
     stop = frozenset({codec.eos_id()})
-    made = complete(decoder_reader(decoder_of(source)), codec, prompts, greedy, max_new_tokens=count, stop_ids=stop)
+    made = complete(decoder_logits(decoder_of(source)), codec, prompts, greedy, max_new_tokens=count, stop_ids=stop)
     return [completion.text for completion in made]
 
 

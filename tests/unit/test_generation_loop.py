@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pretrain.errors import UserError
-from pretrain.generation.loop import Reader, decoder_reader, generate
+from pretrain.generation.loop import generate
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose, Sampling, greedy, sampler
 from pretrain.model.cache import Cache
 from pretrain.model.decoder import Decoder
+from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.shapes import SHAPES, small_decoder
 
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [15] * 20]
@@ -35,7 +36,7 @@ def run(
         made[row].append(token)
         return token not in ends
 
-    generate(decoder_reader(model), prompts, choose, take, max_new_tokens=count)
+    generate(decoder_logits(model), prompts, choose, take, max_new_tokens=count)
     return made
 
 
@@ -78,7 +79,7 @@ def test_a_sampled_row_does_not_depend_on_the_others() -> None:
 
 def test_the_work_of_a_token_is_one_position_of_each_row_that_goes_on() -> None:
     seen: list[tuple[int, ...]] = []
-    reader = decoder_reader(MODEL)
+    reader = decoder_logits(MODEL)
 
     def counting(tokens_BT: Tensor, cache: Cache) -> Tensor:
         seen.append(tuple(tokens_BT.shape))
@@ -90,13 +91,13 @@ def test_the_work_of_a_token_is_one_position_of_each_row_that_goes_on() -> None:
         made[row] += 1
         return row == 0 or made[row] < 2
 
-    generate(Reader(counting, *reader[1:]), [[1, 2, 3], [4]], greedy, take, max_new_tokens=4)
+    generate(LogitsFn(counting, *reader[1:]), [[1, 2, 3], [4]], greedy, take, max_new_tokens=4)
     assert seen == [(2, 3), (2, 1), (1, 1), (1, 1)]
     assert made == [4, 2]
 
 
 def test_no_gradient_is_recorded() -> None:
-    reader = decoder_reader(MODEL)
+    reader = decoder_logits(MODEL)
     grads: list[bool] = []
 
     def logits(tokens_BT: Tensor, cache: Cache) -> Tensor:
@@ -104,7 +105,7 @@ def test_no_gradient_is_recorded() -> None:
         grads.append(found.requires_grad)
         return found
 
-    generate(Reader(logits, *reader[1:]), [[1]], greedy, lambda row, token: True, max_new_tokens=2)
+    generate(LogitsFn(logits, *reader[1:]), [[1]], greedy, lambda row, token: True, max_new_tokens=2)
     assert grads == [False, False]
 
 
@@ -122,7 +123,7 @@ def test_a_prompt_that_cannot_be_continued_is_refused_before_anything_runs(promp
         raise AssertionError
 
     with pytest.raises(UserError, match=said):
-        generate(decoder_reader(MODEL), [[1], prompt], greedy, untouched, max_new_tokens=3)
+        generate(decoder_logits(MODEL), [[1], prompt], greedy, untouched, max_new_tokens=3)
 
 
 def test_prompt_and_text_together_fit_the_context() -> None:

@@ -6,11 +6,11 @@ from torch import Tensor
 
 from pretrain.config.schema import Config, DataConfig, EvalConfig, LogConfig, ModelConfig
 from pretrain.errors import ConfigError
-from pretrain.generation.loop import decoder_reader
 from pretrain.generation.prompts import sample_prompts
 from pretrain.generation.samples import describe_samples, make_samples
 from pretrain.metrics import MetricsWriter, read_lines
 from pretrain.model.cache import Cache
+from pretrain.model.logits_fn import decoder_logits
 from pretrain.recorder import Recorder
 from pretrain.state import RunFolder
 from tests.support.shapes import small_decoder
@@ -21,7 +21,7 @@ def test_forwards_do_not_depend_on_what_the_weights_write() -> None:
     """Or ranks that differ in a last bit would wait for each other for ever."""
     shapes: list[list[tuple[int, ...]]] = []
     for seed in range(3):
-        reader, seen = decoder_reader(small_decoder(seed)), []
+        reader, seen = decoder_logits(small_decoder(seed)), []
 
         def logits(tokens_BT: Tensor, cache: Cache, reader=reader, seen=seen) -> Tensor:
             seen.append(tuple(tokens_BT.shape))
@@ -43,7 +43,7 @@ def test_every_forward_can_be_the_last() -> None:
             raise KeyError
 
     with pytest.raises(KeyError):
-        make_samples(decoder_reader(small_decoder()), [[1, 2]], 10, stop_at_the_third)
+        make_samples(decoder_logits(small_decoder()), [[1, 2]], 10, stop_at_the_third)
 
 
 def test_a_sample_ends_with_its_document(sentencepiece_model: Path) -> None:

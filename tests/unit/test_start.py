@@ -11,9 +11,10 @@ from pretrain.checkpoint import layout
 from pretrain.config.load import config_text, load_config
 from pretrain.config.schema import Config, DataConfig, ModelConfig, RunConfig
 from pretrain.convert.families.choose import choose_family, config_json
+from pretrain.convert.origin import imported_from
 from pretrain.errors import CheckpointError, DataError
 from pretrain.preflight import prepare
-from pretrain.start import changed_rotation, check_start, imported_from, verify_start
+from pretrain.start import changed_rotation, check_start, verify_start
 from tests.support.checkpoints import flip_a_bit, save
 from tests.support.runs import make_run
 from tests.support.weight_source import small_model

@@ -1,0 +1,30 @@
+"""The one thing that decoding needs of a model: logits of the next token, given a key/value cache."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from pretrain.config.schema import ModelConfig
+from pretrain.model.cache import Cache
+from pretrain.model.decoder import Decoder
+
+
+class LogitsFn(NamedTuple):
+    """Computes next-token logits: a decoder, or the engine of a run in training.
+
+    `logits` maps tokens (B, T) and the cache of the tokens before them to (B, 1, V), the logits of the last token. `dtype`
+    is the activations' dtype.
+    """
+
+    logits: Callable[[Tensor, Cache], Tensor]
+    config: ModelConfig
+    dtype: torch.dtype
+    device: torch.device
+
+
+def decoder_logits(model: Decoder) -> LogitsFn:
+    """The logits of a decoder, on its device and in its dtype."""
+    weight = model.embedding.tokens.weight
+    return LogitsFn(lambda tokens_BT, cache: model(tokens_BT, cache=cache), model.config, weight.dtype, weight.device)
