@@ -30,7 +30,7 @@ from pathlib import Path
 
 from pretrain.checkpoint.remote import RemoteRun
 from pretrain.config.schema import StoreConfig
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from tests.support.chaos_run import (
     ON_ANY_RANK,
     ON_RANK_0,

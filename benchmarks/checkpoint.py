@@ -44,8 +44,8 @@ from pretrain.checkpoint.save import Snapshot, give_way, take_snapshot, write_sn
 from pretrain.config.schema import BatchConfig, Config, DataConfig, EngineConfig, ModelConfig, ScheduleConfig
 from pretrain.distributed import gather_to_all
 from pretrain.engine import Batch, Engine
-from pretrain.planning import count_parameters
-from pretrain.state import Progress
+from pretrain.plan.counts import count_parameters
+from pretrain.run_folder import Progress
 from pretrain.world import World
 from tests.support.elastic import CPU, run_group
 

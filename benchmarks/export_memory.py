@@ -22,7 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pretrain.config import load_config
-from pretrain.planning import count_parameters
+from pretrain.plan.counts import count_parameters
 
 COMMAND = "from pretrain.convert import cli; cli.{name}_command()"
 LIBRARIES = (
@@ -42,7 +42,7 @@ def make_run(config_file: str, folder: str) -> None:
     from pretrain.checkpoint.pieces import piece_key
     from pretrain.config.load import config_text
     from pretrain.convert.weights import expected_shapes, plan_shards
-    from pretrain.state import RunFolder
+    from pretrain.run_folder import RunFolder
     from tests.support.tokenizers import train_sentencepiece
 
     config = load_config(config_file).config

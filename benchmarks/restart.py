@@ -58,15 +58,14 @@ def child(arguments: list[str]) -> None:
     import deepspeed  # noqa: F401
 
     say("our other imports")
-    import pretrain.attempt
-    import pretrain.trainer
+    from pretrain import attempt, trainer
 
     say("config and data")
     around(train, "_configure_torch", "deterministic kernels", "process group")
-    around(pretrain.trainer, "Engine", "build the engine", "order, feed")
-    around(pretrain.attempt.Attempt, "begin", "claim, hash the checkpoint")
-    around(pretrain.trainer, "load_checkpoint", "load", "open files")
-    around(pretrain.trainer.Trainer, "_step", "first step", "end")
+    around(trainer, "Engine", "build the engine", "order, feed")
+    around(attempt.Attempt, "begin", "claim, hash the checkpoint")
+    around(trainer, "load_checkpoint", "load", "open files")
+    around(trainer.Trainer, "_step", "first step", "end")
     train.main(arguments)
 
 

@@ -29,13 +29,13 @@ from pretrain.data.stream import Position, build_stream
 from pretrain.distributed import end_group, pick_device, start_group
 from pretrain.faults import StopRequest
 from pretrain.leave import leave
-from pretrain.loss import plain_cross_entropy
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
-from pretrain.optimizer import build_optimizer
-from pretrain.planning import plan_batch
+from pretrain.model.loss import plain_cross_entropy
+from pretrain.optim.adamw import build_optimizer
+from pretrain.plan.counts import plan_batch
 from pretrain.preflight import Prepared, prepare
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from pretrain.train import _configure_torch
 from pretrain.trainer import Trainer
 from pretrain.watchdog import Watchdog

@@ -9,7 +9,7 @@ from launch.cluster_rules import parse_time, unsafe_path
 from pretrain.config.check import check_world
 from pretrain.config.schema import Config
 from pretrain.errors import ConfigError
-from pretrain.planning import count_parameters
+from pretrain.plan.counts import count_parameters
 
 STATE_BYTES = 12  # of a parameter in a checkpoint: fp32 master and two moments of Adam
 

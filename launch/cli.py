@@ -38,7 +38,7 @@ def local(config: Path, nproc: int, max_restarts: int, overrides: tuple[str, ...
     from launch.torchrun import launch_with_restarts
     from pretrain.config import load_config
     from pretrain.preflight import prepare
-    from pretrain.state import RunFolder
+    from pretrain.run_folder import RunFolder
 
     run_config = load_config(config, overrides).config
     prepare(run_config, nproc)
@@ -64,7 +64,7 @@ def hosts(config: Path, hostfile: Path, port: int, ssh: str | None, dry_run: boo
 
     from launch.hosts import SSH, host_commands, launch_hosts, read_hostfile
     from pretrain.config import load_config
-    from pretrain.state import RunFolder
+    from pretrain.run_folder import RunFolder
 
     machines = read_hostfile(hostfile)
     run_config = load_config(config, overrides).config

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from launch.checks import STATE_BYTES, save_seconds
 from launch.cluster import Cluster
 from pretrain.config.schema import Config
-from pretrain.memory_plan import MemoryPlan, offload_devices, plan_memory, with_stage
-from pretrain.planning import count_parameters, flops_per_token, plan_batch
+from pretrain.plan.counts import count_parameters, flops_per_token, plan_batch
+from pretrain.plan.memory import MemoryPlan, offload_devices, plan_memory, with_stage
 
 GIB = 2**30
 COLUMNS = ("parameters", "gradients", "optimizer", "gathered", "buckets", "activations", "head", "total", "host")

@@ -17,7 +17,7 @@ from launch.job import Event, JobRecord, LaunchFolder
 from launch.restarts import newest_checkpoint
 from pretrain.config.load import load_saved
 from pretrain.errors import PretrainError, UserError
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 RECENT_STEPS = 20  # whose speed is the run's
 TAIL_BYTES = 65_536

@@ -6,7 +6,7 @@ from launch import slurm
 from launch.job import LaunchFolder
 from launch.status import is_run
 from pretrain.errors import UserError
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 
 def stop_run(run: Path, *, now: bool = False) -> str:

@@ -15,7 +15,7 @@ from types import FrameType
 
 from launch.restarts import Ended, newest_step, why_not_again
 from pretrain.processes import kill_tree
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
 

@@ -18,8 +18,8 @@ from pretrain.distributed import from_main
 from pretrain.errors import PretrainError, TrainingError
 from pretrain.faults import StopRequest
 from pretrain.preflight import Found, Prepared, find_resume
+from pretrain.run_folder import Jump, RunFolder
 from pretrain.start import verify_start
-from pretrain.state import Jump, RunFolder
 from pretrain.world import World
 
 LOOK_EVERY_S = 1.0

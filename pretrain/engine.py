@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema import Config
-from pretrain.loss import LossSums
-from pretrain.model.cache import Cache
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
+from pretrain.model.kv_cache import Cache
 from pretrain.model.logits_fn import LogitsFn
-from pretrain.optimizer import build_optimizer
-from pretrain.planning import count_parameters, plan_batch
+from pretrain.model.loss import LossSums
+from pretrain.optim.adamw import build_optimizer
+from pretrain.plan.counts import count_parameters, plan_batch
 from pretrain.world import World
 
 

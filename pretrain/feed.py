@@ -11,9 +11,9 @@ from pretrain.data.order import Order
 from pretrain.data.stream import Position, build_stream
 from pretrain.distributed import gather_to_all, sum_integers_over_ranks
 from pretrain.errors import PretrainError
+from pretrain.optim.schedule import batch_size
 from pretrain.preflight import Prepared
-from pretrain.schedule import batch_size
-from pretrain.state import Jump, Progress
+from pretrain.run_folder import Jump, Progress
 from pretrain.world import World
 
 Batches = list[dict[str, Any]]

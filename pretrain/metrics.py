@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import IO, Any
 
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 TENSORBOARD_GROUPS = {
     "loss": "train/loss",

@@ -30,7 +30,7 @@ from pretrain.leave import leave
 from pretrain.node_judge import Finding, judge
 from pretrain.node_place import Place, find_place
 from pretrain.node_report import GIB, LONGEST_REPORT, Needs, Report, look
-from pretrain.planning import count_parameters
+from pretrain.plan.counts import count_parameters
 from pretrain.watchdog import STALLED
 
 BYTES_A_PARAMETER = 12  # of a checkpoint, and of the copy in memory that it is written from

@@ -21,9 +21,9 @@ from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.generation.prompts import sample_prompts
-from pretrain.schedule import samples_between
+from pretrain.optim.schedule import samples_between
+from pretrain.run_folder import Jump, RunFolder
 from pretrain.start import check_start
-from pretrain.state import Jump, RunFolder
 
 Found = tuple[Path, dict[str, Any]] | None  # a checkpoint and its state
 

@@ -23,10 +23,10 @@ from rich.text import Text
 from pretrain.config import load_config
 from pretrain.errors import PretrainError, UserError
 from pretrain.metrics import read_lines
-from pretrain.planning import count_parameters
+from pretrain.plan.counts import count_parameters
 from pretrain.processes import kill_tree
 from pretrain.quickstart_corpus import Written, write_corpus
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 MARKER = ".quickstart"

@@ -7,7 +7,7 @@ from typing import Any
 from pretrain.config.schema import Config
 from pretrain.metrics import MetricsWriter
 from pretrain.reporting import Reporter
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 SHOWN = 100  # characters of a sample
 

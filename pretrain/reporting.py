@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
 from pretrain.config.schema import Config
-from pretrain.planning import count_parameters, plan_batch
+from pretrain.plan.counts import count_parameters, plan_batch
 
 
 def headline(config: Config, world_size: int, device: str, step: int) -> str:

@@ -15,7 +15,7 @@ from pretrain.errors import PretrainError, UserError
 from pretrain.faults import StopRequest
 from pretrain.leave import leave
 from pretrain.preflight import Prepared, prepare
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from pretrain.watchdog import Watchdog
 from pretrain.world import World
 

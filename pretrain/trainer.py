@@ -27,15 +27,15 @@ from pretrain.faults import StopRequest
 from pretrain.feed import Batches, Feed
 from pretrain.guards import Guard, fatal
 from pretrain.looks import Looks
-from pretrain.loss import IGNORE
-from pretrain.planning import flops_per_token
+from pretrain.model.loss import IGNORE
+from pretrain.optim.schedule import batch_size, lr_fraction
+from pretrain.plan.counts import flops_per_token
 from pretrain.preflight import Found, Prepared
 from pretrain.recorder import Recorder
 from pretrain.replicas import compare_replicas
 from pretrain.reporting import headline
-from pretrain.schedule import batch_size, lr_fraction
+from pretrain.run_folder import Jump, Progress, RunFolder
 from pretrain.start import changed_rotation, load_start
-from pretrain.state import Jump, Progress, RunFolder
 from pretrain.stragglers import Stragglers
 from pretrain.watchdog import Watchdog
 from pretrain.world import World

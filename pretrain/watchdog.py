@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import IO, NamedTuple
 
 from pretrain.heartbeat import Beat, Beats, beat_file, describe, find_suspects, read_beats, write_beat
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from pretrain.whereabouts import collectives_begun, last_collectives, main_thread_place
 from pretrain.world import World
 

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
-from pretrain.charts import Bar, bar_chart, column_chart, log_curve
 from pretrain.codec import SPACE_MARK
 from pretrain.errors import DataError
+from pretrain.report.charts import Bar, bar_chart, column_chart, log_curve
 from tokenizer.inspect_model import describe_round_trip, visible
 from tokenizer.report import SourceReport, TokenizerReport
 

@@ -15,7 +15,7 @@ from pretrain.checkpoint import layout
 from pretrain.checkpoint.retention import kept, validation_loss
 from pretrain.config.load import load_saved
 from pretrain.errors import CheckpointError, UserError
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
 

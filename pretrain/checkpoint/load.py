@@ -8,7 +8,7 @@ from pretrain.config.load import load_saved
 from pretrain.config.schema import FREE, Config
 from pretrain.data.order import differences, past_of
 from pretrain.errors import CheckpointError
-from pretrain.state import Progress
+from pretrain.run_folder import Progress
 
 if TYPE_CHECKING:
     from pretrain.engine import Engine

@@ -9,7 +9,7 @@ from pretrain.checkpoint.pieces import PieceIndex
 from pretrain.config.load import load_saved
 from pretrain.errors import CheckpointError, UserError
 from pretrain.model.decoder import Decoder
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 
 class CheckpointReader:

@@ -19,9 +19,9 @@ from pretrain.checkpoint import layout
 from pretrain.checkpoint.layout import SMALL_BYTES, FileEntry
 from pretrain.checkpoint.retention import kept, validation_loss
 from pretrain.config.schema import CheckpointConfig, Config, StoreConfig
-from pretrain.data.retries import insist
-from pretrain.data.store import LISTING_TRIES, SAME_ANSWERS, RemoteStore, check_name, open_store
 from pretrain.errors import CheckpointError, ConfigError, DataError
+from pretrain.storage.retry import insist
+from pretrain.storage.store import LISTING_TRIES, SAME_ANSWERS, RemoteStore, check_name, open_store
 
 WRITABLE = ("s3", "gs", "gcs", "az", "abfs", "memory")
 TRANSFERS = 4  # files at a time: training needs the network too

@@ -27,7 +27,7 @@ from pretrain.checkpoint.rng import rng_state
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config
 from pretrain.engine import Engine
-from pretrain.state import Progress
+from pretrain.run_folder import Progress
 from pretrain.world import World
 
 LOWER_PRIORITY = 15  # of Linux's niceness: about a thirtieth of a core that others want

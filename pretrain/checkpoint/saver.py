@@ -30,7 +30,7 @@ from pretrain.config.schema import CheckpointConfig
 from pretrain.distributed import from_main, gather_to_all, sum_over_ranks
 from pretrain.engine import Engine
 from pretrain.errors import PretrainError
-from pretrain.state import Progress, RunFolder
+from pretrain.run_folder import Progress, RunFolder
 from pretrain.world import World
 
 CLOSING_S = 10.0

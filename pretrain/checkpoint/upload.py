@@ -19,7 +19,7 @@ from pretrain.checkpoint.remote import RemoteRun
 from pretrain.checkpoint.retention import kept, local_losses
 from pretrain.config.schema import CheckpointConfig
 from pretrain.errors import CheckpointError, PretrainError
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 LAST_WAIT_S = 900.0  # at the end of a run; the other ranks wait half an hour for rank 0
 

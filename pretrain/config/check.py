@@ -6,7 +6,7 @@ from pretrain.config.schema import Config, ModelConfig
 from pretrain.errors import ConfigError
 
 # What DeepSpeed 0.19 reads at the top level of its dictionary, without what it has removed and would only refuse once
-# all processes run. It ignores a misspelt name, so we check it; tests/unit/test_deepspeed_options.py compares.
+# all processes run. It ignores a misspelt name, so we check it; tests/unit/pretrain/config/test_deepspeed_options.py compares.
 DEEPSPEED_OPTIONS = frozenset(
     """
     activation_checkpointing aio autotuning bf16 checkpoint comet comms_logger communication_data_type compile

@@ -15,9 +15,9 @@ from pretrain.checkpoint import layout
 from pretrain.checkpoint.read import CheckpointReader, open_checkpoint
 from pretrain.config.schema import FREE, Config
 from pretrain.convert.directory import is_hf_directory
-from pretrain.convert.tensor_file import CHUNK
 from pretrain.errors import CheckpointError, UserError
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
+from pretrain.storage.safetensors import CHUNK
 
 
 class AverageSource:

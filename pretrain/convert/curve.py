@@ -12,9 +12,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pretrain.charts import Line, line_chart
 from pretrain.convert.weights import WeightSource
-from pretrain.state import RunFolder
+from pretrain.report.charts import Line, line_chart
+from pretrain.run_folder import RunFolder
 
 CURVE = "training-curve.svg"
 MOST_POINTS = 400

@@ -22,8 +22,8 @@ from pretrain.convert.families.choose import choose_family
 from pretrain.convert.families.family import Stored, heads_fill_the_width, mismatches
 from pretrain.convert.weights import WeightSource, assemble, stored_shape
 from pretrain.errors import UserError
-from pretrain.model.long_context import rope_frequencies
 from pretrain.model.positions import frequencies
+from pretrain.model.rope_scaling import rope_frequencies
 
 # Divides the frequency of each pair of channels; made here, and in no Hugging Face folder.
 ROPE_FACTORS = "rope_freqs.weight"

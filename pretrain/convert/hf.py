@@ -24,13 +24,13 @@ from pretrain.convert.families.choose import choose_family, config_json
 from pretrain.convert.model_card import CARD_FILES, write_card
 from pretrain.convert.origin import imported_from
 from pretrain.convert.proof import LogitProof, prove_logits
-from pretrain.convert.staging import staging_folder
 from pretrain.convert.tokenizer_files import check_tokenizer, control_symbols, write_tokenizer_files
 from pretrain.convert.tokenizer_json import SpecialTokens
 from pretrain.convert.tokenizer_proof import TokenizerProof, settle_tokenizer
 from pretrain.convert.transformers_library import import_transformers
 from pretrain.convert.weights import DTYPES, INDEX, WeightSource, refuse_unless_complete, write_weights
 from pretrain.errors import UserError
+from pretrain.storage.staging import staging_folder
 
 MAX_SHARD_BYTES = 2_000_000_000
 # What an export writes. A folder with anything else in it is never deleted.

@@ -25,10 +25,10 @@ from pretrain.convert.stored_files import (
     stored_tensors,
     type_of,
 )
-from pretrain.convert.tensor_file import DTYPES
 from pretrain.convert.tokenizer_files import find_tokenizer
 from pretrain.convert.weights import expected_shapes, stored_shape
 from pretrain.errors import DataError
+from pretrain.storage.safetensors import DTYPES
 
 NAMES_LISTED = 5
 

@@ -23,11 +23,11 @@ from pretrain.config.load import config_text
 from pretrain.config.schema import Config, RunConfig
 from pretrain.convert.directory import is_hf_directory
 from pretrain.convert.hf_source import HfSource
-from pretrain.convert.staging import staging_folder
 from pretrain.convert.tokenizer_files import check_tokenizer, tokenizer_notes
 from pretrain.convert.weights import plan_shards
 from pretrain.errors import UserError
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
+from pretrain.storage.staging import staging_folder
 
 FILE_BYTES = 500_000_000  # of tensors that are in memory at once, or one tensor where that is larger
 LONGEST_SEQUENCE = 4096  # what data.seq_len becomes for models that can take more

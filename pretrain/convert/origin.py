@@ -7,7 +7,7 @@ from pretrain.config.load import load_saved
 from pretrain.config.schema import Config
 from pretrain.convert.directory import CONFIG, is_hf_directory, model_name, read_json
 from pretrain.errors import CheckpointError, PretrainError
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 
 def imported_from(config: Config, runs: int = 8) -> str | None:

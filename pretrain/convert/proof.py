@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from pretrain.codec import load_codec
 from pretrain.convert.nasty_text import CODE, SCRIPTS
 from pretrain.convert.streamed import streamed
-from pretrain.convert.tensor_file import Entry, read_header, read_tensor
 from pretrain.convert.transformers_library import quiet_transformers
 from pretrain.convert.weights import WeightSource, rounded_parameter
 from pretrain.errors import ExportError
 from pretrain.model.decoder import Decoder
 from pretrain.model.positions import sinusoidal
+from pretrain.storage.safetensors import Entry, read_header, read_tensor
 
 LOGIT_BOUND = 1e-5
 MAX_PROOF_TOKENS = 256

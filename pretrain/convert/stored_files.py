@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from pretrain.convert.directory import inside, read_json
-from pretrain.convert.tensor_file import CHUNK, DTYPES, NAMES, Entry, read_header, read_tensor
 from pretrain.errors import DataError
+from pretrain.storage.safetensors import CHUNK, DTYPES, NAMES, Entry, read_header, read_tensor
 
 FORMATS = ("model.safetensors", "pytorch_model.bin")
 StoredTensor = Entry | Tensor

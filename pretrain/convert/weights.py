@@ -12,10 +12,10 @@ from torch import Tensor
 
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.convert.families.family import Stored
-from pretrain.convert.tensor_file import CHUNK, write_tensors
 from pretrain.errors import ExportError
 from pretrain.model.decoder import Decoder
 from pretrain.model.positions import sinusoidal
+from pretrain.storage.safetensors import CHUNK, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INDEX = "model.safetensors.index.json"

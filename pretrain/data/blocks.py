@@ -22,8 +22,8 @@ from pretrain.data.cache import ShardCache
 from pretrain.data.manifest import Manifest
 from pretrain.data.memory import AHEAD, URGENT, Block, BlockMemory
 from pretrain.data.shards import read_index
-from pretrain.data.store import LocalStore, RemoteStore
 from pretrain.errors import DataError
+from pretrain.storage.store import LocalStore, RemoteStore
 
 Ids = NDArray[Any]  # of the manifest's dtype
 

@@ -18,7 +18,7 @@ def data() -> None:
 def info(address: str) -> None:
     """Print what a manifest says."""
     from pretrain.data.manifest import load_manifest
-    from pretrain.data.store import open_store
+    from pretrain.storage.store import open_store
 
     manifest = load_manifest(open_store(address))
     begin = "" if manifest.bos_id == manifest.eos_id else f"begin with {manifest.bos_id} and "
@@ -48,8 +48,8 @@ def verify(address: str, workers: int) -> None:
     from rich.progress import Progress
 
     from pretrain.data.manifest import load_manifest
-    from pretrain.data.store import open_store
     from pretrain.data.verify import verify_shards
+    from pretrain.storage.store import open_store
 
     store = open_store(address)
     manifest = load_manifest(store)

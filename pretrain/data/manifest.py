@@ -18,8 +18,8 @@ from typing import Any
 
 from pretrain.data.manifest_rules import LARGEST_VOCAB, LAYOUTS, check_manifest, check_table_file, raise_problems, show
 from pretrain.data.shard_table import TABLE_NAME, ShardTable, parse_table, table_bytes, table_file
-from pretrain.data.store import LocalStore, Store
 from pretrain.errors import DataError
+from pretrain.storage.store import LocalStore, Store
 
 FORMAT = "pretrain-shards/2"
 MANIFEST_NAME = "manifest.json"

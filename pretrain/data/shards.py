@@ -34,8 +34,8 @@ import numpy as np
 
 from pretrain.data.manifest import Manifest
 from pretrain.data.shard_table import ShardEntry
-from pretrain.data.store import Store
 from pretrain.errors import DataError
+from pretrain.storage.store import Store
 
 BLOCK_TOKENS = 1 << 17
 TOKENS_MEMBER = "tok.npy"

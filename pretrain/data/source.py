@@ -21,8 +21,8 @@ from pretrain.data.manifest import Manifest, fingerprint, load_manifest
 from pretrain.data.memory import BlockMemory
 from pretrain.data.order import OrderedSource
 from pretrain.data.shards import check_folder
-from pretrain.data.store import LocalStore, Store, open_store
 from pretrain.errors import DataError
+from pretrain.storage.store import LocalStore, Store, open_store
 
 MANY_SHARDS = 4096
 

@@ -24,8 +24,8 @@ from pretrain.data.documents import mark_documents
 from pretrain.data.order import Order
 from pretrain.data.permute import I64
 from pretrain.data.source import Source
-from pretrain.loss import IGNORE
-from pretrain.schedule import batch_levels
+from pretrain.model.loss import IGNORE
+from pretrain.optim.schedule import batch_levels
 from pretrain.world import World
 
 Item = dict[str, Any]

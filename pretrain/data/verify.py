@@ -19,8 +19,8 @@ import numpy as np
 from pretrain.data.manifest import Manifest
 from pretrain.data.shard_table import ShardEntry
 from pretrain.data.shards import ENDS_MEMBER, TOKENS_MEMBER, check_npy_header, read_index
-from pretrain.data.store import Store
 from pretrain.errors import DataError
+from pretrain.storage.store import Store
 
 PIECE = 4 << 20  # bytes of a request; a multiple of what an id takes
 RECORD = 512  # of a tar

@@ -18,7 +18,7 @@ import torch
 from pretrain.data.source import Source
 from pretrain.data.stream import Item, split_targets
 from pretrain.engine import Batch
-from pretrain.loss import IGNORE
+from pretrain.model.loss import IGNORE
 from pretrain.world import World
 
 Add = Callable[[list[float]], list[float]]  # element-wise sum over all processes, in float64

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose
-from pretrain.model.cache import Cache
+from pretrain.model.kv_cache import Cache
 from pretrain.model.logits_fn import LogitsFn
 
 # A row's new token → whether the row goes on.

@@ -14,7 +14,7 @@ from pretrain.codec import codec_of
 from pretrain.generation.loop import generate
 from pretrain.generation.sampling import greedy
 from pretrain.generation.stream import Continuation
-from pretrain.model.cache import Cache
+from pretrain.model.kv_cache import Cache
 from pretrain.model.logits_fn import LogitsFn
 
 

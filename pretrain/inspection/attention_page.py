@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pretrain.errors import UserError
 from pretrain.inspection.attention import AttentionMaps, HeadFigures, figures
-from pretrain.inspection.page import document, origin, resource
+from pretrain.report.page import document, origin, resource
 
 LARGEST_PAGE = 64_000_000  # bytes; browsers become slow beyond
 UNIT = 65_535
@@ -42,9 +42,9 @@ def attention_page(maps: AttentionMaps, name: str) -> str:
     }
     return document(
         "Attention maps",
-        resource("attention.html"),
-        style=resource("page.css") + resource("attention.css"),
-        script=resource("attention.js"),
+        resource("pretrain.inspection", "attention.html"),
+        style=resource("pretrain.report", "page.css") + resource("pretrain.inspection", "attention.css"),
+        script=resource("pretrain.inspection", "attention.js"),
         data=data,
     )
 

@@ -32,7 +32,7 @@ def attention(path: Path, text: str, step: int | None, out: Path, max_tokens: in
     from pretrain.convert.sources import open_weights
     from pretrain.inspection.attention import attention_maps
     from pretrain.inspection.attention_page import attention_page
-    from pretrain.inspection.page import write_page
+    from pretrain.report.page import write_page
 
     maps = attention_maps(open_weights(path, step), text, max_tokens)
     page = attention_page(maps, str(path))
@@ -68,10 +68,10 @@ def weights(
     from rich.progress import Progress
 
     from pretrain.convert.sources import open_weights
-    from pretrain.inspection.page import write_page
     from pretrain.inspection.weights import inspect_weights
     from pretrain.inspection.weights_page import weights_page
     from pretrain.inspection.weights_table import print_report, report_json
+    from pretrain.report.page import write_page
 
     source = open_weights(path, step)
     before = None if against is None else open_weights(path, against)

@@ -3,10 +3,10 @@
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
-from pretrain.charts import Line, line_chart
-from pretrain.inspection.page import document, origin, resource
 from pretrain.inspection.weights import MatrixFigures, WeightsReport
 from pretrain.inspection.weights_table import MATRIX_HEAD, VECTOR_HEAD, matrix_row, remarks, vector_row
+from pretrain.report.charts import Line, line_chart
+from pretrain.report.page import document, origin, resource
 
 # Matrices that are drawn together, each in its own colour.
 GROUPS = {
@@ -33,7 +33,7 @@ def weights_page(report: WeightsReport, name: str) -> str:
         "<h2>Norms and biases</h2>",
         _table((*VECTOR_HEAD, *changes), (vector_row(vector, report) for vector in report.vectors)),
     ]
-    style = resource("page.css") + resource("weights.css")
+    style = resource("pretrain.report", "page.css") + resource("pretrain.inspection", "weights.css")
     return document("Weights", f"<main>{''.join(parts)}</main>", style=style)
 
 

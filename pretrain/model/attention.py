@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.schema import ModelConfig
-from pretrain.model.cache import BlockCache
+from pretrain.model.kv_cache import BlockCache
 from pretrain.model.norms import build_qk_norm
 from pretrain.model.positions import Rotation, rotate
 

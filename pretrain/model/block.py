@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from pretrain.config.schema import ModelConfig
 from pretrain.model.attention import MultiHeadAttention
-from pretrain.model.cache import BlockCache
 from pretrain.model.feed_forward import build_feed_forward
+from pretrain.model.kv_cache import BlockCache
 from pretrain.model.norms import build_norm
 from pretrain.model.positions import Rotation
 

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pretrain.config.schema import ModelConfig
-from pretrain.loss import LossSums, chunked_cross_entropy
 from pretrain.model.attention import document_mask
 from pretrain.model.block import Block
-from pretrain.model.cache import Cache
-from pretrain.model.long_context import rope_frequencies
+from pretrain.model.kv_cache import Cache
+from pretrain.model.loss import LossSums, chunked_cross_entropy
 from pretrain.model.norms import build_norm
 from pretrain.model.positions import Rotation, positions_in_documents, rotation, sinusoidal
+from pretrain.model.rope_scaling import rope_frequencies
 
 
 class Embedding(nn.Module):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from pretrain.config.schema import ModelConfig
-from pretrain.model.cache import Cache
 from pretrain.model.decoder import Decoder
+from pretrain.model.kv_cache import Cache
 
 
 class LogitsFn(NamedTuple):

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from pretrain.checkpoint import layout
-from pretrain.loss import plain_cross_entropy
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
-from pretrain.optimizer import build_optimizer
-from pretrain.schedule import lr_fraction
+from pretrain.model.loss import plain_cross_entropy
+from pretrain.optim.adamw import build_optimizer
+from pretrain.optim.schedule import lr_fraction
 from tests.support.elastic import (
     KINDS,
     SAVED,

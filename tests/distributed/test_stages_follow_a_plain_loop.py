@@ -10,13 +10,13 @@ import torch
 from pretrain.config import load_config
 from pretrain.config.schema import BatchConfig
 from pretrain.data.stream import Position, build_stream
-from pretrain.loss import plain_cross_entropy
 from pretrain.metrics import read_lines
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
-from pretrain.optimizer import build_optimizer
+from pretrain.model.loss import plain_cross_entropy
+from pretrain.optim.adamw import build_optimizer
+from pretrain.optim.schedule import lr_fraction
 from pretrain.preflight import prepare
-from pretrain.schedule import lr_fraction
 from pretrain.world import World
 from tests.support.processes import losses, train
 from tests.support.runs import EAGER_ZERO3, make_run

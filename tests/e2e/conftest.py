@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).parents[2]
+from tests.support.repository import ROOT
+
 SHORT = ("schedule.total_steps=24", "schedule.warmup_steps=4", "checkpoint.every_steps=6", "eval.every_steps=12")
 
 
@@ -16,7 +17,7 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder that looks like a clone in which the quickstart has run, with fewer steps."""
     folder = tmp_path_factory.mktemp("workplace")
     for name in ("configs", "docs", "pretrain", "launch", "tokenizer", "benchmarks", "Makefile", "constraints.txt"):
-        (folder / name).symlink_to(REPOSITORY / name)
+        (folder / name).symlink_to(ROOT / name)
     done = run_in(folder, " ".join(["pretrain quickstart", *SHORT]))
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "quickstart.log").write_text(done.stdout)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint.layout import list_steps, verify
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from tests.support.chaos_run import (
     Death,
     deaths,

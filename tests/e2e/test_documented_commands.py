@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import REPOSITORY, run_in
+from tests.e2e.conftest import run_in
+from tests.support.repository import ROOT
 
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs/guides").glob("*.md"))]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]
 # This test runs under `make test`, in the environment that these made.
 MAKING = re.compile(r"make (?P<target>[\w-]+)|python3 -m venv .*|pretrain quickstart")
 
@@ -21,7 +22,7 @@ def commands(document: Path) -> list[str]:
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.stem)
 def test_commands_of_a_document_run(document: Path, workplace: Path) -> None:
-    makefile = (REPOSITORY / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     shown = commands(document)
     assert shown
     for command in shown:

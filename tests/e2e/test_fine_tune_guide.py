@@ -12,9 +12,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.e2e.conftest import REPOSITORY
+from tests.support.repository import ROOT
 
-GUIDE = REPOSITORY / "docs/guides/fine-tune.md"
+GUIDE = ROOT / "docs/guides/fine-tune.md"
 LIBRARIES = ("transformers", "trl", "peft", "accelerate", "datasets")
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from pretrain.checkpoint.layout import list_steps
 from pretrain.metrics import read_lines
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from tests.support.chaos_run import Death, differences, disturbed, leftovers, undisturbed
 from tests.support.nursery import (
     Nursery,

@@ -11,7 +11,7 @@ import webdataset
 from safetensors import safe_open
 
 from pretrain.metrics import read_lines
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 
 def test_every_folder_is_where_the_summary_says(workplace: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from gguf import GGUFReader
 from torch import Tensor
 
-import pretrain.convert.gguf as gguf_export
+from pretrain.convert import gguf as gguf_export
 from pretrain.convert import gguf_model, gguf_proof
 from pretrain.convert.gguf import export_gguf
 from pretrain.convert.gguf_llama_cpp import LlamaCppError, ask_llama_cpp, llama_cpp_interpreter

@@ -6,10 +6,9 @@ A child ends when its standard input does, so that none outlives the tests, howe
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
 
 
 class Child:

@@ -36,8 +36,8 @@ from pretrain.config.schema import (
 )
 from pretrain.distributed import end_group, gather_to_all, start_group, sum_over_ranks
 from pretrain.engine import Batch, Engine
-from pretrain.schedule import lr_fraction
-from pretrain.state import Progress
+from pretrain.optim.schedule import lr_fraction
+from pretrain.run_folder import Progress
 from pretrain.world import World
 from tests.support.runs import EAGER_ZERO3
 

@@ -12,9 +12,9 @@ from typing import Any
 
 from pretrain.processes import kill_tree
 from tests.support.nursery import Nursery
+from tests.support.repository import ROOT
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
-ROOT = Path(__file__).parents[2]
 
 
 def pretrain(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:

@@ -9,8 +9,8 @@ import fsspec
 import pytest
 
 from pretrain.config.schema import StoreConfig
-from pretrain.data import retries
-from pretrain.data.store import RemoteStore
+from pretrain.storage import retry as retries
+from pretrain.storage.store import RemoteStore
 
 Fault = Callable[[Callable[[], bytes]], bytes]
 

@@ -27,7 +27,7 @@ def sources(
     write_corpus(tmp_path / "remote", 40 * 64 + 1)
     write_corpus(tmp_path / "local", 500)
     upload(tmp_path / "remote", memory_address)
-    monkeypatch.setattr("pretrain.data.store.RemoteStore", FaultyStore)
+    monkeypatch.setattr("pretrain.storage.store.RemoteStore", FaultyStore)
     remote = Source("remote", SourceConfig(memory_address), T)
     return remote, Source("local", SourceConfig(str(tmp_path / "local")), T)
 

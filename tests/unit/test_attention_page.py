@@ -21,7 +21,7 @@ from pretrain.inspection.attention_page import (
     encode_triangle,
     encoded_bytes,
 )
-from pretrain.inspection.page import write_page
+from pretrain.report.page import write_page
 from tests.support.browser import Browser, browser
 
 EVIL = "</script><script>document.title='run'</script><img src=x onerror=\"document.title='run'\">"

@@ -17,8 +17,8 @@ from pretrain.data.manifest import Manifest, read_manifest, write_manifest
 from pretrain.data.memory import BlockMemory
 from pretrain.data.shard_table import ShardTable
 from pretrain.data.shards import CRC32, OFFSET, TOKENS, read_index
-from pretrain.data.store import LocalStore
 from pretrain.errors import DataError
+from pretrain.storage.store import LocalStore
 from tests.support.shards import write_corpus
 from tests.support.stores import FaultyStore, fails, flipped, hangs, short, upload
 from tests.support.stores import memory_address_fixture as memory_address_fixture

@@ -15,7 +15,7 @@ from pretrain.config import Config
 from pretrain.config.load import save_config
 from pretrain.config.schema import CheckpointConfig
 from pretrain.errors import CheckpointError, UserError
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from tests.support.checkpoints import WEIGHTS, flip_a_bit, names, save
 
 STATE = {"samples": 800, "world_size": 4, "zero_stage": 3}

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.convert.curve import CURVE, History, curve, read_history, training_history, write_curve
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -13,11 +13,11 @@ from click.testing import CliRunner, Result
 from pretrain.config.schema import SourceConfig
 from pretrain.data.manifest import read_manifest
 from pretrain.data.source import Source
-from pretrain.data.store import open_store
 from pretrain.data.stream import split_targets
 from pretrain.data.verify import verify_shards
 from pretrain.errors import DataError, PretrainError
-from pretrain.loss import IGNORE
+from pretrain.model.loss import IGNORE
+from pretrain.storage.store import open_store
 from tests.support.encoded import TEXTS, documents_of, files_of, task_streams, write_jsonl
 from tests.support.processes import pretrain
 from tokenizer import tasks, write_bins

@@ -13,7 +13,7 @@ from pretrain.data.manifest import read_manifest, write_manifest
 from pretrain.data.source import Source
 from pretrain.engine import Batch
 from pretrain.evaluation.held_out import BatchSums, Score, evaluation_values, held_out_batches, score_sources
-from pretrain.loss import IGNORE
+from pretrain.model.loss import IGNORE
 from pretrain.world import World
 from tests.support.shards import BOS, EOS, write_corpus
 

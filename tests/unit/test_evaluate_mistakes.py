@@ -15,12 +15,12 @@ import safetensors.torch
 import torch
 from click.testing import CliRunner, Result
 
-import pretrain.evaluation.cli
 from pretrain.checkpoint.pieces import piece_key
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config, DataConfig, SourceConfig
 from pretrain.convert.hf import export_hf
 from pretrain.errors import UserError
+from pretrain.evaluation import cli as evaluate_command
 from pretrain.evaluation.cli import QUIET_AND_OFFLINE, evaluate
 from tests.support.checkpoints import save
 from tests.support.shards import write_corpus
@@ -151,7 +151,7 @@ def test_a_mistake_is_one_error_before_anything_starts(
     def started(*_: Any, **__: Any) -> NoReturn:
         raise AssertionError("something was started")
 
-    monkeypatch.setattr(pretrain.evaluation.cli, "run_processes", started)
+    monkeypatch.setattr(evaluate_command, "run_processes", started)
     monkeypatch.setattr("pretrain.evaluation.worker._held_out", started)
     monkeypatch.chdir(tmp_path)
     arguments, expected = MISTAKES[mistake]

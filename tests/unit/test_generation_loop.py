@@ -10,8 +10,8 @@ from pretrain.errors import UserError
 from pretrain.generation.loop import generate
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose, Sampling, greedy, sampler
-from pretrain.model.cache import Cache
 from pretrain.model.decoder import Decoder
+from pretrain.model.kv_cache import Cache
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.shapes import SHAPES, small_decoder
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.support.repository import ROOT
+
 PACKAGES = ("pretrain", "launch", "tokenizer")
 HEAVY = ("torch", "deepspeed", "transformers", "sentencepiece", "webdataset")
 
@@ -70,12 +71,18 @@ def modules(*patterns: str) -> list[str]:
     return found
 
 
-PURE = ("pretrain.errors", "pretrain.schedule", "pretrain.planning", "pretrain.memory_plan", "pretrain.config")
+PURE = ("pretrain.errors", "pretrain.optim.schedule", "pretrain.plan.counts", "pretrain.plan.memory", "pretrain.config")
 
 
 @pytest.mark.parametrize(
     "module",
-    modules("pretrain.errors", "pretrain.schedule", "pretrain.planning", "pretrain.memory_plan", "pretrain.config.*"),
+    modules(
+        "pretrain.errors",
+        "pretrain.optim.schedule",
+        "pretrain.plan.counts",
+        "pretrain.plan.memory",
+        "pretrain.config.*",
+    ),
 )
 def test_planning_on_a_login_node_needs_only_omegaconf(module: str) -> None:
     assert outside(module, ("omegaconf", "yaml", *PURE)) == set()
@@ -104,9 +111,9 @@ def test_the_order_and_the_shards_need_numpy_at_most(module: str) -> None:
     assert not any(within(name, "pretrain.data.stream") for name in imports(module))  # which imports torch
 
 
-@pytest.mark.parametrize("module", modules("pretrain.model.*", "pretrain.loss"))
+@pytest.mark.parametrize("module", modules("pretrain.model.*", "pretrain.model.loss"))
 def test_the_model_sees_torch_and_its_own_section_only(module: str) -> None:
-    assert outside(module, ("torch", "pretrain.config", "pretrain.loss", "pretrain.model")) == set()
+    assert outside(module, ("torch", "pretrain.config", "pretrain.model.loss", "pretrain.model")) == set()
     assert not any(within(name, "torch.distributed") for name in imports(module))
 
 
@@ -145,7 +152,7 @@ def test_the_launcher_needs_no_torch(module: str) -> None:
 
 
 def test_charts_are_strings_and_need_nothing() -> None:
-    assert outside("pretrain.charts", ()) == set()
+    assert outside("pretrain.report.charts", ()) == set()
 
 
 @pytest.mark.parametrize("module", ["pretrain.node_report", "pretrain.node_judge"])

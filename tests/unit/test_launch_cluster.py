@@ -13,8 +13,9 @@ from launch.cluster_rules import parse_time, quote_directive, unsafe_path
 from launch.submit import cluster_text
 from pretrain.config.build import known_keys
 from pretrain.errors import ConfigError, UserError
+from tests.support.repository import ROOT
 
-CONFIGS = Path(__file__).parents[2] / "configs" / "cluster"
+CONFIGS = ROOT / "configs" / "cluster"
 
 
 def write(folder: Path, text: str) -> str:

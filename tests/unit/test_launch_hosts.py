@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from launch.hosts import Host, format_hostfile, host_commands, launch_hosts, read_hostfile
 from pretrain.cli import cli
 from pretrain.errors import UserError
+from tests.support.repository import ROOT
 from tests.support.runs import make_run
 from tests.support.slurm_stand_ins import StandIns, slurm
 
@@ -106,9 +107,7 @@ def test_two_agents_meet_and_train(tmp_path: Path) -> None:
     hostfile = write(tmp_path, "127.0.0.1 slots=1\nlocalhost slots=1")
     command = [sys.executable, "-m", "pretrain.cli", "launch", "hosts", str(config), "--hostfile", str(hostfile)]
     command += ["--port", str(port), "--ssh", shlex.join(HERE)]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=500, check=False, cwd=Path(__file__).parents[2]
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run" / "status").read_text() == "done\n"
     assert "2 processes" in (tmp_path / "run" / "logs" / "train.log").read_text()

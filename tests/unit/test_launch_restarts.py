@@ -6,7 +6,7 @@ import pytest
 from launch import torchrun
 from launch.restarts import Ended, newest_checkpoint, newest_step, why_not_again
 from launch.torchrun import launch_with_restarts
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 CRASH = Ended(code=1, status="running", asked=False, step_before=10, step_after=20)
 

@@ -16,10 +16,10 @@ from pretrain.cli import cli
 from pretrain.config.load import save_config
 from pretrain.config.schema import Config, ScheduleConfig
 from pretrain.errors import UserError
+from tests.support.repository import ROOT
 from tests.support.slurm_stand_ins import StandIns, slurm
 
 __all__ = ["slurm"]
-ROOT = Path(__file__).parents[2]
 NOW = 2_000_000_000.0
 
 

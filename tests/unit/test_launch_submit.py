@@ -17,11 +17,11 @@ from pretrain.cli import cli
 from pretrain.config.load import load_config
 from pretrain.config.schema import BatchConfig, Config, DataConfig, ModelConfig, RunConfig, SourceConfig
 from pretrain.errors import PretrainError, UserError
+from tests.support.repository import ROOT
 from tests.support.runs import make_run
 from tests.support.slurm_stand_ins import StandIns, slurm
 
 __all__ = ["slurm"]
-ROOT = Path(__file__).parents[2]
 
 
 def invoke(*arguments: str) -> Result:

@@ -9,10 +9,10 @@ from pretrain.errors import ConfigError
 from pretrain.generation.prompts import sample_prompts
 from pretrain.generation.samples import describe_samples, make_samples
 from pretrain.metrics import MetricsWriter, read_lines
-from pretrain.model.cache import Cache
+from pretrain.model.kv_cache import Cache
 from pretrain.model.logits_fn import decoder_logits
 from pretrain.recorder import Recorder
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from tests.support.shapes import small_decoder
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 

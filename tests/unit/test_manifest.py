@@ -19,8 +19,8 @@ from pretrain.data.manifest import (
     write_manifest,
 )
 from pretrain.data.shard_table import MOST_SHARDS, ShardEntry, ShardTable, table_file
-from pretrain.data.store import open_store
 from pretrain.errors import DataError
+from pretrain.storage.store import open_store
 from tests.support.stores import memory_address_fixture as memory_address_fixture
 from tests.support.stores import no_waits_fixture as no_waits_fixture
 from tests.support.stores import upload

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretrain.metrics import MetricsWriter, keep_until, read_lines
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.charts import Bar, bar_chart, column_chart, log_curve
+from pretrain.report.charts import Bar, bar_chart, column_chart, log_curve
 from tests.support.tokenizers import train_sentencepiece
 from tokenizer.inspect_model import RoundTrip, open_model
 from tokenizer.report import TokenizerReport, make_report, measure_sources

@@ -18,8 +18,8 @@ from webdataset.writer import TarWriter
 from pretrain.data.manifest import FORMAT, Manifest
 from pretrain.data.shard_table import ShardEntry, ShardTable
 from pretrain.data.shards import CRC32, DOCUMENTS, OFFSET, TOKENS, check_folder, index_name, read_index
-from pretrain.data.store import LocalStore
 from pretrain.errors import DataError
+from pretrain.storage.store import LocalStore
 from tokenizer import write_shards
 from tokenizer.write_shards import ShardWriter, clear_output
 

@@ -11,8 +11,8 @@ from pretrain.data.manifest import read_manifest, write_manifest
 from pretrain.data.shard_table import ShardTable, shard_name
 from pretrain.data.shards import OFFSET, index_name, read_index
 from pretrain.data.source import Source, open_sources
-from pretrain.data.store import LocalStore
 from pretrain.errors import DataError
+from pretrain.storage.store import LocalStore
 from tests.support.shards import write_corpus
 from tests.support.stores import memory_address_fixture as memory_address_fixture
 from tests.support.stores import no_waits_fixture as no_waits_fixture

@@ -14,7 +14,7 @@ from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source
 from pretrain.data.stream import Item, Position, build_stream, prefetch, split_targets
 from pretrain.errors import DataError
-from pretrain.loss import IGNORE
+from pretrain.model.loss import IGNORE
 from pretrain.world import World
 from tests.support.shards import write_corpus
 

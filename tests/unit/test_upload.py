@@ -13,7 +13,7 @@ from pretrain.checkpoint.upload import Uploads
 from pretrain.config import Config
 from pretrain.config.schema import CheckpointConfig, StoreConfig
 from pretrain.errors import CheckpointError, ConfigError, DataError, TrainingError
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from tests.support.checkpoints import WEIGHTS, flip_a_bit, names, save
 from tests.support.stores import memory_address_fixture, no_waits_fixture  # noqa: F401
 

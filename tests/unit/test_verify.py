@@ -20,9 +20,9 @@ from pretrain.data import verify
 from pretrain.data.manifest import load_manifest, read_manifest, write_manifest
 from pretrain.data.shard_table import ShardTable
 from pretrain.data.source import Source
-from pretrain.data.store import open_store
 from pretrain.data.verify import verify_shards
 from pretrain.errors import DataError
+from pretrain.storage.store import open_store
 from tests.support.shards import write_corpus
 from tests.support.stores import memory_address_fixture as memory_address_fixture
 from tests.support.stores import no_waits_fixture as no_waits_fixture
@@ -238,7 +238,7 @@ def test_a_claimed_size_is_never_allocated(shards: Path) -> None:
         "import resource, sys; from pretrain.cli import main\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
-        "from pretrain.data.manifest import load_manifest; from pretrain.data.store import open_store\n"
+        "from pretrain.data.manifest import load_manifest; from pretrain.storage.store import open_store\n"
         "from pretrain.data.verify import _Reader, _block_problems; from pretrain.data.shards import read_index\n"
         "store = open_store(sys.argv[1]); manifest = load_manifest(store)\n"
         "index = read_index(store, manifest.shards[0], manifest.dtype, block_tokens=manifest.block_tokens)\n"

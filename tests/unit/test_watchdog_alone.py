@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from pretrain.heartbeat import read_beats
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from pretrain.watchdog import SLOW_LIMIT_S, STALLED, Now, Patience, Watchdog
 from pretrain.world import World
+from tests.support.repository import ROOT
 
-ROOT = Path(__file__).parents[2]
 LIMIT = 10.0
 
 
@@ -81,7 +81,7 @@ def test_time_in_which_this_process_was_stopped_does_not_count() -> None:
 PROGRAM = """
 import sys, time
 from pathlib import Path
-from pretrain.state import RunFolder
+from pretrain.run_folder import RunFolder
 from pretrain.watchdog import Watchdog
 from pretrain.world import World
 

@@ -1,6 +1,6 @@
 """Files of a corpus, on a disk or in an object store: opened for reading, and listed for planning.
 
-A corpus' addresses are those of token shards (pretrain/data/store.py): the same schemes, the same retries and the same
+A corpus' addresses are those of token shards (pretrain/storage/store.py): the same schemes, the same retries and the same
 refusals. A path leads to a file of any name here, since a corpus is not ours to name.
 """
 
@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from pretrain.config.schema import StoreConfig
-from pretrain.data.retries import insist
-from pretrain.data.store import LISTING_TRIES, LocalStore, RemoteStore, open_store
 from pretrain.errors import DataError
+from pretrain.storage.retry import insist
+from pretrain.storage.store import LISTING_TRIES, LocalStore, RemoteStore, open_store
 from tokenizer.readers.records import CHUNK_BYTES
 from tokenizer.readers.task import Part
 

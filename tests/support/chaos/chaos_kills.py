@@ -16,7 +16,7 @@ from sitecustomize import FAULTS, RANK, fault
 
 # Point: module, function, whether the function has done its work by then.
 POINTS = {
-    "claim": ("pretrain.state", "RunFolder.begin_attempt", True),
+    "claim": ("pretrain.run_folder", "RunFolder.begin_attempt", True),
     "load": ("pretrain.checkpoint.pieces", "PieceIndex.read", False),
     "loaded": ("pretrain.checkpoint.load", "load_checkpoint", True),
     "snapshot": ("pretrain.checkpoint.save", "take_snapshot", True),
@@ -27,7 +27,7 @@ POINTS = {
     "evaluate": ("pretrain.looks", "Looks._held_out_sums", False),
     "forward": ("pretrain.engine", "Engine._loss", False),
     "update": ("pretrain.trainer", "Trainer._before_update", False),
-    "jump": ("pretrain.state", "RunFolder.write_jumps", True),
+    "jump": ("pretrain.run_folder", "RunFolder.write_jumps", True),
     "rollback": ("pretrain.recorder", "Recorder.rewind", False),
     "finish": ("pretrain.trainer", "Trainer._finish", False),
     "uploading": ("pretrain.checkpoint.remote", "RemoteRun.upload", False),
@@ -143,7 +143,7 @@ def kill_at_cut_line(metrics: ModuleType, rank: int = -1, count: int = 1) -> Non
     metrics._append = append
 
 
-@fault("pretrain.state")
+@fault("pretrain.run_folder")
 def kill_at_replacing(_state: ModuleType, name: str, rank: int = -1, count: int = 1) -> None:
     """A small file is about to be replaced by a new one: attempt, status, metrics.jsonl, jumps.json, …"""
     original, die = Path.replace, die_here(rank, count)

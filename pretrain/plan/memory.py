@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pretrain.config.schema import Config, ModelConfig
-from pretrain.planning import count_parameters
+from pretrain.plan.counts import count_parameters
 
 FP32 = 4
 MOMENTS = 2 * FP32

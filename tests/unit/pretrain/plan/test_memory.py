@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from pretrain.config.schema import BatchConfig, Config, DataConfig, EngineConfig, LossConfig, ModelConfig
-from pretrain.memory_plan import (
+from pretrain.model.decoder import Decoder
+from pretrain.plan.counts import count_parameters
+from pretrain.plan.memory import (
     activation_bytes,
     block_bytes_per_token,
     head_bytes,
@@ -14,8 +16,6 @@ from pretrain.memory_plan import (
     plan_memory,
     with_stage,
 )
-from pretrain.model.decoder import Decoder
-from pretrain.planning import count_parameters
 
 SHAPE = {"vocab_size": 96, "d_model": 64, "n_heads": 8, "n_kv_heads": 8, "d_ff": 160, "max_seq_len": 256}
 

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import pretrain.loss
-from pretrain.loss import IGNORE, LossSums, chunked_cross_entropy, plain_cross_entropy
+from pretrain.model import loss as loss_module
+from pretrain.model.loss import IGNORE, LossSums, chunked_cross_entropy, plain_cross_entropy
 
 N_DEFAULT, D, V = 14, 8, 37
 
@@ -176,13 +176,13 @@ def test_training_does_not_pay_for_the_count_of_right_tokens() -> None:
 def test_no_gradient_is_computed_where_none_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluation: a custom Function is told that the weight wants a gradient even under no_grad."""
     asked: list[bool] = []
-    original = pretrain.loss._loss_and_grad
+    original = loss_module._loss_and_grad
 
     def note(logits: Tensor, targets: Tensor, z_weight: float, want_grad: bool) -> tuple[Tensor, Tensor]:
         asked.append(want_grad)
         return original(logits, targets, z_weight, want_grad)
 
-    monkeypatch.setattr(pretrain.loss, "_loss_and_grad", note)
+    monkeypatch.setattr(loss_module, "_loss_and_grad", note)
     x, weight, targets = inputs()
     with torch.no_grad():
         quiet = chunked_cross_entropy(x.detach(), weight, targets, 0.1, 100)

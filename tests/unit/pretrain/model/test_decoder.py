@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from pretrain.config.schema import ModelConfig
-from pretrain.loss import IGNORE, plain_cross_entropy
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
+from pretrain.model.loss import IGNORE, plain_cross_entropy
 
 
 def config(**changes: Any) -> ModelConfig:

@@ -33,9 +33,9 @@ def origin(name: str, step: int) -> str:
     return f"{name} · step {step}" if step else name
 
 
-def resource(name: str) -> str:
-    """The text of a file beside this module."""
-    return files("pretrain.inspection").joinpath(name).read_text(encoding="utf-8")
+def resource(package: str, name: str) -> str:
+    """Text of a file that lies in a package."""
+    return files(package).joinpath(name).read_text(encoding="utf-8")
 
 
 def write_page(page: str, path: Path) -> None:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.schema import StoreConfig
-from pretrain.data.retries import Settled, describe, insist
 from pretrain.errors import DataError
+from pretrain.storage.retry import Settled, describe, insist
 
 SCHEMES = ("s3", "gs", "gcs", "https", "http", "az", "abfs", "memory")
 EXTRAS = {"gs": "gcs", "az": "azure", "abfs": "azure", "https": "http"}  # the other extras are named as their scheme

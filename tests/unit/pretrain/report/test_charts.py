@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.charts import Line, line_chart, round_numbers, short_number
+from pretrain.report.charts import Line, line_chart, round_numbers, short_number
 
 
 def lines(svg: str) -> list[list[tuple[float, float]]]:

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 import pytest
 
-from pretrain.data import retries
-from pretrain.data.retries import Settled, insist, is_permanent
 from pretrain.errors import DataError
+from pretrain.storage import retry as retries
+from pretrain.storage.retry import Settled, insist, is_permanent
 
 
 class Failing:

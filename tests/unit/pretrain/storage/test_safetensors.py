@@ -4,9 +4,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pretrain.convert import tensor_file
-from pretrain.convert.tensor_file import Entry, read_header, read_tensor, write_tensors
 from pretrain.errors import DataError
+from pretrain.storage import safetensors as tensor_file
+from pretrain.storage.safetensors import Entry, read_header, read_tensor, write_tensors
 
 TENSORS = {
     "b": torch.randn(7, 5, generator=torch.Generator().manual_seed(0)),

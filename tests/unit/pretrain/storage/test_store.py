@@ -10,8 +10,8 @@ import fsspec
 import pytest
 
 from pretrain.config.schema import StoreConfig
-from pretrain.data.store import LocalStore, RemoteStore, Store, check_name, open_store
 from pretrain.errors import DataError
+from pretrain.storage.store import LocalStore, RemoteStore, Store, check_name, open_store
 from tests.support.stores import FaultyStore, fails, flipped, hangs, long, short, upload
 from tests.support.stores import memory_address_fixture as memory_address_fixture
 from tests.support.stores import no_waits_fixture as no_waits_fixture

@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from pretrain.config.schema import BatchConfig, Config, DataConfig, ModelConfig
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
-from pretrain.planning import BatchPlan, count_parameters, flops_per_token, plan_batch
+from pretrain.plan.counts import BatchPlan, count_parameters, flops_per_token, plan_batch
 
 
 @st.composite

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from pretrain.config.check import find_conflicts
 from pretrain.config.schema import BatchConfig, Config, ScheduleConfig
-from pretrain.schedule import batch_levels, batch_size, lr_fraction, samples_between
+from pretrain.optim.schedule import batch_levels, batch_size, lr_fraction, samples_between
 
 
 def curve(schedule: ScheduleConfig) -> list[float]:

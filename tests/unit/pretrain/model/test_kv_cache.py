@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.model.cache import Cache
 from pretrain.model.decoder import Decoder
+from pretrain.model.kv_cache import Cache
 from tests.support.shapes import SHAPES, small_decoder
 
 TOKENS = torch.randint(50, (3, 20), generator=torch.Generator().manual_seed(1))

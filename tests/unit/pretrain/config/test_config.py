@@ -24,9 +24,10 @@ from pretrain.config.schema import (
 )
 from pretrain.config.show import show_config
 from pretrain.errors import ConfigError, PretrainError, UserError
-from pretrain.planning import count_parameters
+from pretrain.plan.counts import count_parameters
+from tests.support.repository import ROOT
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = ROOT / "configs"
 SECTIONS = get_type_hints(Config)
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.state import STATUSES, Progress, RunFolder
+from pretrain.run_folder import STATUSES, Progress, RunFolder
 
 
 def test_progress_counts_steps_samples_and_tokens() -> None:

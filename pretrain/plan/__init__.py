@@ -1,0 +1,1 @@
+"""Arithmetic on a configuration, without torch: parameters, FLOPs, batch sizes, memory."""

@@ -1,0 +1,1 @@
+"""Files: object stores with retries, atomic publishing, safetensors."""
