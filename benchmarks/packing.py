@@ -27,8 +27,8 @@ from tokenizer.readers import Document, ReadOptions, read_documents
 from tokenizer.sources import Source
 from tokenizer.train import train_tokenizer
 from tokenizer.windows import shuffled
-from tokenizer.write_bins import BinWriter
-from tokenizer.write_shards import ShardWriter, clear_output
+from pretrain.shards.packed_writer import (BinWriter)
+from pretrain.shards.writer import (ShardWriter, clear_output)
 
 PAD = 3
 WEB_LIKE_VOCAB = 32_000

@@ -16,7 +16,7 @@ from pretrain.checkpoint.load import check_fits, check_state
 from pretrain.checkpoint.remote import check_upload
 from pretrain.codec import read_tokenizer
 from pretrain.config import Config, check_world
-from pretrain.data.manifest import fingerprint
+from pretrain.shards.manifest import (fingerprint)
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import CheckpointError, ConfigError, DataError

@@ -17,7 +17,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.manifest import MANIFEST_NAME, Manifest, read_manifest
+from pretrain.shards.manifest import (MANIFEST_NAME, Manifest, read_manifest)
 from pretrain.errors import DataError, PretrainError
 from tokenizer.board import Progress
 from tokenizer.corpus import Plan, plan_tasks, refuse_output_inside
@@ -31,7 +31,7 @@ from tokenizer.receipts import Receipt
 from tokenizer.tasks import EncodeWorker
 from tokenizer.windows import WINDOW_DOCUMENTS, WINDOW_IDS
 from tokenizer.work_folder import WorkFolder
-from tokenizer.write_shards import PROBLEMS_NAME, clear_output
+from pretrain.shards.writer import (PROBLEMS_NAME, clear_output)
 
 FORMAT = "pretrain-tasks/1"
 PLAN_NAME = "plan.jsonl"

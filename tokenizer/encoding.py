@@ -5,13 +5,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pretrain.codec import is_definition, load_codec
-from pretrain.data.manifest import PACKED, STREAM
-from pretrain.data.shards import BLOCK_TOKENS
+from pretrain.shards.manifest import (PACKED, STREAM)
+from pretrain.shards.format import (BLOCK_TOKENS)
 from pretrain.errors import DataError
 from tokenizer.model import tokenizer_sha256
 from tokenizer.readers import ReadOptions
-from tokenizer.write_bins import check_layout, check_padding
-from tokenizer.write_shards import SHARD_BYTES
+from pretrain.shards.packed_writer import (check_layout, check_padding)
+from pretrain.shards.writer import (SHARD_BYTES)
 
 
 @dataclass(frozen=True, kw_only=True)

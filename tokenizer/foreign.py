@@ -18,9 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pretrain.data.manifest import FORMAT, STREAM, Manifest, token_dtype, write_manifest
-from pretrain.data.shard_table import ShardEntry, ShardTable
-from pretrain.data.shards import BLOCK_TOKENS
+from pretrain.shards.manifest import (FORMAT, STREAM, Manifest, token_dtype, write_manifest)
+from pretrain.shards.table import (ShardEntry, ShardTable)
+from pretrain.shards.format import (BLOCK_TOKENS)
 from pretrain.errors import DataError, PretrainError
 from tokenizer.foreign_documents import Reading, check_reading, document_lengths, read_documents
 from tokenizer.foreign_ids import SUFFIXES
@@ -28,7 +28,7 @@ from tokenizer.foreign_tars import check_output, find_tars
 from tokenizer.id_bytes import bytes_of_ids
 from tokenizer.model import tokenizer_sha256
 from tokenizer.rejections import Rejection, RejectionLog
-from tokenizer.write_shards import SHARD_BYTES, ShardWriter, clear_output
+from pretrain.shards.writer import (SHARD_BYTES, ShardWriter, clear_output)
 
 UNKNOWN = "unknown"
 UNKNOWN_TOKENIZER = "0" * 64

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pretrain.data.manifest import token_dtype
+from pretrain.shards.manifest import (token_dtype)
 from pretrain.errors import DataError
 from tokenizer.foreign_ids import SUFFIXES, decode_ids
 from tokenizer.rejections import EMPTY, Rejection

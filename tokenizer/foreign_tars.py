@@ -11,8 +11,8 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from pretrain.data.manifest import MANIFEST_NAME
-from pretrain.data.shards import index_name
+from pretrain.shards.manifest import (MANIFEST_NAME)
+from pretrain.shards.format import (index_name)
 from pretrain.errors import DataError
 from tokenizer.corpus import refuse_output_inside
 

@@ -12,25 +12,15 @@ run again, and finds each shard at its old place or at its new one.
 import os
 from collections.abc import Iterator, Sequence
 
-from pretrain.data.manifest import (
-    FORMAT,
-    MANIFEST_NAME,
-    PACKED,
-    STREAM,
-    Manifest,
-    read_manifest,
-    sync_folder,
-    token_dtype,
-    write_manifest,
-)
-from pretrain.data.shard_table import MOST_SHARDS, TABLE_NAME, ShardEntry, ShardTable, shard_name
-from pretrain.data.shards import index_name
+from pretrain.shards.manifest import (FORMAT, MANIFEST_NAME, PACKED, STREAM, Manifest, read_manifest, sync_folder, token_dtype, write_manifest)
+from pretrain.shards.table import (MOST_SHARDS, TABLE_NAME, ShardEntry, ShardTable, shard_name)
+from pretrain.shards.format import (index_name)
 from pretrain.errors import DataError
 from tokenizer.encoding import Encoding
 from tokenizer.problems import Problems
 from tokenizer.receipts import Receipt
 from tokenizer.work_folder import WorkFolder, task_name
-from tokenizer.write_shards import PROBLEMS_NAME
+from pretrain.shards.writer import (PROBLEMS_NAME)
 
 
 def merge(work: WorkFolder, receipts: Sequence[Receipt], encoding: Encoding) -> Manifest:

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.shard_table import ShardEntry
-from pretrain.data.shards import index_name
+from pretrain.shards.table import (ShardEntry)
+from pretrain.shards.format import (index_name)
 from tokenizer.problems import Problems
 
 RECEIPT_NAME = "receipt.json"

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from pretrain.data.manifest import token_dtype
+from pretrain.shards.manifest import (token_dtype)
 from pretrain.errors import DataError
 from tokenizer.board import Board, Watch
 from tokenizer.duplicates import Known, known_of
@@ -32,8 +32,8 @@ from tokenizer.receipts import Receipt, index_hashes
 from tokenizer.rejections import Rejection
 from tokenizer.windows import Window, window_seed
 from tokenizer.work_folder import WorkFolder, task_name
-from tokenizer.write_bins import BinWriter
-from tokenizer.write_shards import ShardWriter
+from pretrain.shards.packed_writer import (BinWriter)
+from pretrain.shards.writer import (ShardWriter)
 
 
 @dataclass(frozen=True)

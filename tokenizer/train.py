@@ -24,7 +24,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pretrain.data.manifest import sync_folder
+from pretrain.shards.manifest import (sync_folder)
 from pretrain.errors import DataError
 from tokenizer.corpus import refuse_output_inside
 from tokenizer.problems import Problems

@@ -22,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.manifest import sync_folder
+from pretrain.shards.manifest import (sync_folder)
 from pretrain.errors import DataError, PretrainError
 from tokenizer.receipts import RECEIPT_NAME, Receipt, parse_receipt
 

@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.schema import SourceConfig, StoreConfig
-from pretrain.data.blocks import LocalBlocks, RemoteBlocks
-from pretrain.data.cache import ShardCache
-from pretrain.data.manifest import Manifest, fingerprint, load_manifest
-from pretrain.data.memory import BlockMemory
+from pretrain.data.blocks.block_reader import (LocalBlocks, RemoteBlocks)
+from pretrain.data.blocks.disk_cache import (ShardCache)
+from pretrain.shards.manifest import (Manifest, fingerprint, load_manifest)
+from pretrain.data.blocks.block_memory import (BlockMemory)
 from pretrain.data.order import OrderedSource
-from pretrain.data.shards import check_folder
+from pretrain.shards.format import (check_folder)
 from pretrain.errors import DataError
 from pretrain.storage.store import LocalStore, Store, open_store
 

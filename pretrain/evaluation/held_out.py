@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from pretrain.data.source import Source
-from pretrain.data.stream import Item, split_targets
+from pretrain.data.loader import (Item, split_targets)
 from pretrain.engine import Batch
 from pretrain.model.loss import IGNORE
 from pretrain.world import World

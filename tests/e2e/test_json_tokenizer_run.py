@@ -10,7 +10,7 @@ import yaml
 from pretrain.checkpoint.read import CheckpointReader, open_checkpoint
 from pretrain.codec import load_codec
 from pretrain.config import load_config
-from pretrain.data.manifest import read_manifest
+from pretrain.shards.manifest import (read_manifest)
 from pretrain.errors import DataError
 from pretrain.preflight import open_data
 from tests.support.encoded import TEXTS, write_jsonl

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.data.manifest import Manifest
-from pretrain.data.shards import OFFSET, TOKENS, index_name
+from pretrain.shards.manifest import (Manifest)
+from pretrain.shards.format import (OFFSET, TOKENS, index_name)
 
 TEXTS = [
     "def f(x):\n\treturn  x  # <s> </s> <|im_start|>\r\n",

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.data.manifest import FORMAT, PACKED, STREAM, Manifest, token_dtype, write_manifest
-from pretrain.data.shard_table import ShardEntry, ShardTable
-from tokenizer.write_bins import BinWriter
-from tokenizer.write_shards import ShardWriter
+from pretrain.shards.manifest import (FORMAT, PACKED, STREAM, Manifest, token_dtype, write_manifest)
+from pretrain.shards.table import (ShardEntry, ShardTable)
+from pretrain.shards.packed_writer import (BinWriter)
+from pretrain.shards.writer import (ShardWriter)
 
 BOS, EOS, PAD = 1, 2, 3
 

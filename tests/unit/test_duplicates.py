@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pretrain.data.manifest import read_manifest
+from pretrain.shards.manifest import (read_manifest)
 from pretrain.errors import DataError
 from tests.support.encoded import documents_of, files_of, write_jsonl
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401

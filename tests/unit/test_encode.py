@@ -11,16 +11,17 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pretrain.config.schema import SourceConfig
-from pretrain.data.manifest import read_manifest
+from pretrain.shards.manifest import (read_manifest)
 from pretrain.data.source import Source
-from pretrain.data.stream import split_targets
-from pretrain.data.verify import verify_shards
+from pretrain.data.loader import (split_targets)
+from pretrain.shards.integrity import (verify_shards)
 from pretrain.errors import DataError, PretrainError
 from pretrain.model.loss import IGNORE
 from pretrain.storage.store import open_store
 from tests.support.encoded import TEXTS, documents_of, files_of, task_streams, write_jsonl
 from tests.support.processes import pretrain
-from tokenizer import tasks, write_bins
+from tokenizer import (tasks)
+from pretrain.shards import (packed_writer as write_bins)
 from tokenizer.board import Board, Progress, Watch
 from tokenizer.cli import tokenizer as cli
 from tokenizer.corpus import plan_tasks
@@ -251,7 +252,7 @@ def test_a_full_disk_is_an_error_without_a_traceback(
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("tokenizer.write_shards.os.fsync", full)
+    monkeypatch.setattr("pretrain.shards.writer.os.fsync", full)
     with pytest.raises(PretrainError, match="No space left on device"):
         encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1)
 

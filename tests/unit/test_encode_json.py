@@ -15,7 +15,7 @@ from pretrain.cli import cli
 from pretrain.codec import load_codec
 from pretrain.config.schema import SourceConfig
 from pretrain.data.documents import mark_documents
-from pretrain.data.manifest import read_manifest
+from pretrain.shards.manifest import (read_manifest)
 from pretrain.data.source import Source
 from pretrain.errors import DataError
 from tests.support.encoded import TEXTS, documents_of, files_of, write_jsonl

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.config.schema import SourceConfig
-from pretrain.data.manifest import read_manifest, write_manifest
+from pretrain.shards.manifest import (read_manifest, write_manifest)
 from pretrain.data.source import Source
 from pretrain.engine import Batch
 from pretrain.evaluation.held_out import BatchSums, Score, evaluation_values, held_out_batches, score_sources

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 
 from pretrain.cli import cli
 from pretrain.config.schema import SourceConfig
-from pretrain.data.manifest import read_manifest
+from pretrain.shards.manifest import (read_manifest)
 from pretrain.data.source import Source
 from pretrain.errors import DataError
 from tests.support.processes import ENVIRONMENT, pretrain

@@ -108,7 +108,7 @@ def test_planning_on_a_login_node_needs_only_omegaconf(module: str) -> None:
 )
 def test_the_order_and_the_shards_need_numpy_at_most(module: str) -> None:
     assert outside(module, ("numpy", "pretrain.config", "pretrain.errors", "pretrain.data")) == set()
-    assert not any(within(name, "pretrain.data.stream") for name in imports(module))  # which imports torch
+    assert not any(within(name, "pretrain.data.loader") for name in imports(module))  # which imports torch
 
 
 @pytest.mark.parametrize("module", modules("pretrain.model.*", "pretrain.model.loss"))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.data.shard_table import ShardEntry
+from pretrain.shards.table import (ShardEntry)
 from pretrain.errors import DataError, PretrainError
 from tokenizer import work_folder
 from tokenizer.problems import Problems

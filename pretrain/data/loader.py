@@ -19,7 +19,7 @@ import torch
 import webdataset
 
 from pretrain.config.schema import BatchConfig, DataConfig
-from pretrain.data.ahead import fetch_ahead
+from pretrain.data.prefetch import (fetch_ahead)
 from pretrain.data.documents import mark_documents
 from pretrain.data.order import Order
 from pretrain.data.permute import I64

@@ -7,9 +7,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretrain.config.schema import SourceConfig
-from pretrain.data.manifest import read_manifest, write_manifest
-from pretrain.data.shard_table import ShardTable, shard_name
-from pretrain.data.shards import OFFSET, index_name, read_index
+from pretrain.shards.manifest import (read_manifest, write_manifest)
+from pretrain.shards.table import (ShardTable, shard_name)
+from pretrain.shards.format import (OFFSET, index_name, read_index)
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import DataError
 from pretrain.storage.store import LocalStore

@@ -1,4 +1,4 @@
-"""What the values of a manifest must be, beyond their types (`pretrain/data/manifest.py` describes them).
+"""What the values of a manifest must be, beyond their types (`pretrain/shards/manifest.py` describes them).
 
 A manifest is read from wherever a user points, and what follows computes with its numbers. Rules of shards hold for whole
 columns: there may be tens of thousands of rows.
@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pretrain.data.shard_table import MOST_SHARDS, TABLE_NAME, shard_name
+from pretrain.shards.table import (MOST_SHARDS, TABLE_NAME, shard_name)
 from pretrain.errors import DataError
 
 if TYPE_CHECKING:
-    from pretrain.data.manifest import Manifest
+    from pretrain.shards.manifest import (Manifest)
 
 STREAM, PACKED = LAYOUTS = ("stream", "packed")
 LARGEST_COUNT = 1 << 43  # of a shard: the sum over MOST_SHARDS stays inside int64

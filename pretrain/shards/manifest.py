@@ -1,9 +1,9 @@
 """The manifest: what one tokenized corpus holds, and how to know that it is unchanged.
 
     manifest.json   small, for people too: everything but what is said of each shard; its last field is a checksum
-      → shards.npy  one row a shard, with the sha256 that manifest.json names       -> pretrain/data/shard_table.py
+      → shards.npy  one row a shard, with the sha256 that manifest.json names       -> pretrain/shards/table.py
 
-Both lie beside the shards (their layout: `pretrain/data/shards.py`). `manifest.json` is written last, so a folder with one
+Both lie beside the shards (their layout: `pretrain/shards/format.py`). `manifest.json` is written last, so a folder with one
 is complete. Nothing in them depends on when, where, or by how many processes the corpus was encoded. A reader computes
 where sequences lie from these numbers, and a flipped digit would move them all without a sound: hence the checksums.
 """
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.data.manifest_rules import LARGEST_VOCAB, LAYOUTS, check_manifest, check_table_file, raise_problems, show
-from pretrain.data.shard_table import TABLE_NAME, ShardTable, parse_table, table_bytes, table_file
+from pretrain.shards.manifest_rules import (LARGEST_VOCAB, LAYOUTS, check_manifest, check_table_file, raise_problems, show)
+from pretrain.shards.table import (TABLE_NAME, ShardTable, parse_table, table_bytes, table_file)
 from pretrain.errors import DataError
 from pretrain.storage.store import LocalStore, Store
 

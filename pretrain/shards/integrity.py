@@ -16,9 +16,9 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 
-from pretrain.data.manifest import Manifest
-from pretrain.data.shard_table import ShardEntry
-from pretrain.data.shards import ENDS_MEMBER, TOKENS_MEMBER, check_npy_header, read_index
+from pretrain.shards.manifest import (Manifest)
+from pretrain.shards.table import (ShardEntry)
+from pretrain.shards.format import (ENDS_MEMBER, TOKENS_MEMBER, check_npy_header, read_index)
 from pretrain.errors import DataError
 from pretrain.storage.store import Store
 

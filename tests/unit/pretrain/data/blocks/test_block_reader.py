@@ -10,13 +10,13 @@ import fsspec
 import numpy as np
 import pytest
 
-from pretrain.data import blocks as module
-from pretrain.data.blocks import Budget, Kept, LocalBlocks, RemoteBlocks
-from pretrain.data.cache import ShardCache
-from pretrain.data.manifest import Manifest, read_manifest, write_manifest
-from pretrain.data.memory import BlockMemory
-from pretrain.data.shard_table import ShardTable
-from pretrain.data.shards import CRC32, OFFSET, TOKENS, read_index
+from pretrain.data.blocks import (block_reader as module)
+from pretrain.data.blocks.block_reader import (Budget, Kept, LocalBlocks, RemoteBlocks)
+from pretrain.data.blocks.disk_cache import (ShardCache)
+from pretrain.shards.manifest import (Manifest, read_manifest, write_manifest)
+from pretrain.data.blocks.block_memory import (BlockMemory)
+from pretrain.shards.table import (ShardTable)
+from pretrain.shards.format import (CRC32, OFFSET, TOKENS, read_index)
 from pretrain.errors import DataError
 from pretrain.storage.store import LocalStore
 from tests.support.shards import write_corpus

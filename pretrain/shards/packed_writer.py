@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.manifest import PACKED, STREAM
-from pretrain.data.shard_table import ShardEntry
+from pretrain.shards.manifest import (PACKED, STREAM)
+from pretrain.shards.table import (ShardEntry)
 from pretrain.errors import DataError
-from tokenizer.packing import Counts, pack_window
-from tokenizer.write_shards import ShardWriter
+from pretrain.shards.packing import (Counts, pack_window)
+from pretrain.shards.writer import (ShardWriter)
 
 WINDOW_TOKENS = 1 << 20
 

@@ -1,4 +1,4 @@
-"""Writing token shards: the layout of `pretrain/data/shards.py`, committed so that a kill never leaves half a corpus.
+"""Writing token shards: the layout of `pretrain/shards/format.py`, committed so that a kill never leaves half a corpus.
 
 1. `ShardWriter.add` takes whole documents and cuts the stream into blocks.
 2. A full shard is closed: the tar is fsynced, read back against its index, the index written, both renamed into place.
@@ -17,9 +17,9 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pretrain.data.manifest import MANIFEST_NAME, sync_folder, token_dtype
-from pretrain.data.shard_table import TABLE_NAME, ShardEntry, shard_name
-from pretrain.data.shards import BLOCK_TOKENS, ENDS_MEMBER, TOKENS_MEMBER, block_key, index_name
+from pretrain.shards.manifest import (MANIFEST_NAME, sync_folder, token_dtype)
+from pretrain.shards.table import (TABLE_NAME, ShardEntry, shard_name)
+from pretrain.shards.format import (BLOCK_TOKENS, ENDS_MEMBER, TOKENS_MEMBER, block_key, index_name)
 from pretrain.errors import DataError, PretrainError
 
 SHARD_BYTES = 256 << 20

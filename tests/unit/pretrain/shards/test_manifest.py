@@ -8,17 +8,9 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pretrain.data import manifest as module
-from pretrain.data.manifest import (
-    Manifest,
-    fingerprint,
-    load_manifest,
-    manifest_text,
-    read_manifest,
-    token_dtype,
-    write_manifest,
-)
-from pretrain.data.shard_table import MOST_SHARDS, ShardEntry, ShardTable, table_file
+from pretrain.shards import (manifest as module)
+from pretrain.shards.manifest import (Manifest, fingerprint, load_manifest, manifest_text, read_manifest, token_dtype, write_manifest)
+from pretrain.shards.table import (MOST_SHARDS, ShardEntry, ShardTable, table_file)
 from pretrain.errors import DataError
 from pretrain.storage.store import open_store
 from tests.support.stores import memory_address_fixture as memory_address_fixture

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from pretrain.config.schema import SourceConfig
-from pretrain.data.manifest import load_manifest
+from pretrain.shards.manifest import (load_manifest)
 from pretrain.data.source import Source
-from pretrain.data.verify import verify_shards
+from pretrain.shards.integrity import (verify_shards)
 from pretrain.errors import DataError
 from pretrain.storage.store import open_store
 from tests.support.shards import write_corpus

@@ -1,8 +1,8 @@
-"""The on-disk format that the writer (`tokenizer/write_shards.py`) and the reader share.
+"""The on-disk format that the writer (`pretrain/shards/writer.py`) and the reader share.
 
     FOLDER/
-      manifest.json            what the folder holds; written last            -> pretrain/data/manifest.py
-      shards.npy               size, counts and hash of each shard            -> pretrain/data/shard_table.py
+      manifest.json            what the folder holds; written last            -> pretrain/shards/manifest.py
+      shards.npy               size, counts and hash of each shard            -> pretrain/shards/table.py
       shard-000000.tar         plain USTAR, readable by `tar` and `webdataset.WebDataset`
       shard-000000.idx.npy     int64 [blocks, 4], one row a block
       shard-000001.tar  …
@@ -32,8 +32,8 @@ import io
 
 import numpy as np
 
-from pretrain.data.manifest import Manifest
-from pretrain.data.shard_table import ShardEntry
+from pretrain.shards.manifest import (Manifest)
+from pretrain.shards.table import (ShardEntry)
 from pretrain.errors import DataError
 from pretrain.storage.store import Store
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pretrain.config.schema import StoreConfig
-from pretrain.data.cache import ShardCache
+from pretrain.data.blocks.disk_cache import (ShardCache)
 from pretrain.errors import DataError
 
 SHA = "a" * 64
@@ -162,7 +162,7 @@ PROGRAM = """
 import sys, zlib
 from pathlib import Path
 import numpy as np
-from pretrain.data.cache import ShardCache
+from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.errors import DataError
 
 cache, rng, hits = ShardCache(Path(sys.argv[1]), 1 << 20), np.random.default_rng(int(sys.argv[2])), 0

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.cache import ShardCache
-from pretrain.data.manifest import Manifest
-from pretrain.data.memory import AHEAD, URGENT, Block, BlockMemory
-from pretrain.data.shards import read_index
+from pretrain.data.blocks.disk_cache import (ShardCache)
+from pretrain.shards.manifest import (Manifest)
+from pretrain.data.blocks.block_memory import (AHEAD, URGENT, Block, BlockMemory)
+from pretrain.shards.format import (read_index)
 from pretrain.errors import DataError
 from pretrain.storage.store import LocalStore, RemoteStore
 

@@ -16,11 +16,11 @@ from click.testing import CliRunner, Result
 
 from pretrain.cli import cli
 from pretrain.config.schema import SourceConfig
-from pretrain.data import verify
-from pretrain.data.manifest import load_manifest, read_manifest, write_manifest
-from pretrain.data.shard_table import ShardTable
+from pretrain.shards import (integrity as verify)
+from pretrain.shards.manifest import (load_manifest, read_manifest, write_manifest)
+from pretrain.shards.table import (ShardTable)
 from pretrain.data.source import Source
-from pretrain.data.verify import verify_shards
+from pretrain.shards.integrity import (verify_shards)
 from pretrain.errors import DataError
 from pretrain.storage.store import open_store
 from tests.support.shards import write_corpus
@@ -238,8 +238,8 @@ def test_a_claimed_size_is_never_allocated(shards: Path) -> None:
         "import resource, sys; from pretrain.cli import main\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
-        "from pretrain.data.manifest import load_manifest; from pretrain.storage.store import open_store\n"
-        "from pretrain.data.verify import _Reader, _block_problems; from pretrain.data.shards import read_index\n"
+        "from pretrain.shards.manifest import load_manifest; from pretrain.storage.store import open_store\n"
+        "from pretrain.shards.integrity import _Reader, _block_problems; from pretrain.shards.format import read_index\n"
         "store = open_store(sys.argv[1]); manifest = load_manifest(store)\n"
         "index = read_index(store, manifest.shards[0], manifest.dtype, block_tokens=manifest.block_tokens)\n"
         "shard = _Reader(store, manifest.shards[0])\n"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from pretrain.config.schema import BatchConfig
 from pretrain.data.order import Order, OrderedSource, Samples, Stage, differences, past_of
-from pretrain.data.stream import Position, rank_samples
+from pretrain.data.loader import (Position, rank_samples)
 from pretrain.optim.schedule import batch_levels, samples_between
 from pretrain.world import World
 
