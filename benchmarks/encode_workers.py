@@ -20,9 +20,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from pretrain.quickstart_corpus import write_corpus
-from tokenizer.fast import load_encoder
-from tokenizer.sources import Source
-from tokenizer.train import train_tokenizer
+from tokenizer.models.fast import load_encoder
+from tokenizer.training.budget import Source
+from tokenizer.training.train_bpe import train_tokenizer
 
 
 def make_corpus(folder: Path, megabytes: float) -> Path:

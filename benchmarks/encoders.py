@@ -4,7 +4,7 @@ One model of 32,000 pieces, trained on the text of this machine, half code and h
 documents one by one, begins each round without having seen any, and takes its turn in each round.
 
     SentencePiece            whole documents: the baseline, and the ids that count
-    ours                     `tokenizer.fast.load_encoder`: gigatoken where it is installed and proved
+    ours                     `tokenizer.models.fast.load_encoder`: gigatoken where it is installed and proved
     ours, word by word       what the same function gives without gigatoken
     tokenizers               the exported tokenizer.json (it splits nothing: SentencePiece merges across words as well)
     tiktoken                 the same pieces as ranks, and a pattern that splits where our cut does
@@ -30,11 +30,11 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.convert.tokenizer_json import build_tokenizer, read_model
 from tests.support.real_texts import code_texts, prose_texts, translated_texts
 from tests.support.tokenizers import train_sentencepiece
-from tokenizer.fast import WordEncoder, load_encoder
-from tokenizer.model import load_tokenizer
+from tokenizer.models.fast import WordEncoder, load_encoder
+from tokenizer.models.sentencepiece import load_tokenizer
+from tokenizer.models.sentencepiece_to_hf import build_tokenizer, read_model
 
 Encode = Callable[[str], Sequence[int] | np.ndarray]
 CHUNK = 4_000  # characters of a training sentence

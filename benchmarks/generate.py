@@ -23,7 +23,6 @@ from pathlib import Path
 
 import torch
 
-from pretrain.codec import load_codec
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.hf import export_hf
 from pretrain.convert.transformers_library import quiet_transformers
@@ -33,6 +32,7 @@ from pretrain.model.decoder import Decoder
 from pretrain.model.logits_fn import decoder_logits
 from tests.support.tokenizers import source_chunks, train_sentencepiece
 from tests.support.weight_source import decoder_of, memory_source
+from tokenizer.models.base import load_codec
 
 SHAPES = {
     "small": ModelConfig(4096, 4, 192, 6, 3, d_ff=512, max_seq_len=512, init_std=0.1),

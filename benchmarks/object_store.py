@@ -33,10 +33,10 @@ import numpy as np
 import torch
 
 from pretrain.config.schema import BatchConfig, DataConfig, SourceConfig
+from pretrain.data.loader import Position, build_stream
 from pretrain.data.order import Order, Stage
-from pretrain.shards.format import (OFFSET, read_index)
 from pretrain.data.source import Source, open_sources
-from pretrain.data.loader import (Position, build_stream)
+from pretrain.shards.format import OFFSET, read_index
 from pretrain.world import World
 from tests.support.faulty_proxy import Faults, Proxy
 from tests.support.object_store import ObjectStore

@@ -21,14 +21,14 @@ from typing import NamedTuple
 import numpy as np
 
 from pretrain.quickstart_corpus import write_corpus
-from tokenizer.corpus import plan_tasks
-from tokenizer.fast import load_encoder
-from tokenizer.readers import Document, ReadOptions, read_documents
-from tokenizer.sources import Source
-from tokenizer.train import train_tokenizer
-from tokenizer.windows import shuffled
-from pretrain.shards.packed_writer import (BinWriter)
-from pretrain.shards.writer import (ShardWriter, clear_output)
+from pretrain.shards.packed_writer import BinWriter
+from pretrain.shards.writer import ShardWriter, clear_output
+from tokenizer.corpus.readers import Document, ReadOptions, read_documents
+from tokenizer.corpus.task_plan import plan_tasks
+from tokenizer.encoding.shuffle import shuffled
+from tokenizer.models.fast import load_encoder
+from tokenizer.training.budget import Source
+from tokenizer.training.train_bpe import train_tokenizer
 
 PAD = 3
 WEB_LIKE_VOCAB = 32_000

@@ -25,7 +25,7 @@ import numpy as np
 import torch
 
 from pretrain.config import Config, load_config
-from pretrain.data.loader import (Position, build_stream)
+from pretrain.data.loader import Position, build_stream
 from pretrain.distributed import end_group, pick_device, start_group
 from pretrain.faults import StopRequest
 from pretrain.leave import leave

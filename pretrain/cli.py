@@ -19,24 +19,24 @@ from pretrain.generation.cli import generate
 from pretrain.inspection.cli import inspect
 from tokenizer.cli import tokenizer
 from tokenizer.foreign_cli import index
-from tokenizer.inspect_model import Checks
 from tokenizer.train_cli import inspect as inspect_tokenizer
 from tokenizer.train_cli import report
 from tokenizer.train_cli import train as train_tokenizer
+from tokenizer.training.inspect_sentencepiece import Checks
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
 def nasty_texts(control_symbols: Sequence[str]) -> list[str]:
-    """`pretrain.convert.nasty_text.nasty_texts`, imported when it is called."""
-    from pretrain.convert.nasty_text import nasty_texts as texts
+    """`tokenizer.models.stress_texts.nasty_texts`, imported when it is called."""
+    from tokenizer.models.stress_texts import nasty_texts as texts
 
     return texts(control_symbols)
 
 
 def export_reasons(model: Path) -> list[str]:
     """All that keeps a SentencePiece model from an export to Hugging Face with the same ids."""
-    from pretrain.convert.tokenizer_json import read_model, reasons_against
+    from tokenizer.models.sentencepiece_to_hf import read_model, reasons_against
 
     return reasons_against(read_model(model))
 

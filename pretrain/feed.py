@@ -6,9 +6,9 @@ from typing import Any, NoReturn
 
 import torch
 
-from pretrain.data.audit import (digest, sequence_sums)
+from pretrain.data.audit import digest, sequence_sums
+from pretrain.data.loader import Position, build_stream
 from pretrain.data.order import Order
-from pretrain.data.loader import (Position, build_stream)
 from pretrain.distributed import gather_to_all, sum_integers_over_ranks
 from pretrain.errors import PretrainError
 from pretrain.optim.schedule import batch_size

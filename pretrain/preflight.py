@@ -14,16 +14,16 @@ import numpy as np
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.load import check_fits, check_state
 from pretrain.checkpoint.remote import check_upload
-from pretrain.codec import read_tokenizer
 from pretrain.config import Config, check_world
-from pretrain.shards.manifest import (fingerprint)
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.generation.prompts import sample_prompts
 from pretrain.optim.schedule import samples_between
 from pretrain.run_folder import Jump, RunFolder
+from pretrain.shards.manifest import fingerprint
 from pretrain.start import check_start
+from tokenizer.models.base import read_tokenizer
 
 Found = tuple[Path, dict[str, Any]] | None  # a checkpoint and its state
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from tokenizer.encode import Run
-    from tokenizer.readers import ReadOptions, Task
+    from tokenizer.corpus.readers import ReadOptions, Task
+    from tokenizer.encoding.run import Run
 
 
 def repeat_option(arguments: list[str], option: str) -> list[str]:
@@ -124,9 +124,9 @@ def encode(
     The corpus is cut into tasks, which processes share. After a kill, the same command goes on with what is not finished. On
     a cluster, run --plan, then an array with --task-id, then --merge, all with the same options.
     """
-    from tokenizer.encode import Run, check_workers, select
     from tokenizer.encode_report import corpus_rows, part_rows, plan_rows, print_table
-    from tokenizer.encoding import describe
+    from tokenizer.encoding.encode_options import describe
+    from tokenizer.encoding.run import Run, check_workers, select
 
     _refuse_contradictions(only_plan, task_id, num_tasks, only_merge, overwrite)
     encoding = describe(model, reading=_reading(options), **options)
@@ -174,11 +174,11 @@ def _refuse_contradictions(
 
 def _warn_of_losses(model: Path) -> None:
     """Once: the ids are right for the weights that the tokenizer came with, and the text is not all there."""
-    from pretrain.codec import is_definition
+    from tokenizer.models.base import is_definition
 
     if is_definition(model):
-        from pretrain.codec_losses import losses
-        from tokenizer.inspect_json import open_definition
+        from tokenizer.models.round_trip import losses
+        from tokenizer.training.inspect_hf import open_definition
 
         lost = losses(open_definition(model))
         if lost:
@@ -187,7 +187,7 @@ def _warn_of_losses(model: Path) -> None:
 
 def _reading(options: dict[str, Any]) -> ReadOptions:
     """The `ReadOptions` among the options, which are taken out."""
-    from tokenizer.readers import ReadOptions
+    from tokenizer.corpus.readers import ReadOptions
 
     megabytes = options.pop("task_megabytes")
     reading = ReadOptions(**{name: options.pop(name) for name in ("text_field", "where", "separator", "member")})

@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from pretrain.shards.manifest import (PACKED, Manifest)
-from tokenizer.board import Progress
-from tokenizer.encode import Run
-from tokenizer.readers import Task
-from pretrain.shards.writer import (PROBLEMS_NAME)
+from pretrain.shards.manifest import PACKED, Manifest
+from pretrain.shards.writer import PROBLEMS_NAME
+from tokenizer.corpus.readers import Task
+from tokenizer.encoding.run import Run
+from tokenizer.encoding.shared_counts import Progress
 
 _BAR_STEPS = 10_000
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from tokenizer.foreign import Progress
+    from tokenizer.encoding.foreign.rewrite import Progress
 
 
 @click.command()
@@ -69,8 +69,8 @@ def index(
     SOURCE is a tar, a folder of tars, or a glob. Nothing in them is trusted. What they hold is written anew, in the same
     order.
     """
-    from tokenizer.foreign import index_foreign
-    from tokenizer.foreign_documents import Reading
+    from tokenizer.encoding.foreign.framing import Reading
+    from tokenizer.encoding.foreign.rewrite import index_foreign
 
     reading = Reading(
         vocab_size=vocab_size,

@@ -11,10 +11,10 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from tokenizer.inspect_model import Check
-    from tokenizer.report import SourceReport, TokenizerReport
-    from tokenizer.sample import Progress
-    from tokenizer.train import Training
+    from tokenizer.training.compression_report import SourceReport, TokenizerReport
+    from tokenizer.training.inspect_sentencepiece import Check
+    from tokenizer.training.sample import Progress
+    from tokenizer.training.train_bpe import Training
 
 # Of neighbouring pieces: black on each of these can be read.
 COLOURS = ("light_sky_blue1", "khaki1", "dark_sea_green1", "plum1", "light_salmon1", "grey82")
@@ -22,7 +22,7 @@ COLOURS = ("light_sky_blue1", "khaki1", "dark_sea_green1", "plum1", "light_salmo
 
 def training_rows(training: Training) -> dict[str, str]:
     """What a training took from each source, left out, and cost."""
-    from tokenizer.training_record import describe_sample
+    from tokenizer.training.record import describe_sample
 
     record = training.record
     return {
@@ -48,7 +48,7 @@ def print_pieces(pieces: Sequence[tuple[str, int]], text: str) -> None:
     """The pieces of `text`, in changing colours, each with its id; what does not print is escaped."""
     from rich.text import Text
 
-    from tokenizer.inspect_model import visible
+    from tokenizer.training.inspect_sentencepiece import visible
 
     line = Text()
     for number, (piece, token) in enumerate(pieces):

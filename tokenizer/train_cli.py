@@ -21,8 +21,8 @@ from tokenizer.report_terminal import (
 )
 
 if TYPE_CHECKING:
-    from tokenizer.inspect_model import Checks
-    from tokenizer.report import TokenizerReport
+    from tokenizer.training.compression_report import TokenizerReport
+    from tokenizer.training.inspect_sentencepiece import Checks
 
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
@@ -113,12 +113,12 @@ def train(
 
     Beside it lies report.html, on text that it was not trained on.
     """
-    from tokenizer.inspect_model import open_model
-    from tokenizer.readers import ReadOptions
-    from tokenizer.report import make_report, measure_sources
-    from tokenizer.sources import parse_size, parse_source_bytes, parse_sources
-    from tokenizer.train import train_tokenizer
-    from tokenizer.training_record import describe_record
+    from tokenizer.corpus.readers import ReadOptions
+    from tokenizer.training.budget import parse_size, parse_source_bytes, parse_sources
+    from tokenizer.training.compression_report import make_report, measure_sources
+    from tokenizer.training.inspect_sentencepiece import open_model
+    from tokenizer.training.record import describe_record
+    from tokenizer.training.train_bpe import train_tokenizer
 
     with progress_bar() as progress:
         training = train_tokenizer(
@@ -181,13 +181,13 @@ def report(
 
     Documents that `train` took MODEL's sample from are left out.
     """
-    from tokenizer.inspect_model import open_model
-    from tokenizer.problems import Problems
-    from tokenizer.readers import ReadOptions
-    from tokenizer.report import make_report, measure_sources
-    from tokenizer.sample import draw_samples, drop_known
-    from tokenizer.sources import Budget, parse_size, parse_sources
-    from tokenizer.training_record import describe_record, read_record
+    from tokenizer.corpus.readers import ReadOptions
+    from tokenizer.corpus.rejection_log import Problems
+    from tokenizer.training.budget import Budget, parse_size, parse_sources
+    from tokenizer.training.compression_report import make_report, measure_sources
+    from tokenizer.training.inspect_sentencepiece import open_model
+    from tokenizer.training.record import describe_record, read_record
+    from tokenizer.training.sample import draw_samples, drop_known
 
     folder = output or model.parent
     if (folder / REPORT_NAME).exists() and not overwrite:
@@ -231,8 +231,9 @@ def inspect(checks: Checks, /, model: Path, text: str | None) -> None:
     MODEL is a tokenizer.model, or a Hugging Face tokenizer.json. With TEXT, also its pieces and their ids; - reads it from
     standard input.
     """
-    from pretrain.codec import is_definition
-    from tokenizer import inspect_json, inspect_model
+    from tokenizer.models.base import is_definition
+    from tokenizer.training import inspect_hf as inspect_json
+    from tokenizer.training import inspect_sentencepiece as inspect_model
 
     if text is not None:
         text = _standard_input() if text == "-" else _argument(text)
@@ -278,9 +279,9 @@ def _notes(known: int, held_out: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _publish(report: TokenizerReport, folder: Path) -> None:
     """Write report.json and report.html, and print their numbers."""
-    from tokenizer.inspect_model import describe_round_trip
-    from tokenizer.report import write_report
-    from tokenizer.report_page import write_page
+    from tokenizer.training.compression_page import write_page
+    from tokenizer.training.compression_report import write_report
+    from tokenizer.training.inspect_sentencepiece import describe_round_trip
 
     write_report(report, folder / REPORT_NAME)
     write_page(report, folder / PAGE_NAME)

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from benchmarks.loader.corpora import Ids, read_plain
 from pretrain.config.schema import BatchConfig, DataConfig, SourceConfig
+from pretrain.data.loader import Position, build_stream
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import open_sources
-from pretrain.data.loader import (Position, build_stream)
 from pretrain.world import World
 
 Batches = Iterator[tuple[Tensor, Tensor]]

@@ -168,7 +168,8 @@ class DataConfig:
     valid: dict[str, SourceConfig] = knob({}, "Held-out sources by name.")
     stages: dict[str, StageConfig] = knob({}, "Changes of the weights, e.g. `data.stages.anneal.start_step=9000`.")
     tokenizer: str | None = knob(
-        None, "tokenizer.model or tokenizer.json; its sha256 must be the one that the shards were made with."
+        None,
+        "tokenizer.model or tokenizer.json; its sha256 must be the one that the shards were made with.",
     )
     seq_len: int = knob(2048, "Tokens a sequence (T); must divide the block of the shards.", minimum=1)
     document_mask: bool = knob(False, "Attend within documents only, and count positions from each document's start.")

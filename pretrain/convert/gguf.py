@@ -22,14 +22,14 @@ import numpy
 import torch
 
 from pretrain.checkpoint import layout
-from pretrain.codec import is_definition
 from pretrain.convert.gguf_model import Row, add_model_keys, choose_architecture, rows_of, tensor_of
 from pretrain.convert.gguf_proof import LlamaCppProof, prove_by_reading, prove_with_llama_cpp
 from pretrain.convert.gguf_tokenizer import add_tokenizer_keys
 from pretrain.convert.tokenizer_files import check_tokenizer
-from pretrain.convert.tokenizer_json import read_model
 from pretrain.convert.weights import WeightSource, refuse_unless_complete
 from pretrain.errors import DataError, ExportError, UserError
+from tokenizer.models.base import is_definition
+from tokenizer.models.sentencepiece_to_hf import read_model
 
 # Names of `gguf.GGMLQuantizationType` and `gguf.LlamaFileType`.
 TYPES = {"f16": ("F16", "MOSTLY_F16"), "bf16": ("BF16", "MOSTLY_BF16"), "q8_0": ("Q8_0", "MOSTLY_Q8_0")}

@@ -21,12 +21,12 @@ from torch import Tensor
 from pretrain.convert.gguf_llama_cpp import LlamaCppError, ask_llama_cpp, llama_cpp_interpreter
 from pretrain.convert.gguf_model import Row, deinterleave, rope_factors
 from pretrain.convert.gguf_tokenizer import without_names
-from pretrain.convert.nasty_text import nasty_texts
 from pretrain.convert.proof import proof_tokens
 from pretrain.convert.sources import load_decoder
-from pretrain.convert.tokenizer_json import read_model
 from pretrain.convert.weights import WeightSource, assemble
 from pretrain.errors import ExportError
+from tokenizer.models.sentencepiece_to_hf import read_model
+from tokenizer.models.stress_texts import nasty_texts
 
 # Root mean square of the differences of logits over that of the logits. Measured: 3e-7, 1e-3, 8e-3 and 3e-2 on fresh
 # weights, a tenth of that on trained ones; names exchanged or rows in another order give 9e-2 to 2e-1.

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint import layout
-from pretrain.codec import BESIDE, DEFINITION, MODEL
 from pretrain.convert.card_facts import CardFacts, ledger_of
 from pretrain.convert.curve import training_history
 from pretrain.convert.families.choose import choose_family, config_json
@@ -25,12 +24,13 @@ from pretrain.convert.model_card import CARD_FILES, write_card
 from pretrain.convert.origin import imported_from
 from pretrain.convert.proof import LogitProof, prove_logits
 from pretrain.convert.tokenizer_files import check_tokenizer, control_symbols, write_tokenizer_files
-from pretrain.convert.tokenizer_json import SpecialTokens
 from pretrain.convert.tokenizer_proof import TokenizerProof, settle_tokenizer
 from pretrain.convert.transformers_library import import_transformers
 from pretrain.convert.weights import DTYPES, INDEX, WeightSource, refuse_unless_complete, write_weights
 from pretrain.errors import UserError
 from pretrain.storage.staging import staging_folder
+from tokenizer.models.base import BESIDE, DEFINITION, MODEL
+from tokenizer.models.sentencepiece_to_hf import SpecialTokens
 
 MAX_SHARD_BYTES = 2_000_000_000
 # What an export writes. A folder with anything else in it is never deleted.

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.codec import BESIDE, DEFINITION, FALLBACK, MODEL
 from pretrain.config.schema import Config
 from pretrain.convert.directory import CONFIG, inside, model_name, read_json
 from pretrain.convert.families.choose import read_config
@@ -29,6 +28,7 @@ from pretrain.convert.tokenizer_files import find_tokenizer
 from pretrain.convert.weights import expected_shapes, stored_shape
 from pretrain.errors import DataError
 from pretrain.storage.safetensors import DTYPES
+from tokenizer.models.base import BESIDE, DEFINITION, FALLBACK, MODEL
 
 NAMES_LISTED = 5
 

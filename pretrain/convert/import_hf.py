@@ -18,7 +18,6 @@ from torch import Tensor
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.piece_file import write_pieces
 from pretrain.checkpoint.pieces import piece_key
-from pretrain.codec import read_tokenizer
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config, RunConfig
 from pretrain.convert.directory import is_hf_directory
@@ -28,6 +27,7 @@ from pretrain.convert.weights import plan_shards
 from pretrain.errors import UserError
 from pretrain.run_folder import RunFolder
 from pretrain.storage.staging import staging_folder
+from tokenizer.models.base import read_tokenizer
 
 FILE_BYTES = 500_000_000  # of tensors that are in memory at once, or one tensor where that is larger
 LONGEST_SEQUENCE = 4096  # what data.seq_len becomes for models that can take more

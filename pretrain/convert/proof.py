@@ -21,8 +21,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.codec import load_codec
-from pretrain.convert.nasty_text import CODE, SCRIPTS
 from pretrain.convert.streamed import streamed
 from pretrain.convert.transformers_library import quiet_transformers
 from pretrain.convert.weights import WeightSource, rounded_parameter
@@ -30,6 +28,8 @@ from pretrain.errors import ExportError
 from pretrain.model.decoder import Decoder
 from pretrain.model.positions import sinusoidal
 from pretrain.storage.safetensors import Entry, read_header, read_tensor
+from tokenizer.models.base import load_codec
+from tokenizer.models.stress_texts import CODE, SCRIPTS
 
 LOGIT_BOUND = 1e-5
 MAX_PROOF_TOKENS = 256

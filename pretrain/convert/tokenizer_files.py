@@ -10,7 +10,8 @@ goes on with the tokenizer that it had.
 import json
 from pathlib import Path
 
-from pretrain.codec import (
+from pretrain.errors import DataError, PretrainError
+from tokenizer.models.base import (
     BESIDE,
     DEFINITION,
     MODEL,
@@ -20,9 +21,9 @@ from pretrain.codec import (
     load_sentencepiece,
     read_tokenizer,
 )
-from pretrain.codec_json import JsonCodec, guarded
-from pretrain.codec_losses import losses
-from pretrain.convert.tokenizer_json import (
+from tokenizer.models.hf_json import JsonCodec, guarded
+from tokenizer.models.round_trip import losses
+from tokenizer.models.sentencepiece_to_hf import (
     SpecialTokens,
     build_tokenizer,
     read_model,
@@ -30,8 +31,7 @@ from pretrain.convert.tokenizer_json import (
     refuse_unless_exportable,
     write_tokenizer,
 )
-from pretrain.convert.tokenizer_json import control_symbols as control_pieces
-from pretrain.errors import DataError, PretrainError
+from tokenizer.models.sentencepiece_to_hf import control_symbols as control_pieces
 
 
 def check_tokenizer(model_file: Path, vocab_size: int) -> None:

@@ -14,7 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.codec import (
+from pretrain.convert.tokenizer_files import control_symbols
+from pretrain.convert.transformers_library import quiet_transformers
+from pretrain.errors import ExportError
+from tokenizer.models.base import (
     DEFINITION,
     is_definition,
     load_codec,
@@ -23,11 +26,8 @@ from pretrain.codec import (
     read_tokenizer,
     special_token,
 )
-from pretrain.codec_json import NAMED, JsonCodec
-from pretrain.convert.nasty_text import nasty_texts
-from pretrain.convert.tokenizer_files import control_symbols
-from pretrain.convert.transformers_library import quiet_transformers
-from pretrain.errors import ExportError
+from tokenizer.models.hf_json import NAMED, JsonCodec
+from tokenizer.models.stress_texts import nasty_texts
 
 FAILURES_LISTED = 3
 PLAIN_CLASS = "PreTrainedTokenizerFast"  # of transformers: uses a tokenizer.json as it is, in 4.57 and in 5

@@ -17,7 +17,7 @@ def data() -> None:
 @ADDRESS
 def info(address: str) -> None:
     """Print what a manifest says."""
-    from pretrain.shards.manifest import (load_manifest)
+    from pretrain.shards.manifest import load_manifest
     from pretrain.storage.store import open_store
 
     manifest = load_manifest(open_store(address))
@@ -47,8 +47,8 @@ def verify(address: str, workers: int) -> None:
     from rich.console import Console
     from rich.progress import Progress
 
-    from pretrain.shards.manifest import (load_manifest)
-    from pretrain.shards.integrity import (verify_shards)
+    from pretrain.shards.integrity import verify_shards
+    from pretrain.shards.manifest import load_manifest
     from pretrain.storage.store import open_store
 
     store = open_store(address)
@@ -80,7 +80,7 @@ def order(config: Path, overrides: tuple[str, ...], start: int, count: int) -> N
     import numpy as np
 
     from pretrain.config import load_config
-    from pretrain.data.prefetch import (fetch_ahead)
+    from pretrain.data.prefetch import fetch_ahead
     from pretrain.preflight import open_data
 
     run = open_data(load_config(config, overrides).config)

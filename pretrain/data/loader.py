@@ -19,10 +19,10 @@ import torch
 import webdataset
 
 from pretrain.config.schema import BatchConfig, DataConfig
-from pretrain.data.prefetch import (fetch_ahead)
 from pretrain.data.documents import mark_documents
 from pretrain.data.order import Order
 from pretrain.data.permute import I64
+from pretrain.data.prefetch import fetch_ahead
 from pretrain.data.source import Source
 from pretrain.model.loss import IGNORE
 from pretrain.optim.schedule import batch_levels

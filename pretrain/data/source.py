@@ -15,13 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.config.schema import SourceConfig, StoreConfig
-from pretrain.data.blocks.block_reader import (LocalBlocks, RemoteBlocks)
-from pretrain.data.blocks.disk_cache import (ShardCache)
-from pretrain.shards.manifest import (Manifest, fingerprint, load_manifest)
-from pretrain.data.blocks.block_memory import (BlockMemory)
+from pretrain.data.blocks.block_memory import BlockMemory
+from pretrain.data.blocks.block_reader import LocalBlocks, RemoteBlocks
+from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.data.order import OrderedSource
-from pretrain.shards.format import (check_folder)
 from pretrain.errors import DataError
+from pretrain.shards.format import check_folder
+from pretrain.shards.manifest import Manifest, fingerprint, load_manifest
 from pretrain.storage.store import LocalStore, Store, open_store
 
 MANY_SHARDS = 4096

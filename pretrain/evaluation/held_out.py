@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from pretrain.data.loader import Item, split_targets
 from pretrain.data.source import Source
-from pretrain.data.loader import (Item, split_targets)
 from pretrain.engine import Batch
 from pretrain.model.loss import IGNORE
 from pretrain.world import World

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pretrain.checkpoint.read import CheckpointReader
-from pretrain.codec import DEFINITION, MODEL
 from pretrain.config.schema import SourceConfig
 from pretrain.convert.sources import open_weights
 from pretrain.convert.weights import WeightSource
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import DataError, UserError
+from tokenizer.models.base import DEFINITION, MODEL
 
 UNKNOWN_TOKENIZER = "0" * 64  # of foreign shards that were indexed without one
 

@@ -41,7 +41,7 @@ def run_tasks(
     request: Request, opened: Opened, model: "Decoder", world: World, gather: Callable[[Any], list[Any]]
 ) -> dict[str, Any]:
     """Metrics of each task, by name. A collective."""
-    from pretrain.codec import load_codec
+    from tokenizer.models.base import load_codec
 
     assert opened.weights.tokenizer is not None  # request.py
     codec = load_codec(opened.weights.tokenizer)

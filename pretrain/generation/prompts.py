@@ -9,9 +9,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.codec import Codec, codec_of
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.errors import ConfigError, UserError
+from tokenizer.models.base import Codec, codec_of
 
 
 def gather_prompts(texts: Sequence[str], file: Path | None) -> list[str]:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from pretrain.codec import Codec, load_codec
 from pretrain.convert.sources import load_finite, open_weights
 from pretrain.distributed import pick_device
 from pretrain.errors import UserError
@@ -14,6 +13,7 @@ from pretrain.generation.sampling import Sampling, sampler
 from pretrain.generation.text import Completion, complete, complete_by_beams
 from pretrain.generation.wishes import Wishes
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
+from tokenizer.models.base import Codec, load_codec
 
 DEFAULT_TEMPERATURE = 0.8
 

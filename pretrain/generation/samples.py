@@ -10,12 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from pretrain.codec import codec_of
 from pretrain.generation.loop import generate
 from pretrain.generation.sampling import greedy
 from pretrain.generation.stream import Continuation
 from pretrain.model.kv_cache import Cache
 from pretrain.model.logits_fn import LogitsFn
+from tokenizer.models.base import codec_of
 
 
 def make_samples(

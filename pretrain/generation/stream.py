@@ -6,7 +6,7 @@ not.
 
 from collections.abc import Callable, Sequence
 
-from pretrain.codec import Codec
+from tokenizer.models.base import Codec
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # bytes that are no character, or none yet
 KEPT, LONG = 8, 32  # tokens that are decoded again with each new one, or text would cost the square of its length

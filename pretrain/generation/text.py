@@ -3,13 +3,13 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from pretrain.codec import Codec
 from pretrain.generation.beam import EarlyStopping, beam_search
 from pretrain.generation.loop import generate
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose
 from pretrain.generation.stream import Continuation
 from pretrain.model.logits_fn import LogitsFn
+from tokenizer.models.base import Codec
 
 
 class Completion(NamedTuple):

@@ -17,13 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.codec import load_codec
 from pretrain.convert.sources import load_decoder
 from pretrain.convert.weights import WeightSource
 from pretrain.errors import DataError, UserError
 from pretrain.inspection.pieces import pieces
 from pretrain.model.attention import attention_weights
 from pretrain.model.decoder import Decoder
+from tokenizer.models.base import load_codec
 
 
 class HeadFigures(NamedTuple):

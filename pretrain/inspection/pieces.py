@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pretrain.codec import SPACE_MARK, Codec
+from tokenizer.models.base import SPACE_MARK, Codec
 
 _UNFINISHED = "\ufffd"  # what decoding gives for a part of a character
 _SIGNS = {" ": "␣", "\n": "\\n", "\t": "\\t", "\r": "\\r"}

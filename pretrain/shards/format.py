@@ -32,9 +32,9 @@ import io
 
 import numpy as np
 
-from pretrain.shards.manifest import (Manifest)
-from pretrain.shards.table import (ShardEntry)
 from pretrain.errors import DataError
+from pretrain.shards.manifest import Manifest
+from pretrain.shards.table import ShardEntry
 from pretrain.storage.store import Store
 
 BLOCK_TOKENS = 1 << 17

@@ -16,10 +16,10 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 import numpy as np
 
-from pretrain.shards.manifest import (Manifest)
-from pretrain.shards.table import (ShardEntry)
-from pretrain.shards.format import (ENDS_MEMBER, TOKENS_MEMBER, check_npy_header, read_index)
 from pretrain.errors import DataError
+from pretrain.shards.format import ENDS_MEMBER, TOKENS_MEMBER, check_npy_header, read_index
+from pretrain.shards.manifest import Manifest
+from pretrain.shards.table import ShardEntry
 from pretrain.storage.store import Store
 
 PIECE = 4 << 20  # bytes of a request; a multiple of what an id takes

@@ -16,9 +16,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.shards.manifest_rules import (LARGEST_VOCAB, LAYOUTS, check_manifest, check_table_file, raise_problems, show)
-from pretrain.shards.table import (TABLE_NAME, ShardTable, parse_table, table_bytes, table_file)
 from pretrain.errors import DataError
+from pretrain.shards.manifest_rules import (
+    LARGEST_VOCAB,
+    LAYOUTS,
+    check_manifest,
+    check_table_file,
+    raise_problems,
+    show,
+)
+from pretrain.shards.table import TABLE_NAME, ShardTable, parse_table, table_bytes, table_file
 from pretrain.storage.store import LocalStore, Store
 
 FORMAT = "pretrain-shards/2"

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pretrain.shards.table import (MOST_SHARDS, TABLE_NAME, shard_name)
 from pretrain.errors import DataError
+from pretrain.shards.table import MOST_SHARDS, TABLE_NAME, shard_name
 
 if TYPE_CHECKING:
-    from pretrain.shards.manifest import (Manifest)
+    from pretrain.shards.manifest import Manifest
 
 STREAM, PACKED = LAYOUTS = ("stream", "packed")
 LARGEST_COUNT = 1 << 43  # of a shard: the sum over MOST_SHARDS stays inside int64

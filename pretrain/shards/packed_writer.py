@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.shards.manifest import (PACKED, STREAM)
-from pretrain.shards.table import (ShardEntry)
 from pretrain.errors import DataError
-from pretrain.shards.packing import (Counts, pack_window)
-from pretrain.shards.writer import (ShardWriter)
+from pretrain.shards.manifest import PACKED, STREAM
+from pretrain.shards.packing import Counts, pack_window
+from pretrain.shards.table import ShardEntry
+from pretrain.shards.writer import ShardWriter
 
 WINDOW_TOKENS = 1 << 20
 

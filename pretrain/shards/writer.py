@@ -17,10 +17,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pretrain.shards.manifest import (MANIFEST_NAME, sync_folder, token_dtype)
-from pretrain.shards.table import (TABLE_NAME, ShardEntry, shard_name)
-from pretrain.shards.format import (BLOCK_TOKENS, ENDS_MEMBER, TOKENS_MEMBER, block_key, index_name)
 from pretrain.errors import DataError, PretrainError
+from pretrain.shards.format import BLOCK_TOKENS, ENDS_MEMBER, TOKENS_MEMBER, block_key, index_name
+from pretrain.shards.manifest import MANIFEST_NAME, sync_folder, token_dtype
+from pretrain.shards.table import TABLE_NAME, ShardEntry, shard_name
 
 SHARD_BYTES = 256 << 20
 MOST_BLOCKS = 1_000_000  # six digits in a key

@@ -9,8 +9,8 @@ import torch
 
 from pretrain.config import load_config
 from pretrain.config.schema import BatchConfig
+from pretrain.data.loader import Position, build_stream
 from pretrain.data.source import Source
-from pretrain.data.loader import (Position, build_stream)
 from pretrain.evaluation.held_out import held_out_batches
 from pretrain.metrics import read_lines
 from pretrain.model.decoder import Decoder

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.codec import load_codec
 from pretrain.convert.sources import load_decoder, open_weights
 from pretrain.generation.prompts import encode_prompt
 from pretrain.generation.sampling import greedy
@@ -19,6 +18,7 @@ from tests.support.processes import pretrain, train
 from tests.support.runs import EAGER_ZERO3, make_run
 from tests.support.shards import write_corpus
 from tests.support.tokenizers import source_chunks, train_sentencepiece
+from tokenizer.models.base import load_codec
 
 PROMPTS = ["def ", "", "import os\nclass"]
 TOKENS = 12

@@ -9,7 +9,7 @@ import torch
 
 from pretrain.config import load_config
 from pretrain.config.schema import BatchConfig
-from pretrain.data.loader import (Position, build_stream)
+from pretrain.data.loader import Position, build_stream
 from pretrain.metrics import read_lines
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights

@@ -17,8 +17,8 @@ from pretrain.processes import descendants
 from tests.support.encoded import files_of, write_jsonl
 from tests.support.processes import ENVIRONMENT, pretrain
 from tests.support.tokenizers import source_chunks, train_sentencepiece
-from tokenizer.encode import encode_corpus
-from tokenizer.readers import ReadOptions
+from tokenizer.corpus.readers import ReadOptions
+from tokenizer.encoding.run import encode_corpus
 
 TASK_BYTES = 40_000
 

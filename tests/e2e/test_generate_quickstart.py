@@ -6,12 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pretrain.codec import load_codec
 from pretrain.convert.sources import load_decoder, open_weights
 from pretrain.generation.prompts import encode_prompt
 from pretrain.generation.sampling import greedy
 from pretrain.generation.text import complete, complete_by_beams
 from pretrain.model.logits_fn import decoder_logits
+from tokenizer.models.base import load_codec
 
 TEXTS = ["class Path", "def f(x):\n    return", "import os\nimport sys\n\n", "", "# 漢字 😀\n"]
 PAD = 3

@@ -8,17 +8,17 @@ import pytest
 import yaml
 
 from pretrain.checkpoint.read import CheckpointReader, open_checkpoint
-from pretrain.codec import load_codec
 from pretrain.config import load_config
-from pretrain.shards.manifest import (read_manifest)
 from pretrain.errors import DataError
 from pretrain.preflight import open_data
+from pretrain.shards.manifest import read_manifest
 from tests.support.encoded import TEXTS, write_jsonl
 from tests.support.json_tokenizers import edit, qwen
 from tests.support.processes import pretrain
 from tests.support.runs import make_run
 from tests.support.tokenizers import train_sentencepiece
-from tokenizer.encode import encode_corpus
+from tokenizer.encoding.run import encode_corpus
+from tokenizer.models.base import load_codec
 
 ROWS = 1_024  # more than any of the tokenizers has tokens
 

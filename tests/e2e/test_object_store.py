@@ -16,9 +16,9 @@ import pytest
 import torch
 
 from pretrain.config.schema import BatchConfig, DataConfig, SourceConfig, StoreConfig
+from pretrain.data.loader import Position, build_stream
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import open_sources
-from pretrain.data.loader import (Position, build_stream)
 from pretrain.errors import DataError
 from pretrain.world import World
 from tests.support.faulty_proxy import KINDS, Faults, Request

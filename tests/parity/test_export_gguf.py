@@ -17,11 +17,11 @@ from pretrain.convert import gguf_model, gguf_proof
 from pretrain.convert.gguf import export_gguf
 from pretrain.convert.gguf_llama_cpp import LlamaCppError, ask_llama_cpp, llama_cpp_interpreter
 from pretrain.convert.gguf_tokenizer import without_names
-from pretrain.convert.nasty_text import nasty_texts
-from pretrain.convert.tokenizer_json import read_model
 from pretrain.errors import DataError, ExportError, UserError
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import MemorySource, decoder_of, memory_source, small_model
+from tokenizer.models.sentencepiece_to_hf import read_model
+from tokenizer.models.stress_texts import nasty_texts
 
 LLAMA_CPP = llama_cpp_interpreter()
 needs_llama_cpp = pytest.mark.skipif(LLAMA_CPP is None, reason="llama-cpp-python is not installed")

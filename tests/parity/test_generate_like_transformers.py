@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.codec import load_codec
 from pretrain.convert.hf import export_hf
 from pretrain.convert.transformers_library import quiet_transformers
 from pretrain.generation.beam import beam_search
@@ -15,6 +14,7 @@ from pretrain.generation.sampling import greedy
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
+from tokenizer.models.base import load_codec
 
 LAYERNORM = {"norm": "layernorm", "norm_bias": True, "ffn": "gelu_tanh", "ffn_bias": True, "attention_bias": "all"}
 FAMILIES: dict[str, dict[str, Any]] = {

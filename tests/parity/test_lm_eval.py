@@ -12,7 +12,6 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from pretrain.codec import load_codec
 from pretrain.convert.hf import export_hf
 from pretrain.convert.sources import load_decoder, open_weights
 from pretrain.errors import UserError
@@ -22,6 +21,7 @@ from pretrain.evaluation.tasks import run_tasks
 from pretrain.world import World
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import memory_source
+from tokenizer.models.base import load_codec
 
 LENGTH = 96  # of the sequences that the weights were made for
 TEXT = "class Scanner:\n    def __init__(self, lexicon, flags=0):\n        self.lexicon = lexicon\n"

@@ -19,7 +19,6 @@ import pytest
 import transformers
 from transformers import AutoTokenizer
 
-from pretrain.codec import load_codec
 from pretrain.convert.tokenizer_files import (
     check_tokenizer,
     control_symbols,
@@ -35,6 +34,7 @@ from tests.support.tokenizers import (
     source_chunks,
     train_sentencepiece,
 )
+from tokenizer.models.base import load_codec
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 SINCE_5 = int(transformers.__version__.partition(".")[0]) >= 5
@@ -208,7 +208,11 @@ def test_a_directory_with_no_tokenizer_or_one_that_cannot_be_exact_is_refused(tm
         find_tokenizer(tmp_path)
     changes: dict[str, Any] = {"model_type": "unigram", "add_dummy_prefix": True, "user_defined_symbols": ["<tool>"]}
     train_sentencepiece(
-        tmp_path / "tokenizer.model", 600, source_chunks(50_000), normalization_rule_name="nmt_nfkc", **changes
+        tmp_path / "tokenizer.model",
+        600,
+        source_chunks(50_000),
+        normalization_rule_name="nmt_nfkc",
+        **changes,
     )
     with pytest.raises(DataError) as caught:
         find_tokenizer(tmp_path)

@@ -12,11 +12,6 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from pretrain.codec import load_codec
-from pretrain.codec_json import JsonCodec
-from pretrain.convert import tokenizer_json
-from pretrain.convert.nasty_text import nasty_texts
-from pretrain.convert.tokenizer_json import build_tokenizer, read_model, reasons_against, write_tokenizer
 from pretrain.convert.tokenizer_proof import prove_tokenizer
 from pretrain.errors import DataError, ExportError
 from tests.support.tokenizers import (
@@ -25,6 +20,11 @@ from tests.support.tokenizers import (
     source_chunks,
     train_sentencepiece,
 )
+from tokenizer.models import sentencepiece_to_hf as tokenizer_json
+from tokenizer.models.base import load_codec
+from tokenizer.models.hf_json import JsonCodec
+from tokenizer.models.sentencepiece_to_hf import build_tokenizer, read_model, reasons_against, write_tokenizer
+from tokenizer.models.stress_texts import nasty_texts
 
 
 @pytest.fixture

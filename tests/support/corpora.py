@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from tokenizer.corpus import plan_tasks
-from tokenizer.readers import Document, ReadOptions, read_documents
-from tokenizer.rejections import Rejection
+from tokenizer.corpus.readers import Document, ReadOptions, read_documents
+from tokenizer.corpus.rejections import Rejection
+from tokenizer.corpus.task_plan import plan_tasks
 
 Found = list[Document | Rejection]
 

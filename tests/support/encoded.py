@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
-from pretrain.shards.manifest import (Manifest)
-from pretrain.shards.format import (OFFSET, TOKENS, index_name)
+from pretrain.shards.format import OFFSET, TOKENS, index_name
+from pretrain.shards.manifest import Manifest
 
 TEXTS = [
     "def f(x):\n\treturn  x  # <s> </s> <|im_start|>\r\n",

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.shards.manifest import (FORMAT, PACKED, STREAM, Manifest, token_dtype, write_manifest)
-from pretrain.shards.table import (ShardEntry, ShardTable)
-from pretrain.shards.packed_writer import (BinWriter)
-from pretrain.shards.writer import (ShardWriter)
+from pretrain.shards.manifest import FORMAT, PACKED, STREAM, Manifest, token_dtype, write_manifest
+from pretrain.shards.packed_writer import BinWriter
+from pretrain.shards.table import ShardEntry, ShardTable
+from pretrain.shards.writer import ShardWriter
 
 BOS, EOS, PAD = 1, 2, 3
 

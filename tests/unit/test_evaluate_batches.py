@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.config.schema import SourceConfig
-from pretrain.shards.manifest import (read_manifest, write_manifest)
 from pretrain.data.source import Source
 from pretrain.engine import Batch
 from pretrain.evaluation.held_out import BatchSums, Score, evaluation_values, held_out_batches, score_sources
 from pretrain.model.loss import IGNORE
+from pretrain.shards.manifest import read_manifest, write_manifest
 from pretrain.world import World
 from tests.support.shards import BOS, EOS, write_corpus
 

@@ -13,7 +13,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pretrain.codec import load_codec
 from pretrain.convert.hf import export_hf
 from pretrain.errors import PretrainError, UserError
 from pretrain.generation.cli import generate
@@ -24,6 +23,7 @@ from pretrain.model.logits_fn import decoder_logits
 from tests.support.processes import ENVIRONMENT
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import MemorySource, decoder_of, memory_source, small_model
+from tokenizer.models.base import load_codec
 
 
 @pytest.fixture(scope="module")

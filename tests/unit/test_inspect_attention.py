@@ -7,12 +7,12 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
-from pretrain.codec import load_codec
 from pretrain.errors import DataError, UserError
 from pretrain.inspection.attention import attention_maps, capture, figures
 from pretrain.inspection.pieces import pieces, seen
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
+from tokenizer.models.base import load_codec
 
 MODELS: list[dict[str, Any]] = [
     {},

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.codec import Codec, load_codec
 from pretrain.errors import UserError
 from pretrain.generation.prompts import encode_prompt
 from pretrain.generation.stream import Continuation, TextStream
 from tests.support.tokenizers import sentencepiece_model_fixture, train_sentencepiece  # noqa: F401
+from tokenizer.models.base import Codec, load_codec
 
 MIXED = st.lists(
     st.one_of(st.text(max_size=6), st.sampled_from(["def f(x):", " return", "漢字", "😀", "é", "\n", "  ", "\ufffd"])),

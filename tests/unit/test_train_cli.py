@@ -59,7 +59,13 @@ def test_train_writes_a_model_and_its_report_and_prints_both(trained: tuple[Path
     assert report["sources"][0]["documents"] > 0
     for source in report["sources"]:
         assert f"{source['bytes_per_token']:.2f}" in result.output
-    for shown in (folder / "tokenizer.model", folder / "report.html", "memory", "time", "left out: broken JSON"):
+    for shown in (
+        folder / "tokenizer.model",
+        folder / "report.html",
+        "memory",
+        "time",
+        "left out: broken JSON",
+    ):
         assert str(shown) in result.output
     assert report["trained_on"]["seed"] == 0
 
@@ -68,7 +74,10 @@ def test_a_report_leaves_out_what_the_model_was_trained_on(
     trained: tuple[Path, Result], corpus: Path, tmp_path: Path
 ) -> None:
     folder, _ = trained
-    model, same = folder / "tokenizer.model", ("--input", f"ru={corpus / 'ru.jsonl'}", "--text-field", "body")
+    model, same = (
+        folder / "tokenizer.model",
+        ("--input", f"ru={corpus / 'ru.jsonl'}", "--text-field", "body"),
+    )
     with pytest.raises(DataError, match=r"report\.json: exists already"):
         run("report", model, *same)
     assert run("report", model, *same, "--output", tmp_path).exit_code == 0

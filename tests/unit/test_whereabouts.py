@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.data.loader import (prefetch)
+from pretrain.data.loader import prefetch
 from pretrain.whereabouts import collectives_begun, last_collectives, main_thread_place, place_of
 
 

@@ -18,11 +18,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.blocks.disk_cache import (ShardCache)
-from pretrain.shards.manifest import (Manifest)
-from pretrain.data.blocks.block_memory import (AHEAD, URGENT, Block, BlockMemory)
-from pretrain.shards.format import (read_index)
+from pretrain.data.blocks.block_memory import AHEAD, URGENT, Block, BlockMemory
+from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.errors import DataError
+from pretrain.shards.format import read_index
+from pretrain.shards.manifest import Manifest
 from pretrain.storage.store import LocalStore, RemoteStore
 
 Ids = NDArray[Any]  # of the manifest's dtype

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.data.audit import (digest, sequence_sums)
+from pretrain.data.audit import digest, sequence_sums
 
 
 def batch(samples: list[int], tokens: np.ndarray) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.config.schema import BatchConfig
+from pretrain.data.loader import Position, rank_samples
 from pretrain.data.order import Order, OrderedSource, Samples, Stage, differences, past_of
-from pretrain.data.loader import (Position, rank_samples)
 from pretrain.optim.schedule import batch_levels, samples_between
 from pretrain.world import World
 

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 from pretrain.config.schema import SourceConfig
-from pretrain.data import (prefetch as ahead)
-from pretrain.data.prefetch import (Item, fetch_ahead)
-from pretrain.data.blocks.block_memory import (BlockMemory)
+from pretrain.data import prefetch as ahead
+from pretrain.data.blocks.block_memory import BlockMemory
+from pretrain.data.prefetch import Item, fetch_ahead
 from pretrain.data.source import Source
 from pretrain.errors import DataError
 from tests.support.shards import write_corpus

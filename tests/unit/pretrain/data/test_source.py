@@ -7,11 +7,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretrain.config.schema import SourceConfig
-from pretrain.shards.manifest import (read_manifest, write_manifest)
-from pretrain.shards.table import (ShardTable, shard_name)
-from pretrain.shards.format import (OFFSET, index_name, read_index)
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import DataError
+from pretrain.shards.format import OFFSET, index_name, read_index
+from pretrain.shards.manifest import read_manifest, write_manifest
+from pretrain.shards.table import ShardTable, shard_name
 from pretrain.storage.store import LocalStore
 from tests.support.shards import write_corpus
 from tests.support.stores import memory_address_fixture as memory_address_fixture

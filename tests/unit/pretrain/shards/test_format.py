@@ -15,13 +15,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from webdataset.writer import TarWriter
 
-from pretrain.shards.manifest import (FORMAT, Manifest)
-from pretrain.shards.table import (ShardEntry, ShardTable)
-from pretrain.shards.format import (CRC32, DOCUMENTS, OFFSET, TOKENS, check_folder, index_name, read_index)
 from pretrain.errors import DataError
+from pretrain.shards import writer as write_shards
+from pretrain.shards.format import CRC32, DOCUMENTS, OFFSET, TOKENS, check_folder, index_name, read_index
+from pretrain.shards.manifest import FORMAT, Manifest
+from pretrain.shards.table import ShardEntry, ShardTable
+from pretrain.shards.writer import ShardWriter, clear_output
 from pretrain.storage.store import LocalStore
-from pretrain.shards import (writer as write_shards)
-from pretrain.shards.writer import (ShardWriter, clear_output)
 
 T = 16
 

@@ -16,12 +16,12 @@ from click.testing import CliRunner, Result
 
 from pretrain.cli import cli
 from pretrain.config.schema import SourceConfig
-from pretrain.shards import (integrity as verify)
-from pretrain.shards.manifest import (load_manifest, read_manifest, write_manifest)
-from pretrain.shards.table import (ShardTable)
 from pretrain.data.source import Source
-from pretrain.shards.integrity import (verify_shards)
 from pretrain.errors import DataError
+from pretrain.shards import integrity as verify
+from pretrain.shards.integrity import verify_shards
+from pretrain.shards.manifest import load_manifest, read_manifest, write_manifest
+from pretrain.shards.table import ShardTable
 from pretrain.storage.store import open_store
 from tests.support.shards import write_corpus
 from tests.support.stores import memory_address_fixture as memory_address_fixture

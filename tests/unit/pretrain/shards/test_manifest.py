@@ -8,10 +8,18 @@ from pathlib import Path
 import fsspec
 import pytest
 
-from pretrain.shards import (manifest as module)
-from pretrain.shards.manifest import (Manifest, fingerprint, load_manifest, manifest_text, read_manifest, token_dtype, write_manifest)
-from pretrain.shards.table import (MOST_SHARDS, ShardEntry, ShardTable, table_file)
 from pretrain.errors import DataError
+from pretrain.shards import manifest as module
+from pretrain.shards.manifest import (
+    Manifest,
+    fingerprint,
+    load_manifest,
+    manifest_text,
+    read_manifest,
+    token_dtype,
+    write_manifest,
+)
+from pretrain.shards.table import MOST_SHARDS, ShardEntry, ShardTable, table_file
 from pretrain.storage.store import open_store
 from tests.support.stores import memory_address_fixture as memory_address_fixture
 from tests.support.stores import no_waits_fixture as no_waits_fixture

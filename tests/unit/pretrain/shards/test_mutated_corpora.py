@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from pretrain.config.schema import SourceConfig
-from pretrain.shards.manifest import (load_manifest)
 from pretrain.data.source import Source
-from pretrain.shards.integrity import (verify_shards)
 from pretrain.errors import DataError
+from pretrain.shards.integrity import verify_shards
+from pretrain.shards.manifest import load_manifest
 from pretrain.storage.store import open_store
 from tests.support.shards import write_corpus
 

@@ -11,14 +11,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from pretrain.config.schema import SourceConfig
-from pretrain.shards.manifest import (Manifest, read_manifest)
 from pretrain.data.source import Source
 from pretrain.errors import DataError
+from pretrain.shards import packed_writer as write_bins
+from pretrain.shards.manifest import Manifest, read_manifest
+from pretrain.shards.packed_writer import BinWriter, check_layout
+from pretrain.shards.packing import cut_pieces, pack, pack_window
+from pretrain.shards.writer import ShardWriter
 from tests.support.shards import BOS, EOS, PAD, write_corpus, write_packed_corpus
-from pretrain.shards import (packed_writer as write_bins)
-from pretrain.shards.packing import (cut_pieces, pack, pack_window)
-from pretrain.shards.packed_writer import (BinWriter, check_layout)
-from pretrain.shards.writer import (ShardWriter)
 
 FIRST = 10  # ids of documents are counted from here, so that each tells its place; PAD is below
 lengths_of_documents = st.lists(st.integers(1, 50), min_size=1, max_size=60)

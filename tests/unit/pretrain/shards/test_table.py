@@ -4,8 +4,8 @@ import io
 import numpy as np
 import pytest
 
-from pretrain.shards.table import (ShardEntry, ShardTable, parse_table, shard_name, table_bytes, table_file)
 from pretrain.errors import DataError
+from pretrain.shards.table import ShardEntry, ShardTable, parse_table, shard_name, table_bytes, table_file
 
 ENTRIES = [ShardEntry(shard_name(n), 1_000 + n, f"{n + 200:02x}" * 32, 2 + n, 30 + n, 4 + n) for n in range(3)]
 TABLE = ShardTable.of(ENTRIES)

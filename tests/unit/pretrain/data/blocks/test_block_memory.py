@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pretrain.config.schema import StoreConfig
-from pretrain.data.blocks.block_memory import (AHEAD, URGENT, Block, BlockMemory)
+from pretrain.data.blocks.block_memory import AHEAD, URGENT, Block, BlockMemory
 from pretrain.errors import DataError
 
 

@@ -10,14 +10,14 @@ import fsspec
 import numpy as np
 import pytest
 
-from pretrain.data.blocks import (block_reader as module)
-from pretrain.data.blocks.block_reader import (Budget, Kept, LocalBlocks, RemoteBlocks)
-from pretrain.data.blocks.disk_cache import (ShardCache)
-from pretrain.shards.manifest import (Manifest, read_manifest, write_manifest)
-from pretrain.data.blocks.block_memory import (BlockMemory)
-from pretrain.shards.table import (ShardTable)
-from pretrain.shards.format import (CRC32, OFFSET, TOKENS, read_index)
+from pretrain.data.blocks import block_reader as module
+from pretrain.data.blocks.block_memory import BlockMemory
+from pretrain.data.blocks.block_reader import Budget, Kept, LocalBlocks, RemoteBlocks
+from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.errors import DataError
+from pretrain.shards.format import CRC32, OFFSET, TOKENS, read_index
+from pretrain.shards.manifest import Manifest, read_manifest, write_manifest
+from pretrain.shards.table import ShardTable
 from pretrain.storage.store import LocalStore
 from tests.support.shards import write_corpus
 from tests.support.stores import FaultyStore, fails, flipped, hangs, short, upload

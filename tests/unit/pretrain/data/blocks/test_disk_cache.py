@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from pretrain.config.schema import StoreConfig
-from pretrain.data.blocks.disk_cache import (ShardCache)
+from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.errors import DataError
 
 SHA = "a" * 64

@@ -1,0 +1,1 @@
+"""Corpora of text: which files, split into which tasks, and what was left out."""

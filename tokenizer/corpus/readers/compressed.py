@@ -1,0 +1,125 @@
+"""The content of compressed files, piece by piece: damage is an error and never an early end, and a bomb is defused.
+
+    .gz   .zst   .bz2   .xz          several streams in one file are read one after the other, as their programs write them
+
+1. At most a piece comes out of each call, whatever goes in; zstd cannot be asked for that, so little goes in.
+2. A stream must end as its format says. After the last one nothing but zeros may follow.
+3. What came out is held against what went in, and against a limit for the whole file.
+"""
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+from tokenizer.corpus.readers.parts import ReadOptions
+from tokenizer.corpus.readers.tar_members import UnusableError
+
+INPUT_BYTES = 64 << 10
+PIECE_BYTES = 1 << 20
+# A block of zstd gives 128 KiB for four bytes, so at most 32 MiB come at once.
+ZSTD_INPUT_BYTES = 1 << 10
+# Of a dictionary that the format may ask for: what `zstd --long` and `xz -9` need. `zstd --ultra --long=31` would be 2 GiB.
+MAX_WINDOW_BYTES = 1 << 27
+
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+
+
+class _Codec(NamedTuple):
+    """`open` makes a decompressor; `feed` gives all that it makes of some bytes, `input_bytes` at most."""
+
+    name: str
+    open: Callable[[], Any]
+    feed: Callable[[Any, bytes], Iterator[bytes]]
+    input_bytes: int = INPUT_BYTES
+
+
+def read_content(file: BinaryIO, suffix: str, options: ReadOptions) -> Iterator[bytes]:
+    """What a compressed file holds, in pieces of bounded size. `suffix` is one of CODECS.
+
+    Raises UnusableError, after all that could be read, where the file is truncated or damaged, is followed by something
+    else, or holds more than the options allow.
+    """
+    codec = CODECS[suffix]
+    errors = (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError, _zstd_error())
+    stream: Any = codec.open()
+    streams, taken, given, waiting = 1, 0, 0, False
+    for data in _slices(file, codec.input_bytes):
+        taken += len(data)
+        while data:
+            if waiting:
+                data = data.lstrip(b"\0")
+                if not data:
+                    break
+                stream, streams, waiting = codec.open(), streams + 1, False
+            try:
+                for piece in codec.feed(stream, data):
+                    given += len(piece)
+                    _check_size(taken, given, options)
+                    yield piece
+            except errors as error:
+                after = f" in stream {streams}, or what follows stream {streams - 1} is none" if streams > 1 else ""
+                raise UnusableError(f"broken {codec.name}", f"{error}{after}; {given} bytes came out before") from None
+            if not stream.eof:
+                break
+            data, waiting = stream.unused_data, True
+    if not waiting:
+        raise UnusableError(
+            f"truncated {codec.name}", f"its {taken} bytes end within a stream; {given} came out before"
+        )
+
+
+def _slices(file: BinaryIO, length: int) -> Iterator[bytes]:
+    while data := file.read(INPUT_BYTES):
+        for start in range(0, len(data), length):
+            yield data[start : start + length]
+
+
+def _check_size(taken: int, given: int, options: ReadOptions) -> None:
+    if given > options.max_file_bytes:
+        raise UnusableError("too large", f"over max_file_bytes={options.max_file_bytes} come out of it")
+    if given > options.max_document_bytes and given > options.max_ratio * taken:
+        raise UnusableError(
+            "decompression bomb", f"{taken} bytes gave {given}, over max_ratio={options.max_ratio} times as many"
+        )
+
+
+def _feed_gzip(stream: Any, data: bytes) -> Iterator[bytes]:
+    while True:
+        piece = stream.decompress(data, PIECE_BYTES)
+        yield piece
+        data = stream.unconsumed_tail
+        # zlib may have taken all its input and still hold output.
+        if stream.eof or (not data and len(piece) < PIECE_BYTES):
+            return
+
+
+def _feed_stdlib(stream: Any, data: bytes) -> Iterator[bytes]:
+    yield stream.decompress(data, PIECE_BYTES)
+    while not (stream.eof or stream.needs_input):
+        yield stream.decompress(b"", PIECE_BYTES)
+
+
+def _feed_zstd(stream: Any, data: bytes) -> Iterator[bytes]:
+    yield stream.decompress(data)
+
+
+def _open_zstd() -> Any:
+    import zstandard  # here: planning and reading other files does not need it
+
+    return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
+
+
+def _zstd_error() -> type[Exception]:
+    import zstandard
+
+    return zstandard.ZstdError
+
+
+CODECS = {
+    "gz": _Codec("gzip", lambda: zlib.decompressobj(_GZIP_WINDOW), _feed_gzip),
+    "zst": _Codec("zstd", _open_zstd, _feed_zstd, ZSTD_INPUT_BYTES),
+    "bz2": _Codec("bzip2", bz2.BZ2Decompressor, _feed_stdlib),
+    "xz": _Codec("xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, 2 * MAX_WINDOW_BYTES), _feed_stdlib),
+}

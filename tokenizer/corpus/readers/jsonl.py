@@ -1,0 +1,45 @@
+"""A document a line, its text in one field of a JSON object. Blank lines are no documents."""
+
+import json
+from collections.abc import Iterator
+
+from tokenizer.corpus.readers.byte_ranges import lead, split_records
+from tokenizer.corpus.readers.compressed import read_content
+from tokenizer.corpus.readers.fields import document_of
+from tokenizer.corpus.readers.open_file import open_file, read_chunks, show
+from tokenizer.corpus.readers.parts import Document, Part, ReadOptions
+from tokenizer.corpus.rejections import Rejection, too_large
+
+
+def read_jsonl(part: Part, options: ReadOptions) -> Iterator[Document | Rejection]:
+    """Documents of the lines that begin in the part. A place is `file:line` where reading begins with the file.
+
+    Elsewhere lines cannot be numbered without reading what comes before, and a place is `file: byte N`.
+    """
+    name, compressed = show(part.url), part.format != "jsonl"
+    with open_file(part) as file:
+        if compressed:
+            chunks, stop = read_content(file, part.format.rpartition(".")[2], options), None
+        else:
+            file.seek(lead(part.start, b"\n"))
+            chunks, stop = read_chunks(file), part.stop
+        lines = split_records(chunks, b"\n", start=part.start, stop=stop, limit=options.max_document_bytes)
+        for number, (offset, line) in enumerate(lines, 1):
+            place = f"{name}: byte {offset}" if part.start else f"{name}:{number}"
+            if line is None:
+                yield too_large(place, options.max_document_bytes)
+            elif line and not line.isspace():
+                yield parse_line(line, place, options)
+
+
+def parse_line(line: bytes, place: str, options: ReadOptions) -> Document | Rejection:
+    """The document of one JSON object, or why it is none."""
+    try:
+        record = json.loads(line.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        return Rejection(place, "invalid UTF-8", f"{error.reason} at byte {error.start}")
+    except (ValueError, RecursionError) as error:
+        return Rejection(place, "broken JSON", str(error))
+    if not isinstance(record, dict):
+        return Rejection(place, "not a JSON object", f"found {type(record).__name__}")
+    return document_of(record, place, options)

@@ -1,0 +1,139 @@
+"""A document a row of a parquet file, its text in a column; read in small batches of the columns that are needed.
+
+A damaged page costs the rest of its row group, a damaged footer the file, and either is a Rejection. Needs pyarrow (the
+extra `parquet`), which checks the crc32 of each page that has one.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO, NamedTuple
+
+from pretrain.errors import DataError
+from tokenizer.corpus.readers.fields import document_of, no_field, parse_condition
+from tokenizer.corpus.readers.open_file import open_file, show
+from tokenizer.corpus.readers.parts import Document, Part, ReadOptions
+from tokenizer.corpus.readers.tar_members import UnusableError, show_name
+from tokenizer.corpus.rejections import Rejection, too_large
+
+BATCH_BYTES = 8 << 20
+BATCH_ROWS = 1024
+# With a dictionary, the sizes in the footer count a value once, however often it comes; writers keep to 1 MB of them.
+BATCH_ROWS_OF_DICTIONARY = 64
+READ_BUFFER_BYTES = 4 << 20
+BROKEN_PARQUET = "broken parquet"
+
+
+class Group(NamedTuple):
+    """A row group by its footer: `text_bytes` (uncompressed) are None without the field, `batch_rows` hold BATCH_BYTES."""
+
+    rows: int
+    text_bytes: int | None
+    batch_rows: int
+
+
+class Table(NamedTuple):
+    """An open file: `reader` is a `pyarrow.parquet.ParquetFile`."""
+
+    reader: Any
+    columns: list[str]
+    groups: list[Group]
+
+
+def read_parquet(part: Part, options: ReadOptions) -> Iterator[Document | Rejection]:
+    """Documents of the part's row groups. A place is `file: row N`, counted from 0 over the whole file."""
+    name = show(part.url)
+    with open_file(part) as file:
+        table = open_table(file, options)
+        row = sum(group.rows for group in table.groups[: part.start])
+        for number in range(part.start, part.stop):
+            group = table.groups[number]
+            if group.text_bytes is None:
+                places = (f"{name}: row {row + n}" for n in range(group.rows))
+                yield from (no_field(table.columns, place, options.text_field) for place in places)
+            else:
+                yield from _rows(table, number, name, row, options)
+            row += group.rows
+
+
+def open_table(file: BinaryIO, options: ReadOptions) -> Table:
+    """Read the footer. Raises UnusableError for one that is damaged, and DataError where pyarrow is not installed."""
+    parquet = import_parquet()
+    try:
+        # Not pre-buffered: a row group may be larger than the memory.
+        reader = parquet.ParquetFile(
+            file, pre_buffer=False, buffer_size=READ_BUFFER_BYTES, page_checksum_verification=True
+        )
+        groups = [_group(reader.metadata.row_group(n), options) for n in range(reader.metadata.num_row_groups)]
+        return Table(reader, reader.schema_arrow.names, groups)
+    except _errors() as error:
+        raise UnusableError(BROKEN_PARQUET, show_name(str(error))) from None
+
+
+def import_parquet() -> Any:
+    """`pyarrow.parquet`. Raises DataError where it is not installed."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise DataError(
+            f"parquet files need a package that is not installed: {error}",
+            hint="pip install 'pretrain-toolkit[parquet]'",
+        ) from None
+    return pyarrow.parquet
+
+
+def _group(metadata: Any, options: ReadOptions) -> Group:
+    chunks = [metadata.column(n) for n in range(metadata.num_columns)]
+    needed = [chunk for chunk in chunks if any(_holds(chunk, field) for field in _fields(options))]
+    size = sum(chunk.total_uncompressed_size for chunk in needed)
+    most = BATCH_ROWS_OF_DICTIONARY if any(chunk.has_dictionary_page for chunk in needed) else BATCH_ROWS
+    texts = [chunk.total_uncompressed_size for chunk in chunks if _holds(chunk, options.text_field)]
+    batch_rows = max(1, min(most, BATCH_BYTES * metadata.num_rows // max(1, size)))
+    return Group(metadata.num_rows, sum(texts) if texts else None, batch_rows)
+
+
+def _fields(options: ReadOptions) -> list[str]:
+    return [options.text_field, *(parse_condition(condition).field for condition in options.where)]
+
+
+def _holds(chunk: Any, field: str) -> bool:
+    return f"{chunk.path_in_schema}.".startswith(f"{field}.")
+
+
+def _rows(table: Table, number: int, name: str, first: int, options: ReadOptions) -> Iterator[Document | Rejection]:
+    rows, _, batch_rows = table.groups[number]
+    batches = table.reader.iter_batches(
+        batch_size=batch_rows, row_groups=[number], columns=_fields(options), use_threads=False
+    )
+    done, problem = 0, ""
+    while done < rows and not problem:
+        try:
+            batch = next(batches)
+            columns = dict(zip(batch.schema.names, batch.columns, strict=True))
+        except StopIteration:
+            problem = "it has fewer rows than its footer says"
+        except _errors() as error:
+            problem = show_name(str(error))
+        else:
+            for n in range(batch.num_rows):
+                yield _parse_row(columns, n, f"{name}: row {first + done + n}", options)
+            done += batch.num_rows
+    if problem:
+        left = f"{rows - done} rows of row group {number} are left out"
+        yield Rejection(f"{name}: row {first + done}", BROKEN_PARQUET, f"{problem}; {left}")
+
+
+def _parse_row(columns: Mapping[str, Any], row: int, place: str, options: ReadOptions) -> Document | Rejection:
+    try:
+        record = {name: column[row].as_py() for name, column in columns.items()}
+    except UnicodeDecodeError as error:
+        return Rejection(place, "invalid UTF-8", f"{error.reason} at byte {error.start}")
+    found = document_of(record, place, options)
+    if isinstance(found, Document) and found.bytes > options.max_document_bytes:
+        return too_large(place, options.max_document_bytes)
+    return found
+
+
+def _errors() -> tuple[type[Exception], ...]:
+    """What pyarrow raises for damage; ValueError for names that are no UTF-8, among others."""
+    import pyarrow
+
+    return (pyarrow.ArrowException, OSError, ValueError)

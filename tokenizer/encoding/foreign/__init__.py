@@ -1,0 +1,1 @@
+"""Rewriting WebDataset tars of tokens that others wrote into our shards."""

@@ -1,0 +1,1 @@
+"""All knowledge of tokenizer files: SentencePiece models, tokenizer.json, conversion between them, fast encoding."""
