@@ -37,16 +37,16 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.deepspeed_state import partitions
-from pretrain.checkpoint.load import load_checkpoint
 from pretrain.checkpoint.pieces import KINDS
-from pretrain.checkpoint.save import Snapshot, give_way, take_snapshot, write_snapshot
+from pretrain.checkpoint.restore import load_checkpoint
+from pretrain.checkpoint.snapshot import Snapshot, give_way, take_snapshot, write_snapshot
 from pretrain.config.schema import BatchConfig, Config, DataConfig, EngineConfig, ModelConfig, ScheduleConfig
-from pretrain.distributed import gather_to_all
-from pretrain.engine import Batch, Engine
+from pretrain.distributed.collectives import gather_to_all
+from pretrain.distributed.engine import Batch, Engine
+from pretrain.distributed.world import World
+from pretrain.distributed.zero_partitions import partitions
 from pretrain.plan.counts import count_parameters
 from pretrain.run_folder import Progress
-from pretrain.world import World
 from tests.support.elastic import CPU, run_group
 
 CHUNK = 8 << 20

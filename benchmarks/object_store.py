@@ -36,8 +36,8 @@ from pretrain.config.schema import BatchConfig, DataConfig, SourceConfig
 from pretrain.data.loader import Position, build_stream
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source, open_sources
+from pretrain.distributed.world import World
 from pretrain.shards.format import OFFSET, read_index
-from pretrain.world import World
 from tests.support.faulty_proxy import Faults, Proxy
 from tests.support.object_store import ObjectStore
 from tests.support.shards import write_corpus

@@ -26,9 +26,11 @@ import torch
 
 from pretrain.config import Config, load_config
 from pretrain.data.loader import Position, build_stream
-from pretrain.distributed import end_group, pick_device, start_group
-from pretrain.faults import StopRequest
-from pretrain.leave import leave
+from pretrain.distributed.collectives import end_group, pick_device, start_group
+from pretrain.distributed.process_exit import leave
+from pretrain.distributed.world import World
+from pretrain.health.stop_request import StopRequest
+from pretrain.health.watchdog import Watchdog
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
 from pretrain.model.loss import plain_cross_entropy
@@ -38,8 +40,6 @@ from pretrain.preflight import Prepared, prepare
 from pretrain.run_folder import RunFolder
 from pretrain.train import _configure_torch
 from pretrain.trainer import Trainer
-from pretrain.watchdog import Watchdog
-from pretrain.world import World
 from tests.support.shards import write_corpus
 
 Step = Callable[[], None]

@@ -14,13 +14,13 @@ from typing import IO, Any
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.remote import RemoteRun, check_unused, open_remote, recover
 from pretrain.config.load import save_config
-from pretrain.distributed import from_main
+from pretrain.distributed.collectives import from_main
+from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, TrainingError
-from pretrain.faults import StopRequest
+from pretrain.health.stop_request import StopRequest
 from pretrain.preflight import Found, Prepared, find_resume
 from pretrain.run_folder import Jump, RunFolder
 from pretrain.start import verify_start
-from pretrain.world import World
 
 LOOK_EVERY_S = 1.0
 

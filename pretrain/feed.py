@@ -9,12 +9,12 @@ import torch
 from pretrain.data.audit import digest, sequence_sums
 from pretrain.data.loader import Position, build_stream
 from pretrain.data.order import Order
-from pretrain.distributed import gather_to_all, sum_integers_over_ranks
+from pretrain.distributed.collectives import gather_to_all, sum_integers_over_ranks
+from pretrain.distributed.world import World
 from pretrain.errors import PretrainError
 from pretrain.optim.schedule import batch_size
 from pretrain.preflight import Prepared
 from pretrain.run_folder import Jump, Progress
-from pretrain.world import World
 
 Batches = list[dict[str, Any]]
 

@@ -7,16 +7,16 @@ from functools import partial
 
 import torch
 
-from pretrain.distributed import sum_over_ranks
-from pretrain.engine import Batch, Engine
+from pretrain.distributed.collectives import sum_over_ranks
+from pretrain.distributed.engine import Batch, Engine
+from pretrain.distributed.world import World
 from pretrain.evaluation.held_out import BatchSums, evaluation_values, score_sources
-from pretrain.faults import StopRequest
 from pretrain.generation.prompts import sample_prompts
 from pretrain.generation.samples import describe_samples, make_samples
+from pretrain.health.stop_request import StopRequest
+from pretrain.health.watchdog import Watchdog
 from pretrain.preflight import Prepared
 from pretrain.recorder import Recorder
-from pretrain.watchdog import Watchdog
-from pretrain.world import World
 
 
 class _StopAskedError(Exception):

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.load import check_fits, check_state
 from pretrain.checkpoint.remote import check_upload
+from pretrain.checkpoint.restore import check_fits, check_state
 from pretrain.config import Config, check_world
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source, open_sources

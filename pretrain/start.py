@@ -20,7 +20,7 @@ from pretrain.convert.origin import init_checkpoint
 from pretrain.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from pretrain.engine import Engine
+    from pretrain.distributed.engine import Engine
 
 
 def check_start(config: Config) -> None:
@@ -78,9 +78,9 @@ def verify_start(config: Config) -> Path | None:
 
 def load_start(folder: Path, engine: "Engine") -> None:
     """Fill the engine's weights from the folder that `verify_start` gave. A collective."""
-    from pretrain.checkpoint.deepspeed_state import partitions, publish_masters
-    from pretrain.checkpoint.read import CheckpointReader
+    from pretrain.checkpoint.checkpoint_reader import CheckpointReader
     from pretrain.convert.hf_source import HfSource
+    from pretrain.distributed.zero_partitions import partitions, publish_masters
 
     source = HfSource(folder) if is_hf_directory(folder) else CheckpointReader(folder, hashes=False)
     for part in partitions(engine):

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pretrain.config import Config, load_config
+from pretrain.distributed.process_exit import leave
+from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, UserError
-from pretrain.faults import StopRequest
-from pretrain.leave import leave
+from pretrain.health.stop_request import StopRequest
+from pretrain.health.watchdog import Watchdog
 from pretrain.preflight import Prepared, prepare
 from pretrain.run_folder import RunFolder
-from pretrain.watchdog import Watchdog
-from pretrain.world import World
 
 
 def train(config: Config, data: Prepared, world: World, stop: StopRequest, watchdog: Watchdog) -> str:
@@ -25,7 +25,7 @@ def train(config: Config, data: Prepared, world: World, stop: StopRequest, watch
     import numpy as np
     import torch
 
-    from pretrain.distributed import end_group, pick_device, start_group
+    from pretrain.distributed.collectives import end_group, pick_device, start_group
 
     device = pick_device(config.engine.device, world.local_rank)
     if device.type == "cpu" and config.engine.precision == "fp16":

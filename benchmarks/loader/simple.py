@@ -14,7 +14,7 @@ from pretrain.config.schema import BatchConfig, DataConfig, SourceConfig
 from pretrain.data.loader import Position, build_stream
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import open_sources
-from pretrain.world import World
+from pretrain.distributed.world import World
 
 Batches = Iterator[tuple[Tensor, Tensor]]
 

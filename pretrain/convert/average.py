@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.read import CheckpointReader, open_checkpoint
+from pretrain.checkpoint.checkpoint_reader import CheckpointReader, open_checkpoint
 from pretrain.config.schema import FREE, Config
 from pretrain.convert.directory import is_hf_directory
 from pretrain.errors import CheckpointError, UserError

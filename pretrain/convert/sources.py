@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.read import CheckpointReader, open_checkpoint
+from pretrain.checkpoint.checkpoint_reader import CheckpointReader, open_checkpoint
 from pretrain.convert.directory import is_hf_directory
 from pretrain.convert.hf_source import HfSource
 from pretrain.convert.weights import WeightSource

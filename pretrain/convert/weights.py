@@ -23,7 +23,7 @@ NAMES_LISTED = 5
 
 
 class WeightSource(Protocol):
-    """What an export reads. `pretrain.checkpoint.read.CheckpointReader` is one; sources.py has the others."""
+    """What an export reads. `pretrain.checkpoint.checkpoint_reader.CheckpointReader` is one; sources.py has the others."""
 
     @property
     def config(self) -> Config:

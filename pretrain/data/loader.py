@@ -24,9 +24,9 @@ from pretrain.data.order import Order
 from pretrain.data.permute import I64
 from pretrain.data.prefetch import fetch_ahead
 from pretrain.data.source import Source
+from pretrain.distributed.world import World
 from pretrain.model.loss import IGNORE
 from pretrain.optim.schedule import batch_levels
-from pretrain.world import World
 
 Item = dict[str, Any]
 PLANNED_SAMPLES = 4_096  # of a rank, in one vectorized call; more does not fit the processor's cache

@@ -92,8 +92,8 @@ def evaluate(nproc: int, **options: object) -> None:
         from pretrain.evaluation.tasks import check_tasks
 
         check_tasks(request, data=nproc > 1)
+    from pretrain.distributed.world import World
     from pretrain.evaluation.worker import check_devices, load, run
-    from pretrain.world import World
 
     check_devices(request, nproc)
     opened = open_request(request)

@@ -18,12 +18,12 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor
 
+from pretrain.distributed.world import World
 from pretrain.errors import UserError
 from pretrain.generation.sampling import greedy
 from pretrain.generation.text import complete
 from pretrain.model.decoder import Decoder
 from pretrain.model.logits_fn import decoder_logits
-from pretrain.world import World
 from tokenizer.models.base import Codec
 
 Gather = Callable[[Any], list[Any]]  # every process's value, by rank

@@ -17,9 +17,9 @@ import torch
 
 from pretrain.data.loader import Item, split_targets
 from pretrain.data.source import Source
-from pretrain.engine import Batch
+from pretrain.distributed.engine import Batch
+from pretrain.distributed.world import World
 from pretrain.model.loss import IGNORE
-from pretrain.world import World
 
 Add = Callable[[list[float]], list[float]]  # element-wise sum over all processes, in float64
 EXP_MAX = 700.0  # exp of more does not fit a float64

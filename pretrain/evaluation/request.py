@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from pretrain.checkpoint.read import CheckpointReader
+from pretrain.checkpoint.checkpoint_reader import CheckpointReader
 from pretrain.config.schema import SourceConfig
 from pretrain.convert.sources import open_weights
 from pretrain.convert.weights import WeightSource

@@ -10,10 +10,10 @@ from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, UserError
 from pretrain.evaluation.report import finite
 from pretrain.evaluation.request import Opened, Request
-from pretrain.world import World
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager
@@ -144,7 +144,7 @@ def _blamed(request: Request) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        from pretrain.distributed import lost_peer
+        from pretrain.distributed.collectives import lost_peer
 
         if isinstance(error, PretrainError) or lost_peer(error):
             raise

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from pretrain.convert.sources import load_finite, open_weights
-from pretrain.distributed import pick_device
+from pretrain.distributed.collectives import pick_device
 from pretrain.errors import UserError
 from pretrain.generation.prompts import encode_prompt, room
 from pretrain.generation.sampling import Sampling, sampler

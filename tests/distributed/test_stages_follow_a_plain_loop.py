@@ -10,6 +10,7 @@ import torch
 from pretrain.config import load_config
 from pretrain.config.schema import BatchConfig
 from pretrain.data.loader import Position, build_stream
+from pretrain.distributed.world import World
 from pretrain.metrics import read_lines
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
@@ -17,7 +18,6 @@ from pretrain.model.loss import plain_cross_entropy
 from pretrain.optim.adamw import build_optimizer
 from pretrain.optim.schedule import lr_fraction
 from pretrain.preflight import prepare
-from pretrain.world import World
 from tests.support.processes import losses, train
 from tests.support.runs import EAGER_ZERO3, make_run
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.read import open_checkpoint
+from pretrain.checkpoint.checkpoint_reader import open_checkpoint
 from pretrain.checkpoint.remote import RemoteRun, recover
 from pretrain.config.schema import StoreConfig
 from pretrain.convert.sources import load_decoder

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 
-from pretrain.checkpoint.read import open_checkpoint
+from pretrain.checkpoint.checkpoint_reader import open_checkpoint
 from pretrain.config.schema import SourceConfig
 from pretrain.convert.hf import export_hf
 from pretrain.convert.sources import load_decoder

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from pretrain.checkpoint.read import CheckpointReader, open_checkpoint
+from pretrain.checkpoint.checkpoint_reader import CheckpointReader, open_checkpoint
 from pretrain.config import load_config
 from pretrain.errors import DataError
 from pretrain.preflight import open_data

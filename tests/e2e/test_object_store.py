@@ -19,8 +19,8 @@ from pretrain.config.schema import BatchConfig, DataConfig, SourceConfig, StoreC
 from pretrain.data.loader import Position, build_stream
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import open_sources
+from pretrain.distributed.world import World
 from pretrain.errors import DataError
-from pretrain.world import World
 from tests.support.faulty_proxy import KINDS, Faults, Request
 from tests.support.object_store import (
     ObjectStore,

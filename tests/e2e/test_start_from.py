@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from pretrain.checkpoint.read import open_checkpoint
+from pretrain.checkpoint.checkpoint_reader import open_checkpoint
 from tests.support.processes import train
 from tests.support.runs import make_run
 

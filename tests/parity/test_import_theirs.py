@@ -25,7 +25,7 @@ from transformers import (
     Starcoder2ForCausalLM,
 )
 
-from pretrain.checkpoint.read import open_checkpoint
+from pretrain.checkpoint.checkpoint_reader import open_checkpoint
 from pretrain.config import load_config
 from pretrain.convert.hf_source import HfSource
 from pretrain.convert.import_hf import import_hf

@@ -14,11 +14,11 @@ from lm_eval.tasks import TaskManager
 
 from pretrain.convert.hf import export_hf
 from pretrain.convert.sources import load_decoder, open_weights
+from pretrain.distributed.world import World
 from pretrain.errors import UserError
 from pretrain.evaluation.harness import DecoderLM
 from pretrain.evaluation.request import Request, open_request
 from pretrain.evaluation.tasks import run_tasks
-from pretrain.world import World
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import memory_source
 from tokenizer.models.base import load_codec

@@ -21,9 +21,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.deepspeed_state import partitions
-from pretrain.checkpoint.load import load_checkpoint
-from pretrain.checkpoint.save import take_snapshot, write_snapshot
+from pretrain.checkpoint.restore import load_checkpoint
+from pretrain.checkpoint.snapshot import take_snapshot, write_snapshot
 from pretrain.config.check import find_conflicts
 from pretrain.config.schema import (
     BatchConfig,
@@ -34,11 +33,12 @@ from pretrain.config.schema import (
     OptimizerConfig,
     ScheduleConfig,
 )
-from pretrain.distributed import end_group, gather_to_all, start_group, sum_over_ranks
-from pretrain.engine import Batch, Engine
+from pretrain.distributed.collectives import end_group, gather_to_all, start_group, sum_over_ranks
+from pretrain.distributed.engine import Batch, Engine
+from pretrain.distributed.world import World
+from pretrain.distributed.zero_partitions import partitions
 from pretrain.optim.schedule import lr_fraction
 from pretrain.run_folder import Progress
-from pretrain.world import World
 from tests.support.runs import EAGER_ZERO3
 
 os.environ.setdefault("DS_ACCELERATOR", "cpu")

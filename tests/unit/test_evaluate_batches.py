@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from pretrain.config.schema import SourceConfig
 from pretrain.data.source import Source
-from pretrain.engine import Batch
+from pretrain.distributed.engine import Batch
+from pretrain.distributed.world import World
 from pretrain.evaluation.held_out import BatchSums, Score, evaluation_values, held_out_batches, score_sources
 from pretrain.model.loss import IGNORE
 from pretrain.shards.manifest import read_manifest, write_manifest
-from pretrain.world import World
 from tests.support.shards import BOS, EOS, write_corpus
 
 T, PAD = 8, 3

@@ -120,12 +120,18 @@ def test_the_model_sees_torch_and_its_own_section_only(module: str) -> None:
 def test_only_the_engine_imports_deepspeed() -> None:
     users = {module for module in MODULES for name in imports(module) if within(name, "deepspeed")}
     # doctor reports which version is installed.
-    assert users - {"pretrain.doctor"} == {"pretrain.engine"}
+    assert users - {"pretrain.doctor"} == {"pretrain.distributed.engine"}
 
 
 @pytest.mark.parametrize("module", modules("pretrain.convert.*"))
 def test_converting_needs_no_process_group(module: str) -> None:
-    forbidden = ("deepspeed", "torch.distributed", "pretrain.distributed", "pretrain.engine", "pretrain.trainer")
+    forbidden = (
+        "deepspeed",
+        "torch.distributed",
+        "pretrain.distributed.collectives",
+        "pretrain.distributed.engine",
+        "pretrain.trainer",
+    )
     assert {name for name in imports(module) if any(within(name, f) for f in forbidden)} == set()
 
 
@@ -160,15 +166,17 @@ def test_charts_are_strings_and_need_nothing() -> None:
     assert outside("pretrain.report.charts", ()) == set()
 
 
-@pytest.mark.parametrize("module", ["pretrain.node_report", "pretrain.node_judge"])
+@pytest.mark.parametrize("module", ["pretrain.health.nodes.node_report", "pretrain.health.nodes.compare"])
 def test_a_node_says_what_is_wrong_with_it_without_torch(module: str) -> None:
-    assert outside(module, ("pretrain", "pretrain.errors", "pretrain.node_report")) == set()
+    assert outside(module, ("pretrain", "pretrain.errors", "pretrain.health.nodes.node_report")) == set()
 
 
 def test_nodes_are_compared_before_torch_is_imported() -> None:
     """An installation of torch that is broken on one node is found, and not what ends the check."""
-    light = imports("pretrain.node_check", deep=False)
-    assert "pretrain.node_network" not in light and not any(within(name, heavy) for name in light for heavy in HEAVY)
+    light = imports("pretrain.health.nodes.check_nodes", deep=False)
+    assert "pretrain.health.nodes.network" not in light and not any(
+        within(name, heavy) for name in light for heavy in HEAVY
+    )
 
 
 def test_only_the_command_line_joins_the_packages() -> None:

@@ -16,7 +16,7 @@ config = Config(
     batch=BatchConfig(1, 1), schedule=ScheduleConfig(), engine=EngineConfig(compile={compile}),
 )
 _configure_torch(config, 1)
-from pretrain.engine import _import_muon
+from pretrain.distributed.engine import _import_muon
 import deepspeed
 _import_muon()
 assert torch.compile is compiled

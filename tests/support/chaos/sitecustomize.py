@@ -45,7 +45,7 @@ def hang_in_data(feed: ModuleType, rank: int, step: int, seconds: float = 1e6) -
     feed.Feed.next = late
 
 
-@fault("pretrain.engine")
+@fault("pretrain.distributed.engine")
 def slow_step(engine: ModuleType, seconds: float, rank: int = -1) -> None:
     """Every forward takes so much longer, on one rank or on all."""
     original = engine.Engine._loss
@@ -58,7 +58,7 @@ def slow_step(engine: ModuleType, seconds: float, rank: int = -1) -> None:
     engine.Engine._loss = slow
 
 
-@fault("pretrain.engine")
+@fault("pretrain.distributed.engine")
 def flip_weight(engine: ModuleType, rank: int, step: int, name: str, bit: int = 0) -> None:
     """Flip one bit of the first element of a parameter before the given step of this process (counted from 1)."""
     import torch

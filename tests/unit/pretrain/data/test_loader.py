@@ -13,9 +13,9 @@ from pretrain.config.schema import BatchConfig, DataConfig, SourceConfig
 from pretrain.data.loader import Item, Position, build_stream, prefetch, split_targets
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source
+from pretrain.distributed.world import World
 from pretrain.errors import DataError
 from pretrain.model.loss import IGNORE
-from pretrain.world import World
 from tests.support.shards import write_corpus
 
 T = 8

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from pretrain.config.schema import BatchConfig
 from pretrain.data.loader import Position, rank_samples
 from pretrain.data.order import Order, OrderedSource, Samples, Stage, differences, past_of
+from pretrain.distributed.world import World
 from pretrain.optim.schedule import batch_levels, samples_between
-from pretrain.world import World
 
 LANES, SPAN = 8, 4
 LARGE = 10_003  # sequences: above 4 · (LANES · SPAN + period), where lanes read on their own

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pretrain.node_report import GIB, Report
+from pretrain.health.nodes.node_report import GIB, Report
 
 MEMORY_DIFFERENCE = 0.1
 SKEW_S = 5.0

@@ -2,8 +2,8 @@ from dataclasses import replace
 
 import pytest
 
-from pretrain.node_judge import judge
-from pretrain.node_report import GIB, Report
+from pretrain.health.nodes.compare import judge
+from pretrain.health.nodes.node_report import GIB, Report
 
 NODES = ("n1", "n2", "n3", "n4")
 HEALTHY = {

@@ -13,10 +13,10 @@ import pytest
 
 from pretrain.config import load_config
 from pretrain.errors import PretrainError
-from pretrain.node_check import collect, needs_of, send, to_exclude, write_exclude
-from pretrain.node_judge import Finding
-from pretrain.node_place import Place
-from pretrain.node_report import Report
+from pretrain.health.nodes.check_nodes import collect, needs_of, send, to_exclude, write_exclude
+from pretrain.health.nodes.compare import Finding
+from pretrain.health.nodes.node_report import Report
+from pretrain.health.nodes.slurm_step import Place
 
 NODES = ("n1", "n2", "n3", "n4")
 
@@ -92,7 +92,8 @@ def test_a_node_without_a_head_says_so() -> None:
 
 def test_a_broken_torch_is_compared_before_it_is_imported() -> None:
     program = (
-        "import sys, pretrain.node_check; raise SystemExit(sum(name in sys.modules for name in ('torch', 'deepspeed')))"
+        "import sys, pretrain.health.nodes.check_nodes;"
+        "raise SystemExit(sum(name in sys.modules for name in ('torch', 'deepspeed')))"
     )
     assert subprocess.run([sys.executable, "-c", program], timeout=120, check=False).returncode == 0
 

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from pretrain.distributed.world import World
 from pretrain.errors import UserError
-from pretrain.world import World
 
 
 def pick_device(wanted: str, local_rank: int, *, option: str = "engine.device=") -> torch.device:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from pretrain.config import Config
 from pretrain.config.check import find_conflicts
 from pretrain.config.schema import EngineConfig, GuardConfig
-from pretrain.replicas import CHUNK, differences, hash_bits
+from pretrain.health.replicas import CHUNK, differences, hash_bits
 
 HOSTS = ["a", "b", "c"]
 

@@ -1,7 +1,7 @@
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.node_place import Place, expand, find_place
+from pretrain.health.nodes.slurm_step import Place, expand, find_place
 
 STEP = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.faults import SIGNALS, StopRequest
+from pretrain.health.stop_request import SIGNALS, StopRequest
 
 
 @pytest.fixture

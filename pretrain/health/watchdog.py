@@ -21,10 +21,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, NamedTuple
 
-from pretrain.heartbeat import Beat, Beats, beat_file, describe, find_suspects, read_beats, write_beat
+from pretrain.distributed.world import World
+from pretrain.health.heartbeat import Beat, Beats, beat_file, describe, find_suspects, read_beats, write_beat
+from pretrain.health.stacks import collectives_begun, last_collectives, main_thread_place
 from pretrain.run_folder import RunFolder
-from pretrain.whereabouts import collectives_begun, last_collectives, main_thread_place
-from pretrain.world import World
 
 STALLED = 75  # EX_TEMPFAIL of sysexits.h: try again
 SLOW_PHASES = frozenset({"start", "load", "save"})  # wait for storage, and happen rarely

@@ -1,7 +1,7 @@
 import pytest
 
+from pretrain.distributed.world import World
 from pretrain.errors import UserError
-from pretrain.world import World
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.data.permute import hash64
-from pretrain.distributed import gather_to_all
+from pretrain.distributed.collectives import gather_to_all
 from pretrain.errors import TrainingError
 
 CHUNK = 1 << 20  # elements that are hashed at once; bounds the memory that it takes

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.heartbeat import read_beats
+from pretrain.distributed.world import World
+from pretrain.health.heartbeat import read_beats
+from pretrain.health.watchdog import SLOW_LIMIT_S, STALLED, Now, Patience, Watchdog
 from pretrain.run_folder import RunFolder
-from pretrain.watchdog import SLOW_LIMIT_S, STALLED, Now, Patience, Watchdog
-from pretrain.world import World
 from tests.support.repository import ROOT
 
 LIMIT = 10.0
@@ -82,8 +82,8 @@ PROGRAM = """
 import sys, time
 from pathlib import Path
 from pretrain.run_folder import RunFolder
-from pretrain.watchdog import Watchdog
-from pretrain.world import World
+from pretrain.health.watchdog import Watchdog
+from pretrain.distributed.world import World
 
 def work(watchdog, steps):
     for step in range(1, steps + 1):

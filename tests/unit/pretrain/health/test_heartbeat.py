@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.heartbeat import SHOWN, Beat, beat_file, describe, find_suspects, read_beats, write_beat
+from pretrain.health.heartbeat import SHOWN, Beat, beat_file, describe, find_suspects, read_beats, write_beat
 
 ATTEMPT = 3
 

@@ -11,8 +11,8 @@ from pretrain.errors import CheckpointError
 from pretrain.run_folder import Progress
 
 if TYPE_CHECKING:
-    from pretrain.engine import Engine
-    from pretrain.world import World
+    from pretrain.distributed.engine import Engine
+    from pretrain.distributed.world import World
 
 
 # What training needs to go on; the rest of a state may be missing in an older checkpoint.
@@ -57,14 +57,9 @@ def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[
 
 def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world: "World") -> Progress:
     """Put a checkpoint into an engine, fresh or used, whatever stage and number of ranks wrote it."""
-    from pretrain.checkpoint.deepspeed_state import (
-        load_loss_scale_state,
-        partitions,
-        prepare_state,
-        publish_masters,
-    )
     from pretrain.checkpoint.pieces import KINDS, PieceIndex
-    from pretrain.checkpoint.rng import set_rng_state
+    from pretrain.checkpoint.rng_state import set_rng_state
+    from pretrain.distributed.zero_partitions import load_loss_scale_state, partitions, prepare_state, publish_masters
 
     index = PieceIndex(layout.listed_files(folder, ".safetensors"))
     for part in partitions(engine):

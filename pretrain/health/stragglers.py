@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from pretrain.distributed import gather_to_all
+from pretrain.distributed.collectives import gather_to_all
 
 NOTABLE = 1.1  # times the median
 DEVIATIONS = 3.0  # standard errors of a mean beyond which a difference is no noise

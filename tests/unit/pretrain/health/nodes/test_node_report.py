@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import PretrainError
-from pretrain.node_report import GIB, Needs, Report, look
+from pretrain.health.nodes.node_report import GIB, Needs, Report, look
 
 HEALTHY = "NVIDIA H100 80GB HBM3, 81559, 4, 0\n"
 

@@ -1,6 +1,6 @@
 import pytest
 
-from pretrain.node_network import Measured, describe, ring, slow_nodes
+from pretrain.health.nodes.network import Measured, describe, ring, slow_nodes
 
 
 @pytest.mark.parametrize("size", range(1, 40))

@@ -24,14 +24,14 @@ from pretrain.checkpoint import layout
 from pretrain.checkpoint.pieces import KINDS
 from pretrain.checkpoint.remote import RemoteRun
 from pretrain.checkpoint.retention import prune
-from pretrain.checkpoint.save import WEIGHTS, Snapshot, give_way, take_snapshot, write_snapshot
+from pretrain.checkpoint.snapshot import WEIGHTS, Snapshot, give_way, take_snapshot, write_snapshot
 from pretrain.checkpoint.upload import Uploads
 from pretrain.config.schema import CheckpointConfig
-from pretrain.distributed import from_main, gather_to_all, sum_over_ranks
-from pretrain.engine import Engine
+from pretrain.distributed.collectives import from_main, gather_to_all, sum_over_ranks
+from pretrain.distributed.engine import Engine
+from pretrain.distributed.world import World
 from pretrain.errors import PretrainError
 from pretrain.run_folder import Progress, RunFolder
-from pretrain.world import World
 
 CLOSING_S = 10.0
 

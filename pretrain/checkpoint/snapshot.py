@@ -20,15 +20,15 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.deepspeed_state import loss_scale_state, optimizer_steps, partitions, writes
 from pretrain.checkpoint.piece_file import write_pieces
 from pretrain.checkpoint.pieces import KINDS, piece_key
-from pretrain.checkpoint.rng import rng_state
+from pretrain.checkpoint.rng_state import rng_state
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config
-from pretrain.engine import Engine
+from pretrain.distributed.engine import Engine
+from pretrain.distributed.world import World
+from pretrain.distributed.zero_partitions import loss_scale_state, optimizer_steps, partitions, writes
 from pretrain.run_folder import Progress
-from pretrain.world import World
 
 LOWER_PRIORITY = 15  # of Linux's niceness: about a thirtieth of a core that others want
 WEIGHTS = ("fp32",)  # the kinds of a save that is only for evaluation

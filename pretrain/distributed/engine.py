@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema import Config
+from pretrain.distributed.world import World
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
 from pretrain.model.kv_cache import Cache
@@ -22,7 +23,6 @@ from pretrain.model.logits_fn import LogitsFn
 from pretrain.model.loss import LossSums
 from pretrain.optim.adamw import build_optimizer
 from pretrain.plan.counts import count_parameters, plan_batch
-from pretrain.world import World
 
 
 class Batch(NamedTuple):

@@ -13,9 +13,9 @@ from typing import NamedTuple
 import torch
 import torch.distributed as dist
 
-from pretrain.distributed import end_group, pick_device, start_group
+from pretrain.distributed.collectives import end_group, pick_device, start_group
+from pretrain.distributed.world import World
 from pretrain.errors import PretrainError
-from pretrain.world import World
 
 MESSAGE_BYTES = {"cpu": 2**24, "cuda": 2**28}
 REPEATS = 5

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.piece_file import write_pieces
 from pretrain.checkpoint.pieces import KINDS, PieceIndex, piece_key
-from pretrain.checkpoint.rng import rng_state
+from pretrain.checkpoint.rng_state import rng_state
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config
 from pretrain.errors import CheckpointError

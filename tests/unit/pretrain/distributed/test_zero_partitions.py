@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from pretrain.checkpoint.deepspeed_state import ADAM_MOMENTS, Partition, prepare_state
+from pretrain.distributed.zero_partitions import ADAM_MOMENTS, Partition, prepare_state
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")

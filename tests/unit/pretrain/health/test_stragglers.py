@@ -4,8 +4,8 @@ import time
 import pytest
 import torch
 
-from pretrain import stragglers
-from pretrain.stragglers import OwnTime, Stragglers, find_slowest, summarize
+from pretrain.health import stragglers
+from pretrain.health.stragglers import OwnTime, Stragglers, find_slowest, summarize
 
 
 def own(data_s: float, forward_s: float, error_s: float = 0.0) -> OwnTime:

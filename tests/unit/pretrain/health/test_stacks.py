@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.data.loader import prefetch
-from pretrain.whereabouts import collectives_begun, last_collectives, main_thread_place, place_of
+from pretrain.health.stacks import collectives_begun, last_collectives, main_thread_place, place_of
 
 
 @pytest.fixture
@@ -56,7 +56,7 @@ def test_our_own_function_that_led_there_is_named_too() -> None:
         yield from ()
 
     place = place_of(frame_while(lambda: next(prefetch(1)(items()))))
-    assert "in wait (" in place.text and ", from ahead (data/stream.py:" in place.text
+    assert "in wait (" in place.text and ", from ahead (data/loader.py:" in place.text
 
 
 def test_inside_a_collective_it_is_named_with_its_caller() -> None:
@@ -68,7 +68,7 @@ def test_inside_a_collective_it_is_named_with_its_caller() -> None:
     thread = started(wait_for_the_other)
     place = place_of(frame_of(thread))
     assert (
-        "in torch.distributed._store_based_barrier, called from wait_for_the_other (unit/test_whereabouts.py:"
+        "in torch.distributed._store_based_barrier, called from wait_for_the_other (health/test_stacks.py:"
         in place.text
     )
     assert place.in_collective
@@ -98,5 +98,5 @@ def test_collectives_are_counted_and_listed(group: object) -> None:
 
 
 def test_without_a_group_there_is_nothing_to_count() -> None:
-    code = "from pretrain.whereabouts import *; assert collectives_begun() is None and last_collectives(3) == []"
+    code = "from pretrain.health.stacks import *; assert collectives_begun() is None and last_collectives(3) == []"
     assert os.spawnl(os.P_WAIT, sys.executable, sys.executable, "-c", code) == 0

@@ -1,0 +1,1 @@
+"""Hangs, stragglers, diverged replicas, stop requests: noticing what is wrong with a run, and naming it."""

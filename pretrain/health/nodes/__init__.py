@@ -1,0 +1,1 @@
+"""Checks of a cluster's nodes before a run starts on them."""
