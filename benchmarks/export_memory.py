@@ -26,7 +26,7 @@ from pretrain.plan.counts import count_parameters
 
 COMMAND = "from pretrain.convert import cli; cli.{name}_command()"
 LIBRARIES = (
-    "import pretrain.convert.hf, pretrain.convert.import_hf, sentencepiece, google.protobuf, transformers; "
+    "import pretrain.convert.export_hf, pretrain.convert.import_hf, sentencepiece, google.protobuf, transformers; "
     "transformers.AutoModelForCausalLM, transformers.AutoTokenizer, transformers.LlamaForCausalLM"
 )
 MAKE = "from benchmarks.export_memory import make_run; import sys; make_run(sys.argv[1], sys.argv[2])"
@@ -41,7 +41,7 @@ def make_run(config_file: str, folder: str) -> None:
     from pretrain.checkpoint.piece_file import write_pieces
     from pretrain.checkpoint.pieces import piece_key
     from pretrain.config.load import config_text
-    from pretrain.convert.weights import expected_shapes, plan_shards
+    from pretrain.convert.files.weight_files import (expected_shapes, plan_shards)
     from pretrain.run_folder import RunFolder
     from tests.support.tokenizers import train_sentencepiece
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, UserError
-from pretrain.evaluation.report import finite
+from pretrain.evaluation.score_report import (finite)
 from pretrain.evaluation.request import Opened, Request
 
 if TYPE_CHECKING:

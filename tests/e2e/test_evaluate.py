@@ -20,8 +20,8 @@ from click.testing import CliRunner
 
 from pretrain.checkpoint.checkpoint_reader import open_checkpoint
 from pretrain.config.schema import SourceConfig
-from pretrain.convert.hf import export_hf
-from pretrain.convert.sources import load_decoder
+from pretrain.convert.export_hf import (export_hf)
+from pretrain.convert.weight_sources import (load_decoder)
 from pretrain.data.documents import mark_documents
 from pretrain.data.source import Source
 from pretrain.evaluation.cli import evaluate

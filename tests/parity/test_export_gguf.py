@@ -12,11 +12,11 @@ import torch
 from gguf import GGUFReader
 from torch import Tensor
 
-from pretrain.convert import gguf as gguf_export
-from pretrain.convert import gguf_model, gguf_proof
-from pretrain.convert.gguf import export_gguf
-from pretrain.convert.gguf_llama_cpp import LlamaCppError, ask_llama_cpp, llama_cpp_interpreter
-from pretrain.convert.gguf_tokenizer import without_names
+from pretrain.convert.gguf import (export_gguf as gguf_export)
+from pretrain.convert.gguf import (gguf_tensors as gguf_model, gguf_check as gguf_proof)
+from pretrain.convert.gguf.export_gguf import (export_gguf)
+from pretrain.convert.gguf.llama_cpp import (LlamaCppError, ask_llama_cpp, llama_cpp_interpreter)
+from pretrain.convert.gguf.gguf_tokenizer import (without_names)
 from pretrain.errors import DataError, ExportError, UserError
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import MemorySource, decoder_of, memory_source, small_model
@@ -334,7 +334,7 @@ def test_llama_cpp_gives_the_ids_of_sentencepiece(sentencepiece_model: Path, tmp
 
 def neither_writes_nor_expects_the_order(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(gguf_model, "interleave", lambda rows, n_heads: rows)
-    patch.setattr("pretrain.convert.gguf_proof.deinterleave", lambda rows, n_heads: rows)
+    patch.setattr("pretrain.convert.gguf.gguf_check.deinterleave", lambda rows, n_heads: rows)
 
 
 def puts_a_space_before_each_text(patch: pytest.MonkeyPatch) -> None:

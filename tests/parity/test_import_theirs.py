@@ -27,9 +27,9 @@ from transformers import (
 
 from pretrain.checkpoint.checkpoint_reader import open_checkpoint
 from pretrain.config import load_config
-from pretrain.convert.hf_source import HfSource
+from pretrain.convert.files.hf_reader import (HfSource)
 from pretrain.convert.import_hf import import_hf
-from pretrain.convert.sources import load_decoder
+from pretrain.convert.weight_sources import (load_decoder)
 from pretrain.start import check_start
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 

@@ -13,12 +13,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pretrain.convert.hf import export_hf
+from pretrain.convert.export_hf import (export_hf)
 from pretrain.errors import PretrainError, UserError
 from pretrain.generation.cli import generate
 from pretrain.generation.prompts import encode_prompt, gather_prompts
 from pretrain.generation.sampling import greedy
-from pretrain.generation.text import complete
+from pretrain.generation.completion import (complete)
 from pretrain.model.logits_fn import decoder_logits
 from tests.support.processes import ENVIRONMENT
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
@@ -189,14 +189,14 @@ def test_weights_that_are_not_finite_are_refused(source: MemorySource, monkeypat
     broken = decoder_of(source)
     with torch.no_grad():
         broken.blocks[1].feed_forward_norm.weight[3] = float("nan")
-    monkeypatch.setattr("pretrain.generation.requests.open_weights", lambda *_: source)
-    monkeypatch.setattr("pretrain.convert.sources.load_decoder", lambda _: broken)
+    monkeypatch.setattr("pretrain.generation.session.open_weights", lambda *_: source)
+    monkeypatch.setattr("pretrain.convert.weight_sources.load_decoder", lambda _: broken)
     assert "blocks.1.feed_forward_norm.weight holds numbers that are not finite" in refused("run", "text")
 
 
 def test_weights_without_a_tokenizer_are_refused(source: MemorySource, monkeypatch: pytest.MonkeyPatch) -> None:
     bare = MemorySource(source.config, source.tensors, None)
-    monkeypatch.setattr("pretrain.generation.requests.open_weights", lambda *_: bare)
+    monkeypatch.setattr("pretrain.generation.session.open_weights", lambda *_: bare)
     assert "was saved without a tokenizer" in refused("run", "text")
     assert ran("run", "text", "--max-new-tokens", "2", "--tokenizer", source.tokenizer).stdout.startswith("text")
 

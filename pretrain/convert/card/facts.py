@@ -1,0 +1,109 @@
+"""What a model card says, as plain values: the export collects them, model_card.py writes them down."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from pretrain.config.load import config_text
+from pretrain.config.schema import Config, ModelConfig
+from pretrain.convert.card.curve import (History)
+from pretrain.convert.verify.logits import (LogitProof)
+from pretrain.convert.verify.token_ids import (TokenizerProof)
+from pretrain.convert.files.weight_files import (WeightSource)
+
+
+@dataclass(frozen=True)
+class CardFacts:
+    """`name` is the folder's; `family` transformers' model_type, `architecture` its class.
+
+    `step` counts optimizer steps and `tokens` the targets behind the weights, `context` the positions that config.json
+    claims. `padding` is the spelling of the padding token, None for a tokenizer without one. `ledger` has tokens and
+    epochs by source, empty where they are not known. `base_model` is what was imported to begin with, as a name on a hub
+    or a path; `averaged` the steps whose mean the weights are.
+    """
+
+    name: str
+    config: Config
+    family: str
+    architecture: str
+    step: int
+    tokens: int
+    parameters: int
+    dtype: str
+    context: int
+    control_symbols: Sequence[str]
+    logits: LogitProof
+    tokenizer: TokenizerProof
+    padding: str | None
+    ledger: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    history: History | None = None
+    base_model: str | None = None
+    averaged: Sequence[int] = ()
+
+    @property
+    def begun_from(self) -> str | None:
+        """What the run started from, without the folders that it lay in on some machine; None for drawn weights."""
+        start = self.config.run.init_from
+        return self.base_model or (Path(start).name if start else None)
+
+
+def ledger_of(source: WeightSource) -> dict[str, dict[str, float]]:
+    """Tokens and epochs by source, from the state of a run's checkpoint; empty for weights from elsewhere."""
+    state: Any = getattr(source, "state", None)
+    ledger = state.get("ledger") if isinstance(state, Mapping) else None
+    entries = ledger.items() if isinstance(ledger, Mapping) else ()
+    return {
+        str(name): {unit: float(entry[unit]) for unit in ("tokens", "epochs")}
+        for name, entry in entries
+        if isinstance(entry, Mapping) and all(isinstance(entry.get(unit), int | float) for unit in ("tokens", "epochs"))
+    }
+
+
+def describe_shape(model: ModelConfig) -> list[str]:
+    """Normalization, positions, attention and feed-forward network in words."""
+    norm = {"rmsnorm": "RMSNorm", "layernorm": "LayerNorm with biases" if model.norm_bias else "LayerNorm"}[model.norm]
+    place = {"pre": "before", "post": "after"}[model.norm_position]
+    heads = f"{model.n_heads} heads"
+    if model.n_kv_heads != model.n_heads:
+        heads = f"{model.n_heads} query and {model.n_kv_heads} key/value heads"
+    normalized = {
+        "none": "",
+        "head": ", queries and keys normalized by head",
+        "full": ", queries and keys normalized over all heads",
+    }[model.qk_norm]
+    biases = {"none": "", "qkv": ", biases of queries, keys and values", "all": ", biases"}[model.attention_bias]
+    ffn = {"swiglu": "SwiGLU", "gelu": "GELU", "gelu_tanh": "GELU (tanh)", "relu": "ReLU"}[model.ffn]
+    return [
+        f"{norm} {place} each sub-layer",
+        _positions(model),
+        f"{heads} of width {model.head_width}{normalized}{biases}",
+        f"{ffn}{' with biases' if model.ffn_bias else ''}",
+    ]
+
+
+def _positions(model: ModelConfig) -> str:
+    if model.positions != "rope":
+        return f"{model.positions} positions"
+    part = f" of {model.rotary_width} channels a head" if model.rotary_width != model.head_width else ""
+    longer = f", lengthened {model.rope_factor:g} times ({model.rope_scaling})" if model.rope_scaling != "none" else ""
+    return f"rotary positions{part} with theta {model.rope_theta:g}{longer}"
+
+
+def recipe(config: Config) -> str:
+    """The configuration as YAML, without what only says where things lay: it is about to be published."""
+    config = replace(
+        config,
+        run=replace(config.run, dir="", init_from=None),
+        data=replace(
+            config.data,
+            train={name: replace(source, path="") for name, source in config.data.train.items()},
+            valid={name: replace(source, path="") for name, source in config.data.valid.items()},
+            tokenizer=None,
+            store=replace(config.data.store, cache_dir=None),
+        ),
+        checkpoint=replace(config.checkpoint, upload=None),
+        engine=replace(config.engine, deepspeed={}),
+    )
+    head = "# The configuration of the training. Paths, addresses and native DeepSpeed options are left out.\n"
+    return head + config_text(config)

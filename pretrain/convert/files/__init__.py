@@ -1,0 +1,1 @@
+"""Files of a Hugging Face directory: reading and writing weights, config and tokenizer."""
