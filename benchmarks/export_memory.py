@@ -41,7 +41,7 @@ def make_run(config_file: str, folder: str) -> None:
     from pretrain.checkpoint.piece_file import write_pieces
     from pretrain.checkpoint.pieces import piece_key
     from pretrain.config.load import config_text
-    from pretrain.convert.files.weight_files import (expected_shapes, plan_shards)
+    from pretrain.convert.files.weight_files import expected_shapes, plan_shards
     from pretrain.run_folder import RunFolder
     from tests.support.tokenizers import train_sentencepiece
 

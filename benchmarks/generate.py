@@ -24,9 +24,9 @@ from pathlib import Path
 import torch
 
 from pretrain.config.schema import ModelConfig
-from pretrain.convert.export_hf import (export_hf)
-from pretrain.convert.verify.transformers_library import (quiet_transformers)
-from pretrain.generation.decode_loop import (generate)
+from pretrain.convert.export_hf import export_hf
+from pretrain.convert.verify.transformers_library import quiet_transformers
+from pretrain.generation.decode_loop import generate
 from pretrain.generation.sampling import greedy
 from pretrain.model.decoder import Decoder
 from pretrain.model.logits_fn import decoder_logits

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-from pretrain.metrics import read_lines
+from pretrain.training.metrics import read_lines
 
 
 def main(run: Path, image: Path) -> None:

@@ -48,7 +48,7 @@ def stamps(config: Path, run: Path) -> list[tuple[str, float, float]]:
 def child(arguments: list[str]) -> None:
     """Train, and say when."""
     say("python and our light imports")
-    from pretrain import train
+    from pretrain.training import process
 
     say("torch")
     import torch  # noqa: F401
@@ -58,15 +58,16 @@ def child(arguments: list[str]) -> None:
     import deepspeed  # noqa: F401
 
     say("our other imports")
-    from pretrain import attempt, trainer
+    from pretrain.training import trainer
+    from pretrain.training.startup import attempt
 
     say("config and data")
-    around(train, "_configure_torch", "deterministic kernels", "process group")
+    around(process, "_configure_torch", "deterministic kernels", "process group")
     around(trainer, "Engine", "build the engine", "order, feed")
     around(attempt.Attempt, "begin", "claim, hash the checkpoint")
     around(trainer, "load_checkpoint", "load", "open files")
     around(trainer.Trainer, "_step", "first step", "end")
-    train.main(arguments)
+    process.main(arguments)
 
 
 def around(owner: object, name: str, entered: str, left: str = "") -> None:

@@ -36,10 +36,10 @@ from pretrain.model.init import init_weights
 from pretrain.model.loss import plain_cross_entropy
 from pretrain.optim.adamw import build_optimizer
 from pretrain.plan.counts import plan_batch
-from pretrain.preflight import Prepared, prepare
 from pretrain.run_folder import RunFolder
-from pretrain.train import _configure_torch
-from pretrain.trainer import Trainer
+from pretrain.training.process import _configure_torch
+from pretrain.training.startup.preflight import Prepared, prepare
+from pretrain.training.trainer import Trainer
 from tests.support.shards import write_corpus
 
 Step = Callable[[], None]

@@ -37,8 +37,8 @@ def local(config: Path, nproc: int, max_restarts: int, overrides: tuple[str, ...
     """Train with N processes on this machine. Ctrl-C saves and ends; the same command goes on."""
     from launch.torchrun import launch_with_restarts
     from pretrain.config import load_config
-    from pretrain.preflight import prepare
     from pretrain.run_folder import RunFolder
+    from pretrain.training.startup.preflight import prepare
 
     run_config = load_config(config, overrides).config
     prepare(run_config, nproc)
@@ -74,7 +74,7 @@ def hosts(config: Path, hostfile: Path, port: int, ssh: str | None, dry_run: boo
         for host, command in zip(machines, commands, strict=True):
             click.echo(shlex.join([*reach, host.name, command]))
         return
-    from pretrain.preflight import prepare
+    from pretrain.training.startup.preflight import prepare
 
     prepare(run_config, sum(host.slots for host in machines))
     sys.exit(launch_hosts(commands, machines, RunFolder(Path(run_config.run.dir)).stop_file, reach))
@@ -121,7 +121,7 @@ def slurm_command(config: Path, cluster: str, nodes: int | None, dry_run: bool, 
 
     def prepare() -> None:
         try:
-            from pretrain.preflight import prepare as look
+            from pretrain.training.startup.preflight import prepare as look
         except ModuleNotFoundError as error:  # a login node without numpy; each process looks again before it starts
             click.echo(f"data and checkpoints were not looked into: {error}", err=True)
             return

@@ -80,7 +80,7 @@ def quickstart(out: Path, overrides: tuple[str, ...]) -> None:
 @OVERRIDES
 def train(config: Path, overrides: tuple[str, ...]) -> None:
     """Train in this process; resumes by itself."""
-    from pretrain.train import main as train_main
+    from pretrain.training.process import main as train_main
 
     train_main([str(config), *overrides])
 

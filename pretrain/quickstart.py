@@ -22,11 +22,11 @@ from rich.text import Text
 
 from pretrain.config import load_config
 from pretrain.errors import PretrainError, UserError
-from pretrain.metrics import read_lines
 from pretrain.plan.counts import count_parameters
 from pretrain.processes import kill_tree
 from pretrain.quickstart_corpus import Written, write_corpus
 from pretrain.run_folder import RunFolder
+from pretrain.training.metrics import read_lines
 
 CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 MARKER = ".quickstart"

@@ -14,7 +14,7 @@ from torch import Tensor
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.checkpoint_reader import CheckpointReader, open_checkpoint
 from pretrain.config.schema import FREE, Config
-from pretrain.convert.files.hf_directory import (is_hf_directory)
+from pretrain.convert.files.hf_directory import is_hf_directory
 from pretrain.errors import CheckpointError, UserError
 from pretrain.run_folder import RunFolder
 from pretrain.storage.safetensors import CHUNK

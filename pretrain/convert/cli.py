@@ -47,18 +47,18 @@ def export_command(
     if dtype not in DTYPES[format_]:
         raise UserError(f"--dtype={dtype} is not a type of --to={format_}", hint=f"one of {', '.join(DTYPES[format_])}")
     from pretrain.convert.average import open_average
-    from pretrain.convert.weight_sources import (open_weights)
+    from pretrain.convert.weight_sources import open_weights
 
     averaged = None if average is None else open_average(run, average, step)
     source = open_weights(run, step) if averaged is None else averaged
     if averaged is not None:
         click.echo(f"mean of the weights of steps {', '.join(map(str, averaged.averaged))}")
     if format_ == "gguf":
-        from pretrain.convert.gguf.export_gguf import (export_gguf)
+        from pretrain.convert.gguf.export_gguf import export_gguf
 
         click.echo(export_gguf(source, output, dtype=dtype, overwrite=overwrite, tokenizer=tokenizer).summary())
         return
-    from pretrain.convert.export_hf import (export_hf)
+    from pretrain.convert.export_hf import export_hf
 
     report = export_hf(
         source, output, dtype=dtype, max_shard_bytes=max_shard_bytes, overwrite=overwrite, tokenizer=tokenizer

@@ -17,16 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.checkpoint import layout
-from pretrain.convert.card.facts import (CardFacts, ledger_of)
-from pretrain.convert.card.curve import (training_history)
+from pretrain.convert.card.curve import training_history
+from pretrain.convert.card.facts import CardFacts, ledger_of
+from pretrain.convert.card.model_card import CARD_FILES, write_card
 from pretrain.convert.families.choose import choose_family, config_json
-from pretrain.convert.card.model_card import (CARD_FILES, write_card)
+from pretrain.convert.files.tokenizer_files import check_tokenizer, control_symbols, write_tokenizer_files
+from pretrain.convert.files.weight_files import DTYPES, INDEX, WeightSource, refuse_unless_complete, write_weights
 from pretrain.convert.origin import imported_from
-from pretrain.convert.verify.logits import (LogitProof, prove_logits)
-from pretrain.convert.files.tokenizer_files import (check_tokenizer, control_symbols, write_tokenizer_files)
-from pretrain.convert.verify.token_ids import (TokenizerProof, settle_tokenizer)
-from pretrain.convert.verify.transformers_library import (import_transformers)
-from pretrain.convert.files.weight_files import (DTYPES, INDEX, WeightSource, refuse_unless_complete, write_weights)
+from pretrain.convert.verify.logits import LogitProof, prove_logits
+from pretrain.convert.verify.token_ids import TokenizerProof, settle_tokenizer
+from pretrain.convert.verify.transformers_library import import_transformers
 from pretrain.errors import UserError
 from pretrain.storage.staging import staging_folder
 from tokenizer.models.base import BESIDE, DEFINITION, MODEL

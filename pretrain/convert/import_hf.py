@@ -20,10 +20,10 @@ from pretrain.checkpoint.piece_file import write_pieces
 from pretrain.checkpoint.pieces import piece_key
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config, RunConfig
-from pretrain.convert.files.hf_directory import (is_hf_directory)
-from pretrain.convert.files.hf_reader import (HfSource)
-from pretrain.convert.files.tokenizer_files import (check_tokenizer, tokenizer_notes)
-from pretrain.convert.files.weight_files import (plan_shards)
+from pretrain.convert.files.hf_directory import is_hf_directory
+from pretrain.convert.files.hf_reader import HfSource
+from pretrain.convert.files.tokenizer_files import check_tokenizer, tokenizer_notes
+from pretrain.convert.files.weight_files import plan_shards
 from pretrain.errors import UserError
 from pretrain.run_folder import RunFolder
 from pretrain.storage.staging import staging_folder

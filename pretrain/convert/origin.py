@@ -5,7 +5,7 @@ from pathlib import Path
 from pretrain.checkpoint import layout
 from pretrain.config.load import load_saved
 from pretrain.config.schema import Config
-from pretrain.convert.files.hf_directory import (CONFIG, is_hf_directory, model_name, read_json)
+from pretrain.convert.files.hf_directory import CONFIG, is_hf_directory, model_name, read_json
 from pretrain.errors import CheckpointError, PretrainError
 from pretrain.run_folder import RunFolder
 

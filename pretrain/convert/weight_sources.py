@@ -9,9 +9,9 @@ import torch
 
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.checkpoint_reader import CheckpointReader, open_checkpoint
-from pretrain.convert.files.hf_directory import (is_hf_directory)
-from pretrain.convert.files.hf_reader import (HfSource)
-from pretrain.convert.files.weight_files import (WeightSource)
+from pretrain.convert.files.hf_directory import is_hf_directory
+from pretrain.convert.files.hf_reader import HfSource
+from pretrain.convert.files.weight_files import WeightSource
 from pretrain.errors import UserError
 from pretrain.model.decoder import Decoder
 

@@ -81,7 +81,7 @@ def order(config: Path, overrides: tuple[str, ...], start: int, count: int) -> N
 
     from pretrain.config import load_config
     from pretrain.data.prefetch import fetch_ahead
-    from pretrain.preflight import open_data
+    from pretrain.training.startup.preflight import open_data
 
     run = open_data(load_config(config, overrides).config)
     samples = run.order()(np.arange(start, start + count))

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from pretrain.distributed.world import World
 from pretrain.errors import UserError
+from pretrain.generation.completion import complete
 from pretrain.generation.sampling import greedy
-from pretrain.generation.completion import (complete)
 from pretrain.model.decoder import Decoder
 from pretrain.model.logits_fn import decoder_logits
 from tokenizer.models.base import Codec

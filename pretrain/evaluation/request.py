@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 from pretrain.checkpoint.checkpoint_reader import CheckpointReader
 from pretrain.config.schema import SourceConfig
-from pretrain.convert.weight_sources import (open_weights)
-from pretrain.convert.files.weight_files import (WeightSource)
+from pretrain.convert.files.weight_files import WeightSource
+from pretrain.convert.weight_sources import open_weights
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import DataError, UserError
 from tokenizer.models.base import DEFINITION, MODEL

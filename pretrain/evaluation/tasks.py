@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, UserError
-from pretrain.evaluation.score_report import (finite)
 from pretrain.evaluation.request import Opened, Request
+from pretrain.evaluation.score_report import finite
 
 if TYPE_CHECKING:
     from lm_eval.tasks import TaskManager

@@ -16,15 +16,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from pretrain.config.schema import LossConfig
-from pretrain.convert.weight_sources import (load_finite)
+from pretrain.convert.weight_sources import load_finite
 from pretrain.distributed.collectives import end_group, gather_to_all, pick_device, start_group, sum_over_ranks
 from pretrain.distributed.engine import Batch
 from pretrain.distributed.process_exit import leave
 from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, UserError
 from pretrain.evaluation.held_out import BatchSums, Score, score_sources, sequences_read
-from pretrain.evaluation.score_report import (describe, show, write_json)
 from pretrain.evaluation.request import Opened, Request, open_request
+from pretrain.evaluation.score_report import describe, show, write_json
 from pretrain.model.decoder import Decoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

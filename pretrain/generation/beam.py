@@ -17,7 +17,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from pretrain.generation.decode_loop import (read_prompts, read_tokens)
+from pretrain.generation.decode_loop import read_prompts, read_tokens
 from pretrain.generation.prompts import room
 from pretrain.model.logits_fn import LogitsFn
 

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import click
 
+from pretrain.generation.options import Wishes, refuse_contradictions
 from pretrain.generation.prompts import gather_prompts
-from pretrain.generation.options import (Wishes, refuse_contradictions)
 
 if TYPE_CHECKING:
-    from pretrain.generation.completion import (Completion)
+    from pretrain.generation.completion import Completion
 
 
 @click.command()
@@ -61,7 +61,7 @@ def generate(
 
     One text is shown as it is made. A text ends with its document, or where the model's context does.
     """
-    from pretrain.generation.session import (continue_all, encode_all, load)
+    from pretrain.generation.session import continue_all, encode_all, load
 
     wishes = Wishes(**options)  # type: ignore[arg-type]
     refuse_contradictions(wishes)

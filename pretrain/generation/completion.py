@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pretrain.generation.beam import EarlyStopping, beam_search
-from pretrain.generation.decode_loop import (generate)
+from pretrain.generation.decode_loop import generate
+from pretrain.generation.detokenize import Continuation
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose
-from pretrain.generation.detokenize import (Continuation)
 from pretrain.model.logits_fn import LogitsFn
 from tokenizer.models.base import Codec
 

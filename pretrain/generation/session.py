@@ -5,13 +5,13 @@ from pathlib import Path
 
 import torch
 
-from pretrain.convert.weight_sources import (load_finite, open_weights)
+from pretrain.convert.weight_sources import load_finite, open_weights
 from pretrain.distributed.collectives import pick_device
 from pretrain.errors import UserError
+from pretrain.generation.completion import Completion, complete, complete_by_beams
+from pretrain.generation.options import Wishes
 from pretrain.generation.prompts import encode_prompt, room
 from pretrain.generation.sampling import Sampling, sampler
-from pretrain.generation.completion import (Completion, complete, complete_by_beams)
-from pretrain.generation.options import (Wishes)
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tokenizer.models.base import Codec, load_codec
 

@@ -17,10 +17,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from pretrain.convert.weight_sources import (load_decoder)
-from pretrain.convert.files.weight_files import (WeightSource)
+from pretrain.convert.files.weight_files import WeightSource
+from pretrain.convert.weight_sources import load_decoder
 from pretrain.errors import DataError, UserError
-from pretrain.inspection.token_labels import (pieces)
+from pretrain.inspection.token_labels import pieces
 from pretrain.model.attention import attention_weights
 from pretrain.model.decoder import Decoder
 from tokenizer.models.base import load_codec

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import UserError
-from pretrain.inspection.attention_maps import (AttentionMaps, HeadFigures, figures)
+from pretrain.inspection.attention_maps import AttentionMaps, HeadFigures, figures
 from pretrain.report.page import document, origin, resource
 
 LARGEST_PAGE = 64_000_000  # bytes; browsers become slow beyond

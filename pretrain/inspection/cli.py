@@ -29,8 +29,8 @@ def inspect() -> None:
 )
 def attention(path: Path, text: str, step: int | None, out: Path, max_tokens: int) -> None:
     """Write where each head looks in TEXT as an HTML page."""
-    from pretrain.convert.weight_sources import (open_weights)
-    from pretrain.inspection.attention_maps import (attention_maps)
+    from pretrain.convert.weight_sources import open_weights
+    from pretrain.inspection.attention_maps import attention_maps
     from pretrain.inspection.attention_page import attention_page
     from pretrain.report.page import write_page
 
@@ -67,8 +67,8 @@ def weights(
     from rich.console import Console
     from rich.progress import Progress
 
-    from pretrain.convert.weight_sources import (open_weights)
-    from pretrain.inspection.weight_stats import (inspect_weights)
+    from pretrain.convert.weight_sources import open_weights
+    from pretrain.inspection.weight_stats import inspect_weights
     from pretrain.inspection.weights_page import weights_page
     from pretrain.inspection.weights_table import print_report, report_json
     from pretrain.report.page import write_page

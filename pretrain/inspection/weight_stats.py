@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pretrain.config.schema import Config
-from pretrain.convert.files.weight_files import (WeightSource)
+from pretrain.convert.files.weight_files import WeightSource
 from pretrain.errors import UserError
 from pretrain.inspection.spectrum import EXACT_UP_TO, spectrum
 from pretrain.model.init import init_weights

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 
-from pretrain.inspection.weight_stats import (MatrixFigures, WeightsReport)
+from pretrain.inspection.weight_stats import MatrixFigures, WeightsReport
 from pretrain.inspection.weights_table import MATRIX_HEAD, VECTOR_HEAD, matrix_row, remarks, vector_row
 from pretrain.report.charts import Line, line_chart
 from pretrain.report.page import document, origin, resource

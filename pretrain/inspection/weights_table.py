@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from pretrain.inspection.weight_stats import (DEAD, MatrixFigures, VectorFigures, WeightsReport)
+from pretrain.inspection.weight_stats import DEAD, MatrixFigures, VectorFigures, WeightsReport
 from pretrain.report.page import origin
 
 MATRIX_HEAD = ("layer", "matrix", "shape", "RMS", "largest", "σ₁", "stable rank", "effective rank")

@@ -13,13 +13,13 @@ from pretrain.data.loader import Position, build_stream
 from pretrain.data.source import Source
 from pretrain.distributed.world import World
 from pretrain.evaluation.held_out import held_out_batches
-from pretrain.metrics import read_lines
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
 from pretrain.model.loss import plain_cross_entropy
 from pretrain.optim.adamw import build_optimizer
 from pretrain.optim.schedule import lr_fraction
-from pretrain.preflight import prepare
+from pretrain.training.metrics import read_lines
+from pretrain.training.startup.preflight import prepare
 from tests.support.processes import train
 from tests.support.runs import EAGER_ZERO3, VOCAB, make_run, markov_tokens
 from tests.support.shards import EOS, write_corpus

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.metrics import read_lines
+from pretrain.training.metrics import read_lines
 from tests.support.processes import losses, pretrain, train
 from tests.support.runs import EAGER_ZERO3, make_run
 

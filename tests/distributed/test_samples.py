@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from pretrain.convert.weight_sources import (load_decoder, open_weights)
+from pretrain.convert.weight_sources import load_decoder, open_weights
+from pretrain.generation.completion import complete
 from pretrain.generation.prompts import encode_prompt
 from pretrain.generation.sampling import greedy
-from pretrain.generation.completion import (complete)
-from pretrain.metrics import read_lines
 from pretrain.model.logits_fn import decoder_logits
+from pretrain.training.metrics import read_lines
 from tests.support.processes import pretrain, train
 from tests.support.runs import EAGER_ZERO3, make_run
 from tests.support.shards import write_corpus

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from pretrain.config.schema import Config, RunConfig
 from pretrain.convert.families.choose import choose_family, config_json
+from pretrain.convert.files.weight_files import write_weights
 from pretrain.convert.import_hf import import_hf
-from pretrain.convert.files.weight_files import (write_weights)
 from pretrain.distributed.engine import Engine
 from pretrain.distributed.world import World
-from pretrain.start import check_start, load_start, verify_start
+from pretrain.training.startup.init_weights import check_start, load_start, verify_start
 from tests.support.elastic import (
     CPU,
     Setup,

@@ -15,7 +15,7 @@ from pretrain.checkpoint import layout
 from pretrain.checkpoint.checkpoint_reader import open_checkpoint
 from pretrain.checkpoint.remote import RemoteRun, recover
 from pretrain.config.schema import StoreConfig
-from pretrain.convert.weight_sources import (load_decoder)
+from pretrain.convert.weight_sources import load_decoder
 from pretrain.errors import CheckpointError
 from tests.support.chaos_run import wait_until
 from tests.support.checkpoints import flip_a_bit, save

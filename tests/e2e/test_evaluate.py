@@ -20,14 +20,14 @@ from click.testing import CliRunner
 
 from pretrain.checkpoint.checkpoint_reader import open_checkpoint
 from pretrain.config.schema import SourceConfig
-from pretrain.convert.export_hf import (export_hf)
-from pretrain.convert.weight_sources import (load_decoder)
+from pretrain.convert.export_hf import export_hf
+from pretrain.convert.weight_sources import load_decoder
 from pretrain.data.documents import mark_documents
 from pretrain.data.source import Source
 from pretrain.evaluation.cli import evaluate
 from pretrain.evaluation.request import Request, open_request
-from pretrain.metrics import read_lines
 from pretrain.processes import descendants
+from pretrain.training.metrics import read_lines
 from tests.support.chaos_run import wait_until
 from tests.support.processes import ENVIRONMENT, train
 from tests.support.runs import EAGER_ZERO3, make_run

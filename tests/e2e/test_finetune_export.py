@@ -15,7 +15,7 @@ from transformers import (
     pipeline,
 )
 
-from pretrain.convert.export_hf import (export_hf)
+from pretrain.convert.export_hf import export_hf
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import memory_source
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pretrain.convert.weight_sources import (load_decoder, open_weights)
+from pretrain.convert.weight_sources import load_decoder, open_weights
+from pretrain.generation.completion import complete, complete_by_beams
 from pretrain.generation.prompts import encode_prompt
 from pretrain.generation.sampling import greedy
-from pretrain.generation.completion import (complete, complete_by_beams)
 from pretrain.model.logits_fn import decoder_logits
 from tokenizer.models.base import load_codec
 

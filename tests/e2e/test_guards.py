@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint.layout import list_steps
-from pretrain.metrics import read_lines
 from pretrain.run_folder import RunFolder
+from pretrain.training.metrics import read_lines
 from tests.support.chaos_run import Death, differences, disturbed, leftovers, undisturbed
 from tests.support.nursery import (
     Nursery,

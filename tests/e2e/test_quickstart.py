@@ -10,8 +10,8 @@ import torch
 import webdataset
 from safetensors import safe_open
 
-from pretrain.metrics import read_lines
 from pretrain.run_folder import RunFolder
+from pretrain.training.metrics import read_lines
 
 
 def test_every_folder_is_where_the_summary_says(workplace: Path) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from pretrain.generation.beam import beam_search
-from pretrain.generation.decode_loop import (generate)
+from pretrain.generation.decode_loop import generate
 from pretrain.generation.sampling import Choose, Sampling, greedy, sampler
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.shapes import SHAPES, small_decoder

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pretrain.convert.export_hf import (export_hf)
-from pretrain.convert.weight_sources import (open_weights)
-from pretrain.inspection.attention_maps import (attention_maps, capture)
+from pretrain.convert.export_hf import export_hf
+from pretrain.convert.weight_sources import open_weights
+from pretrain.inspection.attention_maps import attention_maps, capture
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
 

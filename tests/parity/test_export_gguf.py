@@ -12,11 +12,12 @@ import torch
 from gguf import GGUFReader
 from torch import Tensor
 
-from pretrain.convert.gguf import (export_gguf as gguf_export)
-from pretrain.convert.gguf import (gguf_tensors as gguf_model, gguf_check as gguf_proof)
-from pretrain.convert.gguf.export_gguf import (export_gguf)
-from pretrain.convert.gguf.llama_cpp import (LlamaCppError, ask_llama_cpp, llama_cpp_interpreter)
-from pretrain.convert.gguf.gguf_tokenizer import (without_names)
+from pretrain.convert.gguf import export_gguf as gguf_export
+from pretrain.convert.gguf import gguf_check as gguf_proof
+from pretrain.convert.gguf import gguf_tensors as gguf_model
+from pretrain.convert.gguf.export_gguf import export_gguf
+from pretrain.convert.gguf.gguf_tokenizer import without_names
+from pretrain.convert.gguf.llama_cpp import LlamaCppError, ask_llama_cpp, llama_cpp_interpreter
 from pretrain.errors import DataError, ExportError, UserError
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import MemorySource, decoder_of, memory_source, small_model

@@ -13,10 +13,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from pretrain.convert import (export_hf as hf)
-from pretrain.convert.verify import (logits as proof)
+from pretrain.convert import export_hf as hf
+from pretrain.convert.export_hf import export_hf
 from pretrain.convert.families.llama import LLAMA
-from pretrain.convert.export_hf import (export_hf)
+from pretrain.convert.verify import logits as proof
 from pretrain.errors import DataError, ExportError, UserError
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model

@@ -10,10 +10,10 @@ import transformers
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from pretrain.convert.export_hf import export_hf
 from pretrain.convert.families.choose import choose_family
-from pretrain.convert.export_hf import (export_hf)
 from pretrain.convert.import_hf import import_hf
-from pretrain.convert.weight_sources import (load_decoder, open_weights)
+from pretrain.convert.weight_sources import load_decoder, open_weights
 from pretrain.model.decoder import Decoder
 from tests.support.held import FULLEST, HELD, IDS
 from tests.support.json_tokenizers import gpt2, llama3, qwen

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from pretrain.config.schema import ModelConfig
-from pretrain.convert import (export_hf as hf)
+from pretrain.convert import export_hf as hf
+from pretrain.convert.export_hf import export_hf
 from pretrain.convert.families.choose import FAMILIES
 from pretrain.convert.families.family import Family, Stored
-from pretrain.convert.export_hf import (export_hf)
-from pretrain.convert.files.weight_files import (expected_shapes, stored_shape)
+from pretrain.convert.files.weight_files import expected_shapes, stored_shape
 from pretrain.errors import ExportError
 from tests.support.held import FULLEST
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 import torch
 
-from pretrain.convert.export_hf import (export_hf)
-from pretrain.convert.verify.transformers_library import (quiet_transformers)
+from pretrain.convert.export_hf import export_hf
+from pretrain.convert.verify.transformers_library import quiet_transformers
 from pretrain.generation.beam import beam_search
-from pretrain.generation.decode_loop import (generate)
+from pretrain.generation.decode_loop import generate
 from pretrain.generation.sampling import greedy
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401

@@ -27,10 +27,10 @@ from transformers import (
 
 from pretrain.checkpoint.checkpoint_reader import open_checkpoint
 from pretrain.config import load_config
-from pretrain.convert.files.hf_reader import (HfSource)
+from pretrain.convert.files.hf_reader import HfSource
 from pretrain.convert.import_hf import import_hf
-from pretrain.convert.weight_sources import (load_decoder)
-from pretrain.start import check_start
+from pretrain.convert.weight_sources import load_decoder
+from pretrain.training.startup.init_weights import check_start
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 
 TINY: dict[str, Any] = {

@@ -12,8 +12,8 @@ from lm_eval.evaluator import evaluate
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from pretrain.convert.export_hf import (export_hf)
-from pretrain.convert.weight_sources import (load_decoder, open_weights)
+from pretrain.convert.export_hf import export_hf
+from pretrain.convert.weight_sources import load_decoder, open_weights
 from pretrain.distributed.world import World
 from pretrain.errors import UserError
 from pretrain.evaluation.harness import DecoderLM

@@ -19,8 +19,14 @@ import pytest
 import transformers
 from transformers import AutoTokenizer
 
-from pretrain.convert.files.tokenizer_files import (check_tokenizer, control_symbols, find_tokenizer, tokenizer_notes, write_tokenizer_files)
-from pretrain.convert.verify.token_ids import (prove_tokenizer, settle_tokenizer)
+from pretrain.convert.files.tokenizer_files import (
+    check_tokenizer,
+    control_symbols,
+    find_tokenizer,
+    tokenizer_notes,
+    write_tokenizer_files,
+)
+from pretrain.convert.verify.token_ids import prove_tokenizer, settle_tokenizer
 from pretrain.errors import DataError, ExportError
 from tests.support.json_tokenizers import ENDOFTEXT, KINDS, edit
 from tests.support.tokenizers import (

@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 from transformers import AutoTokenizer
 
-from pretrain.convert.verify.token_ids import (prove_tokenizer)
+from pretrain.convert.verify.token_ids import prove_tokenizer
 from pretrain.errors import DataError, ExportError
 from tests.support.tokenizers import (
     CONTROL_SYMBOLS,

@@ -17,8 +17,8 @@ from typing import Any
 
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.remote import RemoteRun
-from pretrain.metrics import read_lines
 from pretrain.run_folder import RunFolder
+from pretrain.training.metrics import read_lines
 from tests.support.checkpoints import flip_a_bit
 from tests.support.nursery import Nursery
 from tests.support.processes import kill_all, start_ranks

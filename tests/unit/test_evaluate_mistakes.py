@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from pretrain.checkpoint.pieces import piece_key
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config, DataConfig, SourceConfig
-from pretrain.convert.export_hf import (export_hf)
+from pretrain.convert.export_hf import export_hf
 from pretrain.errors import UserError
 from pretrain.evaluation import cli as evaluate_command
 from pretrain.evaluation.cli import QUIET_AND_OFFLINE, evaluate

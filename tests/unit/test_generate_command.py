@@ -13,12 +13,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from pretrain.convert.export_hf import (export_hf)
+from pretrain.convert.export_hf import export_hf
 from pretrain.errors import PretrainError, UserError
 from pretrain.generation.cli import generate
+from pretrain.generation.completion import complete
 from pretrain.generation.prompts import encode_prompt, gather_prompts
 from pretrain.generation.sampling import greedy
-from pretrain.generation.completion import (complete)
 from pretrain.model.logits_fn import decoder_logits
 from tests.support.processes import ENVIRONMENT
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401

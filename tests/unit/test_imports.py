@@ -130,7 +130,7 @@ def test_converting_needs_no_process_group(module: str) -> None:
         "torch.distributed",
         "pretrain.distributed.collectives",
         "pretrain.distributed.engine",
-        "pretrain.trainer",
+        "pretrain.training.trainer",
     )
     assert {name for name in imports(module) if any(within(name, f) for f in forbidden)} == set()
 
@@ -156,7 +156,7 @@ def test_the_tokenizer_sees_little_of_the_trainer_and_never_torch(module: str) -
 def test_the_launcher_needs_no_torch(module: str) -> None:
     allowed = ("config", "errors", "planning", "memory_plan", "processes", "state", "reporting")
     # The commands look into data and checkpoints before they start anything, where numpy is installed.
-    commands = ("pretrain.preflight", "click") if module == "launch.cli" else ()
+    commands = ("pretrain.training.startup.preflight", "click") if module == "launch.cli" else ()
     assert (
         outside(module, (*(f"pretrain.{name}" for name in allowed), *commands, "launch", "omegaconf", "rich")) == set()
     )

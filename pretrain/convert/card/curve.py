@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pretrain.convert.files.weight_files import (WeightSource)
+from pretrain.convert.files.weight_files import WeightSource
 from pretrain.report.charts import Line, line_chart
 from pretrain.run_folder import RunFolder
 

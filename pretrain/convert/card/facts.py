@@ -7,10 +7,10 @@ from typing import Any
 
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config, ModelConfig
-from pretrain.convert.card.curve import (History)
-from pretrain.convert.verify.logits import (LogitProof)
-from pretrain.convert.verify.token_ids import (TokenizerProof)
-from pretrain.convert.files.weight_files import (WeightSource)
+from pretrain.convert.card.curve import History
+from pretrain.convert.files.weight_files import WeightSource
+from pretrain.convert.verify.logits import LogitProof
+from pretrain.convert.verify.token_ids import TokenizerProof
 
 
 @dataclass(frozen=True)

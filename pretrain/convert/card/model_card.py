@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pretrain.convert.card.facts import (CardFacts, describe_shape, recipe)
-from pretrain.convert.card.curve import (CURVE, write_curve)
-from pretrain.convert.card.markdown import (code_span, escaped, table)
+from pretrain.convert.card.curve import CURVE, write_curve
+from pretrain.convert.card.facts import CardFacts, describe_shape, recipe
+from pretrain.convert.card.markdown import code_span, escaped, table
 
 CARD, RECIPE = "README.md", "pretrain_config.yaml"
 CARD_FILES = (CARD, CURVE, RECIPE)

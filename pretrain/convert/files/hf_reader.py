@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from pretrain.config.schema import Config
-from pretrain.convert.files.hf_directory import (CONFIG, inside, model_name, read_json)
 from pretrain.convert.families.choose import read_config
 from pretrain.convert.families.family import Family, Stored
-from pretrain.convert.files.stored_files import (StoredTensor, load_tensor, shape_of, stored_tensors, type_of)
-from pretrain.convert.files.tokenizer_files import (find_tokenizer)
-from pretrain.convert.files.weight_files import (expected_shapes, stored_shape)
+from pretrain.convert.files.hf_directory import CONFIG, inside, model_name, read_json
+from pretrain.convert.files.stored_files import StoredTensor, load_tensor, shape_of, stored_tensors, type_of
+from pretrain.convert.files.tokenizer_files import find_tokenizer
+from pretrain.convert.files.weight_files import expected_shapes, stored_shape
 from pretrain.errors import DataError
 from pretrain.storage.safetensors import DTYPES
 from tokenizer.models.base import BESIDE, DEFINITION, FALLBACK, MODEL

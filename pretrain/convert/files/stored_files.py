@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pretrain.convert.files.hf_directory import (inside, read_json)
+from pretrain.convert.files.hf_directory import inside, read_json
 from pretrain.errors import DataError
 from pretrain.storage.safetensors import CHUNK, DTYPES, NAMES, Entry, read_header, read_tensor
 

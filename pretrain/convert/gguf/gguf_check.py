@@ -18,12 +18,12 @@ import sentencepiece
 import torch
 from torch import Tensor
 
-from pretrain.convert.gguf.llama_cpp import (LlamaCppError, ask_llama_cpp, llama_cpp_interpreter)
-from pretrain.convert.gguf.gguf_tensors import (Row, deinterleave, rope_factors)
-from pretrain.convert.gguf.gguf_tokenizer import (without_names)
-from pretrain.convert.verify.logits import (proof_tokens)
-from pretrain.convert.weight_sources import (load_decoder)
-from pretrain.convert.files.weight_files import (WeightSource, assemble)
+from pretrain.convert.files.weight_files import WeightSource, assemble
+from pretrain.convert.gguf.gguf_tensors import Row, deinterleave, rope_factors
+from pretrain.convert.gguf.gguf_tokenizer import without_names
+from pretrain.convert.gguf.llama_cpp import LlamaCppError, ask_llama_cpp, llama_cpp_interpreter
+from pretrain.convert.verify.logits import proof_tokens
+from pretrain.convert.weight_sources import load_decoder
 from pretrain.errors import ExportError
 from tokenizer.models.sentencepiece_to_hf import read_model
 from tokenizer.models.stress_texts import nasty_texts

@@ -20,7 +20,7 @@ from torch import Tensor
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.families.choose import choose_family
 from pretrain.convert.families.family import Stored, heads_fill_the_width, mismatches
-from pretrain.convert.files.weight_files import (WeightSource, assemble, stored_shape)
+from pretrain.convert.files.weight_files import WeightSource, assemble, stored_shape
 from pretrain.errors import UserError
 from pretrain.model.positions import frequencies
 from pretrain.model.rope_scaling import rope_frequencies

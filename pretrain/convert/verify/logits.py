@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pretrain.convert.verify.streamed import (streamed)
-from pretrain.convert.verify.transformers_library import (quiet_transformers)
-from pretrain.convert.files.weight_files import (WeightSource, rounded_parameter)
+from pretrain.convert.files.weight_files import WeightSource, rounded_parameter
+from pretrain.convert.verify.streamed import streamed
+from pretrain.convert.verify.transformers_library import quiet_transformers
 from pretrain.errors import ExportError
 from pretrain.model.decoder import Decoder
 from pretrain.model.positions import sinusoidal

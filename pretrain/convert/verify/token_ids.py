@@ -14,8 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pretrain.convert.files.tokenizer_files import (control_symbols)
-from pretrain.convert.verify.transformers_library import (quiet_transformers)
+from pretrain.convert.files.tokenizer_files import control_symbols
+from pretrain.convert.verify.transformers_library import quiet_transformers
 from pretrain.errors import ExportError
 from tokenizer.models.base import (
     DEFINITION,

@@ -24,12 +24,12 @@ POINTS = {
     "between_files": ("pretrain.checkpoint.layout", "write_file", True),
     "commit": ("pretrain.checkpoint.layout", "commit", False),
     "committed": ("pretrain.checkpoint.layout", "commit", True),
-    "evaluate": ("pretrain.looks", "Looks._held_out_sums", False),
+    "evaluate": ("pretrain.training.periodic_eval", "Looks._held_out_sums", False),
     "forward": ("pretrain.distributed.engine", "Engine._loss", False),
-    "update": ("pretrain.trainer", "Trainer._before_update", False),
+    "update": ("pretrain.training.trainer", "Trainer._before_update", False),
     "jump": ("pretrain.run_folder", "RunFolder.write_jumps", True),
-    "rollback": ("pretrain.recorder", "Recorder.rewind", False),
-    "finish": ("pretrain.trainer", "Trainer._finish", False),
+    "rollback": ("pretrain.training.recorder", "Recorder.rewind", False),
+    "finish": ("pretrain.training.trainer", "Trainer._finish", False),
     "uploading": ("pretrain.checkpoint.remote", "RemoteRun.upload", False),
     "file_uploaded": ("pretrain.checkpoint.remote", "RemoteRun._put", True),
     "uploaded": ("pretrain.checkpoint.remote", "RemoteRun.upload", True),
@@ -127,7 +127,7 @@ def kill_at_pruning(layout: ModuleType, rank: int = -1, count: int = 1) -> None:
     layout.shutil.rmtree = rmtree
 
 
-@fault("pretrain.metrics")
+@fault("pretrain.training.metrics")
 def kill_at_cut_line(metrics: ModuleType, rank: int = -1, count: int = 1) -> None:
     """Half a line of metrics, evaluations or audit is written."""
     original, die = metrics._append, die_here(rank, count)

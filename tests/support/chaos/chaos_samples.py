@@ -6,7 +6,7 @@ from typing import Any
 from sitecustomize import RANK, fault
 
 
-@fault("pretrain.trainer")
+@fault("pretrain.training.trainer")
 def poison(trainer: ModuleType, sample: int, factor: float, rank: int = -1) -> None:
     """Multiply all weights before the step that reads this sample: `nan` for a loss that is not finite, 30 for a spike.
 

@@ -32,7 +32,7 @@ def fault(module: str) -> Callable[[Fault], Fault]:
     return register
 
 
-@fault("pretrain.feed")
+@fault("pretrain.training.batches")
 def hang_in_data(feed: ModuleType, rank: int, step: int, seconds: float = 1e6) -> None:
     """The batches of a step come late, or never."""
     original = feed.Feed.next

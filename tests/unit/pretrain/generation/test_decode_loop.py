@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pretrain.errors import UserError
-from pretrain.generation.decode_loop import (generate)
+from pretrain.generation.decode_loop import generate
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose, Sampling, greedy, sampler
 from pretrain.model.decoder import Decoder

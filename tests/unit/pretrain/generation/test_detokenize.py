@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.errors import UserError
+from pretrain.generation.detokenize import Continuation, TextStream
 from pretrain.generation.prompts import encode_prompt
-from pretrain.generation.detokenize import (Continuation, TextStream)
 from tests.support.tokenizers import sentencepiece_model_fixture, train_sentencepiece  # noqa: F401
 from tokenizer.models.base import Codec, load_codec
 

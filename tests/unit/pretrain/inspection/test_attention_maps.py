@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from pretrain.errors import DataError, UserError
-from pretrain.inspection.attention_maps import (attention_maps, capture, figures)
-from pretrain.inspection.token_labels import (pieces, seen)
+from pretrain.inspection.attention_maps import attention_maps, capture, figures
+from pretrain.inspection.token_labels import pieces, seen
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
 from tokenizer.models.base import load_codec

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import UserError
-from pretrain.inspection.attention_maps import (AttentionMaps, figures)
+from pretrain.inspection.attention_maps import AttentionMaps, figures
 from pretrain.inspection.attention_page import (
     LARGEST_PAGE,
     attention_page,

@@ -16,7 +16,14 @@ from pretrain.config.schema import RunConfig
 from pretrain.errors import UserError
 from pretrain.inspection.cli import inspect
 from pretrain.inspection.spectrum import LARGEST, spectrum
-from pretrain.inspection.weight_stats import (MatrixFigures, WeightsReport, initial_embedding, inspect_weights, place, untouched_rows)
+from pretrain.inspection.weight_stats import (
+    MatrixFigures,
+    WeightsReport,
+    initial_embedding,
+    inspect_weights,
+    place,
+    untouched_rows,
+)
 from pretrain.inspection.weights_page import weights_page
 from pretrain.inspection.weights_table import print_report, remarks, report_json
 from pretrain.model.decoder import Decoder

@@ -337,7 +337,7 @@ def test_without_the_library_the_error_says_what_to_install(
 def test_the_library_is_not_loaded_for_a_sentencepiece_model(sentencepiece_model: Path) -> None:
     program = (
         "import sys; from pathlib import Path; from tokenizer.models.fast import load_encoder; "
-        "import pretrain.preflight; load_encoder(Path(sys.argv[1])); print('tokenizers' in sys.modules)"
+        "import pretrain.training.startup.preflight; load_encoder(Path(sys.argv[1])); print('tokenizers' in sys.modules)"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, str(sentencepiece_model)], capture_output=True, text=True, check=True

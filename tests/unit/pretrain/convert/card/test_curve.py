@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.convert.card.curve import (CURVE, History, curve, read_history, training_history, write_curve)
+from pretrain.convert.card.curve import CURVE, History, curve, read_history, training_history, write_curve
 from pretrain.run_folder import RunFolder
 
 SVG = "{http://www.w3.org/2000/svg}"

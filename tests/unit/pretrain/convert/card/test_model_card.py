@@ -23,12 +23,12 @@ from pretrain.config.schema import (
     SourceConfig,
     StoreConfig,
 )
-from pretrain.convert.card.facts import (CardFacts, describe_shape, ledger_of, recipe)
-from pretrain.convert.card.curve import (CURVE, History)
-from pretrain.convert.card.markdown import (code_span, escaped)
-from pretrain.convert.card.model_card import (CARD_FILES, model_card, write_card)
-from pretrain.convert.verify.logits import (LogitProof)
-from pretrain.convert.verify.token_ids import (TokenizerProof)
+from pretrain.convert.card.curve import CURVE, History
+from pretrain.convert.card.facts import CardFacts, describe_shape, ledger_of, recipe
+from pretrain.convert.card.markdown import code_span, escaped
+from pretrain.convert.card.model_card import CARD_FILES, model_card, write_card
+from pretrain.convert.verify.logits import LogitProof
+from pretrain.convert.verify.token_ids import TokenizerProof
 
 EVIL = "a|b`c`*d*_e_ <img src=x onerror=y> [f](http://g) ![h](i) & &amp; \\| \n# j http://k.l m@n.o \u202e$x$ ~~p~~ ---"
 

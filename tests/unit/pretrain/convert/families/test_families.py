@@ -10,7 +10,7 @@ from pretrain.config.check import find_conflicts
 from pretrain.config.schema import Config, DataConfig, ModelConfig
 from pretrain.convert.families.choose import FAMILIES, choose_family, config_json, read_config
 from pretrain.convert.families.llama import LLAMA
-from pretrain.convert.files.weight_files import (expected_shapes)
+from pretrain.convert.files.weight_files import expected_shapes
 from pretrain.errors import DataError, UserError
 from tests.support.held import HELD, IDS
 from tests.support.weight_source import small_model

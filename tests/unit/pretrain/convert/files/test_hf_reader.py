@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from pretrain.convert.files.hf_directory import (inside)
 from pretrain.convert.families.choose import choose_family, config_json
-from pretrain.convert.files.hf_reader import (HfSource)
+from pretrain.convert.files.hf_directory import inside
+from pretrain.convert.files.hf_reader import HfSource
+from pretrain.convert.files.weight_files import write_weights
 from pretrain.convert.import_hf import import_hf
-from pretrain.convert.weight_sources import (open_weights)
-from pretrain.convert.files.weight_files import (write_weights)
+from pretrain.convert.weight_sources import open_weights
 from pretrain.errors import DataError, UserError
 from tests.support.held import FULLEST
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pretrain.convert.files.weight_files import (expected_shapes, plan_shards, refuse_unless_complete, rounded_parameter)
+from pretrain.convert.files.weight_files import expected_shapes, plan_shards, refuse_unless_complete, rounded_parameter
 from pretrain.errors import ExportError
 from tests.support.weight_source import memory_source, small_model
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from pretrain.convert.verify.streamed import (streamed)
+from pretrain.convert.verify.streamed import streamed
 from pretrain.model.decoder import Decoder
 from tests.support.weight_source import decoder_of, memory_source, small_model
 

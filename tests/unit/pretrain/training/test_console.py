@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pretrain.reporting import Reporter, format_count, format_seconds
+from pretrain.training.console import Reporter, format_count, format_seconds
 
 
 def reporter(

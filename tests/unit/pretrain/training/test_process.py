@@ -8,7 +8,7 @@ import pytest
 PROGRAM = """
 import sys, torch
 from pretrain.config.schema import *
-from pretrain.train import _configure_torch
+from pretrain.training.process import _configure_torch
 
 compiled = torch.compile
 config = Config(

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.config.schema import Config
-from pretrain.metrics import MetricsWriter
-from pretrain.reporting import Reporter
 from pretrain.run_folder import RunFolder
+from pretrain.training.console import Reporter
+from pretrain.training.metrics import MetricsWriter
 
 SHOWN = 100  # characters of a sample
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 from pretrain.checkpoint import layout
 from pretrain.config.load import load_saved
 from pretrain.config.schema import FREE, Config, ModelConfig
-from pretrain.convert.files.hf_directory import (CONFIG, is_hf_directory, read_json)
 from pretrain.convert.families.choose import read_config
+from pretrain.convert.files.hf_directory import CONFIG, is_hf_directory, read_json
 from pretrain.convert.origin import init_checkpoint
 from pretrain.errors import CheckpointError
 
@@ -68,7 +68,7 @@ def verify_start(config: Config) -> Path | None:
     # With checkpoint.upload nobody has compared the models yet.
     check_start(replace(config, run=replace(config.run, init_from=str(folder))))
     if is_hf_directory(folder):
-        from pretrain.convert.files.hf_reader import (HfSource)
+        from pretrain.convert.files.hf_reader import HfSource
 
         HfSource(folder)
     else:
@@ -79,7 +79,7 @@ def verify_start(config: Config) -> Path | None:
 def load_start(folder: Path, engine: "Engine") -> None:
     """Fill the engine's weights from the folder that `verify_start` gave. A collective."""
     from pretrain.checkpoint.checkpoint_reader import CheckpointReader
-    from pretrain.convert.files.hf_reader import (HfSource)
+    from pretrain.convert.files.hf_reader import HfSource
     from pretrain.distributed.zero_partitions import partitions, publish_masters
 
     source = HfSource(folder) if is_hf_directory(folder) else CheckpointReader(folder, hashes=False)

@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
-from pretrain.generation.decode_loop import (generate)
+from pretrain.generation.decode_loop import generate
+from pretrain.generation.detokenize import Continuation
 from pretrain.generation.sampling import greedy
-from pretrain.generation.detokenize import (Continuation)
 from pretrain.model.kv_cache import Cache
 from pretrain.model.logits_fn import LogitsFn
 from tokenizer.models.base import codec_of

@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 
-from pretrain.attempt import Attempt
 from pretrain.checkpoint.async_saver import Saver
 from pretrain.checkpoint.restore import load_checkpoint
 from pretrain.config.schema import Config
@@ -24,21 +23,22 @@ from pretrain.distributed.collectives import lost_peer, sum_over_ranks
 from pretrain.distributed.engine import Batch, Engine
 from pretrain.distributed.world import World
 from pretrain.errors import TrainingError
-from pretrain.feed import Batches, Feed
-from pretrain.guards import Guard, fatal
 from pretrain.health.replicas import compare_replicas
 from pretrain.health.stop_request import StopRequest
 from pretrain.health.stragglers import Stragglers
 from pretrain.health.watchdog import Watchdog
-from pretrain.looks import Looks
 from pretrain.model.loss import IGNORE
 from pretrain.optim.schedule import batch_size, lr_fraction
 from pretrain.plan.counts import flops_per_token
-from pretrain.preflight import Found, Prepared
-from pretrain.recorder import Recorder
-from pretrain.reporting import headline
 from pretrain.run_folder import Jump, Progress, RunFolder
-from pretrain.start import changed_rotation, load_start
+from pretrain.training.batches import Batches, Feed
+from pretrain.training.console import headline
+from pretrain.training.loss_guard import Guard, fatal
+from pretrain.training.periodic_eval import Looks
+from pretrain.training.recorder import Recorder
+from pretrain.training.startup.attempt import Attempt
+from pretrain.training.startup.init_weights import changed_rotation, load_start
+from pretrain.training.startup.preflight import Found, Prepared
 
 
 class Trainer:

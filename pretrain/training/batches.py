@@ -13,8 +13,8 @@ from pretrain.distributed.collectives import gather_to_all, sum_integers_over_ra
 from pretrain.distributed.world import World
 from pretrain.errors import PretrainError
 from pretrain.optim.schedule import batch_size
-from pretrain.preflight import Prepared
 from pretrain.run_folder import Jump, Progress
+from pretrain.training.startup.preflight import Prepared
 
 Batches = list[dict[str, Any]]
 

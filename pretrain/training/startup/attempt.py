@@ -18,9 +18,9 @@ from pretrain.distributed.collectives import from_main
 from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, TrainingError
 from pretrain.health.stop_request import StopRequest
-from pretrain.preflight import Found, Prepared, find_resume
 from pretrain.run_folder import Jump, RunFolder
-from pretrain.start import verify_start
+from pretrain.training.startup.init_weights import verify_start
+from pretrain.training.startup.preflight import Found, Prepared, find_resume
 
 LOOK_EVERY_S = 1.0
 

@@ -7,12 +7,12 @@ from torch import Tensor
 from pretrain.config.schema import Config, DataConfig, EvalConfig, LogConfig, ModelConfig
 from pretrain.errors import ConfigError
 from pretrain.generation.prompts import sample_prompts
-from pretrain.generation.samples import describe_samples, make_samples
-from pretrain.metrics import MetricsWriter, read_lines
 from pretrain.model.kv_cache import Cache
 from pretrain.model.logits_fn import decoder_logits
-from pretrain.recorder import Recorder
 from pretrain.run_folder import RunFolder
+from pretrain.training.metrics import MetricsWriter, read_lines
+from pretrain.training.recorder import Recorder
+from pretrain.training.samples import describe_samples, make_samples
 from tests.support.shapes import small_decoder
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 
@@ -93,7 +93,7 @@ def test_a_console_shows_the_beginning_of_the_first_sample_whatever_was_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """A model may write anything: escape codes, markup, what the console cannot show. None of it may end a training."""
-    monkeypatch.setattr("pretrain.recorder.getpreferredencoding", lambda _: "ascii")
+    monkeypatch.setattr("pretrain.training.recorder.getpreferredencoding", lambda _: "ascii")
     folder = RunFolder(tmp_path / "run")
     folder.make()
     recorder = Recorder(folder, Config(log=LogConfig(tensorboard=False)), resumed_step=None, speaks=True)

@@ -22,7 +22,7 @@ from pretrain.generation.prompts import sample_prompts
 from pretrain.optim.schedule import samples_between
 from pretrain.run_folder import Jump, RunFolder
 from pretrain.shards.manifest import fingerprint
-from pretrain.start import check_start
+from pretrain.training.startup.init_weights import check_start
 from tokenizer.models.base import read_tokenizer
 
 Found = tuple[Path, dict[str, Any]] | None  # a checkpoint and its state

@@ -11,7 +11,7 @@ from pretrain.checkpoint.layout import MANIFEST
 from pretrain.config import load_config
 from pretrain.config.load import config_text
 from pretrain.errors import CheckpointError
-from pretrain.preflight import Found, Prepared, find_resume, open_data, prepare
+from pretrain.training.startup.preflight import Found, Prepared, find_resume, open_data, prepare
 from tests.support.checkpoints import WEIGHTS, flip_a_bit, save
 from tests.support.runs import make_run
 

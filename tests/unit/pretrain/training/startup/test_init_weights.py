@@ -13,8 +13,8 @@ from pretrain.config.schema import Config, DataConfig, ModelConfig, RunConfig
 from pretrain.convert.families.choose import choose_family, config_json
 from pretrain.convert.origin import imported_from
 from pretrain.errors import CheckpointError, DataError
-from pretrain.preflight import prepare
-from pretrain.start import changed_rotation, check_start, verify_start
+from pretrain.training.startup.init_weights import changed_rotation, check_start, verify_start
+from pretrain.training.startup.preflight import prepare
 from tests.support.checkpoints import flip_a_bit, save
 from tests.support.runs import make_run
 from tests.support.weight_source import small_model

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pretrain.metrics import MetricsWriter, keep_until, read_lines
 from pretrain.run_folder import RunFolder
+from pretrain.training.metrics import MetricsWriter, keep_until, read_lines
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from pretrain.distributed.engine import Batch, Engine
 from pretrain.distributed.world import World
 from pretrain.evaluation.held_out import BatchSums, evaluation_values, score_sources
 from pretrain.generation.prompts import sample_prompts
-from pretrain.generation.samples import describe_samples, make_samples
 from pretrain.health.stop_request import StopRequest
 from pretrain.health.watchdog import Watchdog
-from pretrain.preflight import Prepared
-from pretrain.recorder import Recorder
+from pretrain.training.recorder import Recorder
+from pretrain.training.samples import describe_samples, make_samples
+from pretrain.training.startup.preflight import Prepared
 
 
 class _StopAskedError(Exception):
