@@ -19,7 +19,7 @@ from datetime import date
 from importlib.metadata import version
 from pathlib import Path
 
-from pretrain.quickstart_corpus import write_corpus
+from pretrain.cli.quickstart.stdlib_corpus import write_corpus
 from tokenizer.models.fast import load_encoder
 from tokenizer.training.budget import Source
 from tokenizer.training.train_bpe import train_tokenizer

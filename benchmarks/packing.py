@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pretrain.quickstart_corpus import write_corpus
+from pretrain.cli.quickstart.stdlib_corpus import write_corpus
 from pretrain.shards.packed_writer import BinWriter
 from pretrain.shards.writer import ShardWriter, clear_output
 from tokenizer.corpus.readers import Document, ReadOptions, read_documents

@@ -19,12 +19,12 @@ import torch.nn.functional as F
 from click.testing import CliRunner
 
 from pretrain.checkpoint.checkpoint_reader import open_checkpoint
+from pretrain.cli.cmd_evaluate import evaluate
 from pretrain.config.schema import SourceConfig
 from pretrain.convert.export_hf import export_hf
 from pretrain.convert.weight_sources import load_decoder
 from pretrain.data.documents import mark_documents
 from pretrain.data.source import Source
-from pretrain.evaluation.cli import evaluate
 from pretrain.evaluation.request import Request, open_request
 from pretrain.processes import descendants
 from pretrain.training.metrics import read_lines
@@ -210,7 +210,7 @@ def test_a_checkpoint_that_is_saved_meanwhile_changes_nothing(trained: Path, tmp
 
 
 def test_ended_from_outside_it_leaves_no_process_behind(trained: Path) -> None:
-    program = "from pretrain.evaluation.cli import evaluate; evaluate()"
+    program = "from pretrain.cli.cmd_evaluate import evaluate; evaluate()"
     command = [sys.executable, "-c", program, str(trained / "run"), "--nproc", "2"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL)
     wait_until(lambda: len(descendants(process.pid)) >= 3, [process], "torchrun and its two processes")

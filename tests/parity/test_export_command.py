@@ -11,10 +11,10 @@ from transformers import AutoModelForCausalLM
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.piece_file import write_pieces
 from pretrain.checkpoint.pieces import piece_key
+from pretrain.cli.cmd_convert import export_command, import_command
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config
 from pretrain.convert import export_hf as hf
-from pretrain.convert.cli import export_command, import_command
 from pretrain.errors import CheckpointError, ExportError, UserError
 from tests.support.checkpoints import flip_a_bit
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401

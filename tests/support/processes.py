@@ -32,7 +32,17 @@ def train(config: Path, nproc: int, *overrides: str) -> subprocess.CompletedProc
 
 def start(config: Path, nproc: int, *overrides: str) -> "subprocess.Popen[bytes]":
     """The same, not waited for."""
-    command = [sys.executable, "-m", "pretrain.cli", "launch", "local", str(config), "--nproc", str(nproc), *overrides]
+    command = [
+        sys.executable,
+        "-m",
+        "pretrain.cli",
+        "launch",
+        "local",
+        str(config),
+        "--nproc",
+        str(nproc),
+        *overrides,
+    ]
     return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 

@@ -120,7 +120,7 @@ def test_the_model_sees_torch_and_its_own_section_only(module: str) -> None:
 def test_only_the_engine_imports_deepspeed() -> None:
     users = {module for module in MODULES for name in imports(module) if within(name, "deepspeed")}
     # doctor reports which version is installed.
-    assert users - {"pretrain.doctor"} == {"pretrain.distributed.engine"}
+    assert users - {"pretrain.cli.doctor"} == {"pretrain.distributed.engine"}
 
 
 @pytest.mark.parametrize("module", modules("pretrain.convert.*"))
@@ -140,7 +140,7 @@ def test_the_tokenizer_sees_little_of_the_trainer_and_never_torch(module: str) -
     allowed = ("errors", "config", "planning", "codec", "charts", "data.shards", "data.shard_table", "data.manifest")
     if module in (
         "tokenizer.training.inspect_hf",
-        "tokenizer.cli",
+        "pretrain.cli.cmd_tokenizer",
         "tokenizer.models.fast",
         "tokenizer.models.splitting_json",
     ):
@@ -156,7 +156,7 @@ def test_the_tokenizer_sees_little_of_the_trainer_and_never_torch(module: str) -
 def test_the_launcher_needs_no_torch(module: str) -> None:
     allowed = ("config", "errors", "planning", "memory_plan", "processes", "state", "reporting")
     # The commands look into data and checkpoints before they start anything, where numpy is installed.
-    commands = ("pretrain.training.startup.preflight", "click") if module == "launch.cli" else ()
+    commands = ("pretrain.training.startup.preflight", "click") if module == "pretrain.cli.cmd_launch" else ()
     assert (
         outside(module, (*(f"pretrain.{name}" for name in allowed), *commands, "launch", "omegaconf", "rich")) == set()
     )
@@ -187,7 +187,7 @@ def test_only_the_command_line_joins_the_packages() -> None:
         if within(name, "launch") or within(name, "tokenizer")
     }
     # quickstart runs what a person would run by hand.
-    assert joined - {"pretrain.quickstart"} == {"pretrain.cli"}
+    assert joined - {"pretrain.cli.quickstart.walk"} == {"pretrain.cli.main"}
 
 
 def test_no_modules_import_each_other_in_a_circle() -> None:

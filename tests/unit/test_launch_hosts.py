@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from launch.hosts import Host, format_hostfile, host_commands, launch_hosts, read_hostfile
-from pretrain.cli import cli
+from pretrain.cli.main import cli
 from pretrain.errors import UserError
 from tests.support.repository import ROOT
 from tests.support.runs import make_run

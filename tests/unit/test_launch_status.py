@@ -11,8 +11,8 @@ from rich.console import Console
 
 from launch.job import JobRecord, LaunchFolder
 from launch.status import find_runs, read_status, read_tail
-from launch.status_view import render, watch
-from pretrain.cli import cli
+from pretrain.cli.main import cli
+from pretrain.cli.views.run_status import render, watch
 from pretrain.config.load import save_config
 from pretrain.config.schema import Config, ScheduleConfig
 from pretrain.errors import UserError
@@ -222,7 +222,7 @@ def test_watching_ends_with_the_run(run: Path) -> None:
 
 def test_status_loads_nothing_heavy(run: Path) -> None:
     program = (
-        "import sys\nfrom pretrain.cli import cli\ncli(['status', sys.argv[1]], standalone_mode=False)\n"
+        "import sys\nfrom pretrain.cli.main import cli\ncli(['status', sys.argv[1]], standalone_mode=False)\n"
         "print(sorted({'torch', 'numpy', 'deepspeed'} & set(sys.modules)))"
     )
     done = subprocess.run(

@@ -13,7 +13,7 @@ from launch.cluster import Cluster
 from launch.job import JobRecord, LaunchFolder
 from launch.slurm import clean_environment
 from launch.stop import stop_run
-from pretrain.cli import cli
+from pretrain.cli.main import cli
 from pretrain.config.load import load_config
 from pretrain.config.schema import BatchConfig, Config, DataConfig, ModelConfig, RunConfig, SourceConfig
 from pretrain.errors import PretrainError, UserError

@@ -12,9 +12,9 @@ from click.testing import CliRunner
 from rich.console import Console
 from torch import Tensor
 
+from pretrain.cli.cmd_inspect import inspect
 from pretrain.config.schema import RunConfig
 from pretrain.errors import UserError
-from pretrain.inspection.cli import inspect
 from pretrain.inspection.spectrum import LARGEST, spectrum
 from pretrain.inspection.weight_stats import (
     MatrixFigures,

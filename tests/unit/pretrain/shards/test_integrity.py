@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from pretrain.cli import cli
+from pretrain.cli.main import cli
 from pretrain.config.schema import SourceConfig
 from pretrain.data.source import Source
 from pretrain.errors import DataError
@@ -235,7 +235,7 @@ def test_a_claimed_size_is_never_allocated(shards: Path) -> None:
         shards, replace(manifest, shards=ShardTable.of([entry]), tokens=tokens - 1, documents=0, block_tokens=tokens)
     )
     program = (
-        "import resource, sys; from pretrain.cli import main\n"
+        "import resource, sys; from pretrain.cli.main import main\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
         "from pretrain.shards.manifest import load_manifest; from pretrain.storage.store import open_store\n"

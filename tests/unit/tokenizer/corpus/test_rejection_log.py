@@ -4,7 +4,7 @@ import pytest
 
 from pretrain.errors import DataError
 from tokenizer.corpus.rejection_log import DUPLICATE, Problems
-from tokenizer.corpus.rejections import EMPTY, Rejection
+from tokenizer.corpus.readers.rejections import (EMPTY, Rejection)
 
 
 def problems_of(*found: tuple[str, str]) -> Problems:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from pretrain.cli.cmd_tokenizer import tokenizer as cli
 from pretrain.config.schema import SourceConfig
 from pretrain.data.loader import split_targets
 from pretrain.data.source import Source
@@ -21,7 +22,6 @@ from pretrain.shards.manifest import read_manifest
 from pretrain.storage.store import open_store
 from tests.support.encoded import TEXTS, documents_of, files_of, task_streams, write_jsonl
 from tests.support.processes import pretrain
-from tokenizer.cli import tokenizer as cli
 from tokenizer.corpus.readers import ReadOptions
 from tokenizer.corpus.task_plan import plan_tasks
 from tokenizer.encoding import encode_task as tasks
@@ -379,7 +379,7 @@ def test_the_command_packs_and_says_how_well(tokenizer: Path, corpus: Path, tmp_
 
 def test_help_needs_no_heavy_import_and_encoding_no_torch_in_workers() -> None:
     code = (
-        "import sys, click.testing, tokenizer.cli as c;"
+        "import sys, click.testing, pretrain.cli.cmd_tokenizer as c;"
         "click.testing.CliRunner().invoke(c.tokenizer, ['encode', '--help']);"
         "assert not {'torch', 'numpy', 'sentencepiece', 'webdataset', 'rich'} & set(sys.modules);"
         "import tokenizer.encoding.run;"

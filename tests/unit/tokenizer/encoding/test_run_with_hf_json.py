@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner, Result
 from tokenizers import AddedToken, Tokenizer
 
-from pretrain.cli import cli
+from pretrain.cli.main import cli
 from pretrain.config.schema import SourceConfig
 from pretrain.data.documents import mark_documents
 from pretrain.data.source import Source

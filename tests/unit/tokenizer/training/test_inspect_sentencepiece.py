@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.cli import export_reasons, nasty_texts
+from pretrain.cli.main import export_reasons, nasty_texts
 from pretrain.errors import DataError
 from tests.support.tokenizers import train_sentencepiece
 from tokenizer.training.inspect_sentencepiece import (

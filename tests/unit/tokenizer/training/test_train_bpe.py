@@ -12,8 +12,8 @@ import sentencepiece
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from pretrain.cli.cmd_tokenizer import repeat_option
 from pretrain.errors import DataError
-from tokenizer.cli import repeat_option
 from tokenizer.models.sentencepiece import can_cut, load_tokenizer, tokenizer_sha256
 from tokenizer.models.splitting import cut, cut_hard
 from tokenizer.training import train_bpe as train

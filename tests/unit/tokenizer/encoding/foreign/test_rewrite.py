@@ -19,7 +19,7 @@ from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.cli import cli
+from pretrain.cli.main import cli
 from pretrain.config.schema import SourceConfig
 from pretrain.data.source import Source
 from pretrain.errors import DataError
@@ -38,7 +38,7 @@ from tests.support.tars import (
     pax,
 )
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
-from tokenizer.corpus.rejections import Rejection
+from tokenizer.corpus.readers.rejections import (Rejection)
 from tokenizer.encoding.foreign import framing as foreign_documents
 from tokenizer.encoding.foreign.framing import Reading, document_lengths, frame, read_documents
 from tokenizer.encoding.foreign.rewrite import UNKNOWN_TOKENIZER, Indexed, index_foreign

@@ -13,9 +13,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 
+from pretrain.cli.cmd_generate import generate
 from pretrain.convert.export_hf import export_hf
 from pretrain.errors import PretrainError, UserError
-from pretrain.generation.cli import generate
 from pretrain.generation.completion import complete
 from pretrain.generation.prompts import encode_prompt, gather_prompts
 from pretrain.generation.sampling import greedy
@@ -234,7 +234,16 @@ def test_text_is_shown_as_it_is_made_and_ctrl_c_ends_it(sentencepiece_model: Pat
     slow = memory_source(sentencepiece_model, small_model(max_seq_len=100_000), seq_len=100_000)
     export_hf(slow, tmp_path / "out")
     with subprocess.Popen(
-        [sys.executable, "-m", "pretrain.cli", "generate", str(tmp_path / "out"), "Say: ", "--max-new-tokens", "99000"],
+        [
+            sys.executable,
+            "-m",
+            "pretrain.cli",
+            "generate",
+            str(tmp_path / "out"),
+            "Say: ",
+            "--max-new-tokens",
+            "99000",
+        ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,

@@ -190,7 +190,7 @@ def status(runs: tuple[Path, ...], live: bool, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    from launch.status_view import render, watch
+    from pretrain.cli.views.run_status import render, watch
 
     console = Console(highlight=False, soft_wrap=True)
     if live:

@@ -9,8 +9,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.cli import _age, find_damage
-from pretrain.cli import cli
+from pretrain.cli.cmd_checkpoint import _age, find_damage
+from pretrain.cli.main import cli
 from pretrain.config import Config
 from pretrain.config.load import save_config
 from pretrain.config.schema import CheckpointConfig
@@ -213,7 +213,7 @@ def test_rm_waits_for_no_training_and_disturbs_none(run: RunFolder) -> None:
 @pytest.mark.parametrize("arguments", [["ls"], ["verify"], ["rm", "100"]], ids=lambda arguments: arguments[0])
 def test_no_command_loads_torch(run: RunFolder, arguments: list[str]) -> None:
     program = (
-        "import sys; from pretrain.cli import cli; cli(sys.argv[1:], standalone_mode=False); "
+        "import sys; from pretrain.cli.main import cli; cli(sys.argv[1:], standalone_mode=False); "
         "heavy = {'torch', 'numpy', 'fsspec', 'safetensors'} & set(sys.modules); assert not heavy, heavy"
     )
     command, *rest = arguments

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.doctor import findings, run_doctor
+from pretrain.cli.doctor import findings, run_doctor
 
 
 def test_this_installation_has_no_fault(capsys: pytest.CaptureFixture[str]) -> None:

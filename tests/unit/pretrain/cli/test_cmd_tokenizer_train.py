@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from pretrain.cli import cli
+from pretrain.cli.main import cli
 from pretrain.errors import DataError
 
 STDLIB = Path(sysconfig.get_paths()["stdlib"])

@@ -16,12 +16,12 @@ import torch
 from click.testing import CliRunner, Result
 
 from pretrain.checkpoint.pieces import piece_key
+from pretrain.cli import cmd_evaluate as evaluate_command
+from pretrain.cli.cmd_evaluate import QUIET_AND_OFFLINE, evaluate
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config, DataConfig, SourceConfig
 from pretrain.convert.export_hf import export_hf
 from pretrain.errors import UserError
-from pretrain.evaluation import cli as evaluate_command
-from pretrain.evaluation.cli import QUIET_AND_OFFLINE, evaluate
 from tests.support.checkpoints import save
 from tests.support.shards import write_corpus
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
@@ -201,7 +201,7 @@ def test_more_processes_than_devices_are_refused(place: Path, monkeypatch: pytes
 
 def test_looking_at_the_help_loads_nothing_heavy() -> None:
     program = (
-        "import json, sys; from pretrain.evaluation.cli import evaluate\n"
+        "import json, sys; from pretrain.cli.cmd_evaluate import evaluate\n"
         "try: evaluate(['--help'])\nexcept SystemExit: print(json.dumps(sorted(sys.modules)))"
     )
     ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=60)

@@ -20,11 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from pretrain.cli.quickstart.stdlib_corpus import Written, write_corpus
 from pretrain.config import load_config
 from pretrain.errors import PretrainError, UserError
 from pretrain.plan.counts import count_parameters
 from pretrain.processes import kill_tree
-from pretrain.quickstart_corpus import Written, write_corpus
 from pretrain.run_folder import RunFolder
 from pretrain.training.metrics import read_lines
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pretrain.errors import DataError
-from tokenizer.cli import ManyInputs, max_bad_option, overwrite_option, repeat_option, text_field_option
-from tokenizer.report_terminal import (
+from pretrain.cli.cmd_tokenizer import ManyInputs, max_bad_option, overwrite_option, repeat_option, text_field_option
+from pretrain.cli.views.compression_table import (
     print_checks,
     print_pieces,
     print_rows,
@@ -19,6 +18,7 @@ from tokenizer.report_terminal import (
     progress_bar,
     training_rows,
 )
+from pretrain.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizer.training.compression_report import TokenizerReport

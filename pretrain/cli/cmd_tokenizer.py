@@ -124,7 +124,7 @@ def encode(
     The corpus is cut into tasks, which processes share. After a kill, the same command goes on with what is not finished. On
     a cluster, run --plan, then an array with --task-id, then --merge, all with the same options.
     """
-    from tokenizer.encode_report import corpus_rows, part_rows, plan_rows, print_table
+    from pretrain.cli.views.encode_table import corpus_rows, part_rows, plan_rows, print_table
     from tokenizer.encoding.encode_options import describe
     from tokenizer.encoding.run import Run, check_workers, select
 
@@ -195,7 +195,7 @@ def _reading(options: dict[str, Any]) -> ReadOptions:
 
 
 def _work(run: Run, tasks: Sequence[Task], workers: int) -> None:
-    from tokenizer.encode_report import progress_bar
+    from pretrain.cli.views.encode_table import progress_bar
 
     with progress_bar("looking for duplicates" if run.looking_for_duplicates else "encoding") as progress:
         done = run.work_on(tasks, workers=workers, progress=progress)

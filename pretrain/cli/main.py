@@ -6,22 +6,22 @@ from pathlib import Path
 
 import click
 
-from launch.cli import launch, status, stop
 from pretrain import __version__
-from pretrain.checkpoint.cli import checkpoint
+from pretrain.cli.cmd_checkpoint import checkpoint
+from pretrain.cli.cmd_convert import export_command, import_command
+from pretrain.cli.cmd_data import data
+from pretrain.cli.cmd_evaluate import evaluate
+from pretrain.cli.cmd_generate import generate
+from pretrain.cli.cmd_index import index
+from pretrain.cli.cmd_inspect import inspect
+from pretrain.cli.cmd_launch import launch, status, stop
+from pretrain.cli.cmd_tokenizer import tokenizer
+from pretrain.cli.cmd_tokenizer_train import inspect as inspect_tokenizer
+from pretrain.cli.cmd_tokenizer_train import report
+from pretrain.cli.cmd_tokenizer_train import train as train_tokenizer
 from pretrain.config import load_config
 from pretrain.config.show import show_config
-from pretrain.convert.cli import export_command, import_command
-from pretrain.data.cli import data
 from pretrain.errors import PretrainError, UserError
-from pretrain.evaluation.cli import evaluate
-from pretrain.generation.cli import generate
-from pretrain.inspection.cli import inspect
-from tokenizer.cli import tokenizer
-from tokenizer.foreign_cli import index
-from tokenizer.train_cli import inspect as inspect_tokenizer
-from tokenizer.train_cli import report
-from tokenizer.train_cli import train as train_tokenizer
 from tokenizer.training.inspect_sentencepiece import Checks
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
@@ -70,7 +70,7 @@ def quickstart(out: Path, overrides: tuple[str, ...]) -> None:
     Corpus, tokenizer, shards, training by two processes, kill -9, resume, export, and training on with transformers.
     KEY=VALUE changes configs/quickstart.yaml, e.g. engine.device=auto.
     """
-    from pretrain.quickstart import run_quickstart
+    from pretrain.cli.quickstart.walk import run_quickstart
 
     run_quickstart(out, overrides)
 
@@ -104,7 +104,7 @@ def doctor() -> None:
 
     Versions, devices, a compiler, and packages that would be in the way.
     """
-    from pretrain.doctor import run_doctor
+    from pretrain.cli.doctor import run_doctor
 
     sys.exit(run_doctor())
 
@@ -127,7 +127,3 @@ def main() -> None:
         click.echo(f"{error.filename}: {error.strerror}" if error.filename else str(error), err=True)
         wrong_place = PermissionError | FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError
         sys.exit(UserError.exit_code if isinstance(error, wrong_place) else 1)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,1 @@
+"""The `pretrain` command line: one file a command group."""

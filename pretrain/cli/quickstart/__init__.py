@@ -1,0 +1,1 @@
+"""`pretrain quickstart`: the whole path on one machine."""
