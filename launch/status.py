@@ -12,9 +12,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from launch import slurm
-from launch.job import Event, JobRecord, LaunchFolder
 from launch.restarts import newest_checkpoint
+from launch.slurm import commands as slurm
+from launch.slurm.job_record import Event, JobRecord, LaunchFolder
 from pretrain.config.load import load_saved
 from pretrain.errors import PretrainError, UserError
 from pretrain.run_folder import RunFolder

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from launch import slurm
-from launch.job import LaunchFolder
+from launch.slurm import commands as slurm
+from launch.slurm.job_record import LaunchFolder
 from launch.status import is_run
 from pretrain.errors import UserError
 from pretrain.run_folder import RunFolder

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from launch.processes import kill_tree
 from launch.restarts import Ended, newest_step, why_not_again
-from pretrain.processes import kill_tree
 from pretrain.run_folder import RunFolder
 
 POLL_SECONDS = 0.2

@@ -107,7 +107,7 @@ def evaluate(nproc: int, **options: object) -> None:
 
 def run_processes(request: "Request", nproc: int) -> int:
     """The same under torchrun. Returns its exit code."""
-    from pretrain.processes import kill_tree
+    from launch.processes import kill_tree
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
         raise SystemExit(128 + number)

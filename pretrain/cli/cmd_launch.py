@@ -86,7 +86,7 @@ def hosts(config: Path, hostfile: Path, port: int, ssh: str | None, dry_run: boo
 def hostfile(output: Path, slots: int) -> None:
     """Write the nodes of this SLURM allocation as a hostfile, for `launch hosts` and for deepspeed."""
     from launch.hosts import Host, format_hostfile
-    from launch.slurm import allocated_nodes
+    from launch.slurm.commands import allocated_nodes
 
     nodes = allocated_nodes()
     output.write_text(format_hostfile([Host(name, slots) for name in nodes]))
@@ -105,11 +105,11 @@ def slurm_command(config: Path, cluster: str, nodes: int | None, dry_run: bool, 
     KEY=VALUE changes the run's configuration, cluster.KEY=VALUE the cluster file. --dry-run prints the script to stdout, and
     the arithmetic of batch and memory to stderr; it needs neither SLURM nor torch.
     """
-    from launch.submit import problems_of, read, script_of, submit
+    from launch.slurm.submit import problems_of, read, script_of, submit
 
     submission = read(config, overrides, cluster, nodes)
     if dry_run:
-        from launch.plan import plan_lines
+        from launch.job_plan import plan_lines
 
         click.echo(script_of(submission, submission.folder.next_script().with_suffix(".yaml")))
         click.echo("\n".join(plan_lines(submission.config, submission.cluster)), err=True)
@@ -152,8 +152,8 @@ def slurm_encode(
     arguments: tuple[str, ...], cluster: str, tasks: int, records: Path, changes: tuple[str, ...], dry_run: bool
 ) -> None:
     """Tokenize a corpus on SLURM: a plan, an array of K elements, and a merge, each after the one before."""
-    from launch.cluster import load_cluster
-    from launch.encode import encode_scripts, submit_scripts
+    from launch.slurm.cluster import load_cluster
+    from launch.slurm.encode_jobs import encode_scripts, submit_scripts
 
     scripts = encode_scripts(arguments, load_cluster(cluster, changes), tasks=tasks, records=records)
     if dry_run:

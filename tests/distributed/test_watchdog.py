@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from launch.processes import descendants
 from pretrain.checkpoint.layout import list_steps
 from pretrain.distributed.collectives import lost_peer
 from pretrain.health.heartbeat import read_beats
 from pretrain.health.watchdog import STALLED
-from pretrain.processes import descendants
 from pretrain.training.metrics import read_lines
 from tests.support.processes import kill_all, losses, start, start_ranks, train, wait_for_step
 from tests.support.runs import make_run

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.processes import descendants
 from pretrain.errors import DataError
-from pretrain.processes import descendants
 from tests.support.encoded import files_of, write_jsonl
 from tests.support.processes import ENVIRONMENT, pretrain
 from tests.support.tokenizers import source_chunks, train_sentencepiece

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from click.testing import CliRunner
 
+from launch.processes import descendants
 from pretrain.checkpoint.checkpoint_reader import open_checkpoint
 from pretrain.cli.cmd_evaluate import evaluate
 from pretrain.config.schema import SourceConfig
@@ -26,7 +27,6 @@ from pretrain.convert.weight_sources import load_decoder
 from pretrain.data.documents import mark_documents
 from pretrain.data.source import Source
 from pretrain.evaluation.request import Request, open_request
-from pretrain.processes import descendants
 from pretrain.training.metrics import read_lines
 from tests.support.chaos_run import wait_until
 from tests.support.processes import ENVIRONMENT, train

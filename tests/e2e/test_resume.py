@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from launch.processes import descendants
 from pretrain.checkpoint.layout import list_steps
-from pretrain.processes import descendants
 from tests.support.processes import kill_all, losses, pretrain, start, train, wait_for_step
 from tests.support.runs import make_run
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenizer.corpus.readers import Document, ReadOptions, read_documents
-from tokenizer.corpus.readers.rejections import (Rejection)
+from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.task_plan import plan_tasks
 
 Found = list[Document | Rejection]

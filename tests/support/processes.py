@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pretrain.processes import kill_tree
+from launch.processes import kill_tree
 from tests.support.nursery import Nursery
 from tests.support.repository import ROOT
 

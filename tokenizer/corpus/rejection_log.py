@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.errors import DataError
-from tokenizer.corpus.readers.rejections import (ORDINARY_REASONS, SHOWN, Rejection)
+from tokenizer.corpus.readers.rejections import ORDINARY_REASONS, SHOWN, Rejection
 
 DUPLICATE = "duplicate"
 _NOT_BAD = ORDINARY_REASONS | {DUPLICATE}

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 from pretrain.errors import DataError
 from tokenizer.corpus.readers import ReadOptions, Task, read_part
 from tokenizer.corpus.readers.open_file import show
+from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import Problems
-from tokenizer.corpus.readers.rejections import (Rejection)
 from tokenizer.encoding.shared_counts import Board, Watch
 from tokenizer.encoding.work_folder import WorkFolder
 

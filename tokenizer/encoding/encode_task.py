@@ -24,8 +24,8 @@ from pretrain.shards.packed_writer import BinWriter
 from pretrain.shards.writer import ShardWriter
 from tokenizer.corpus.readers import Task, read_part
 from tokenizer.corpus.readers.open_file import show
+from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import DUPLICATE
-from tokenizer.corpus.readers.rejections import (Rejection)
 from tokenizer.encoding.deduplicate import Known, known_of
 from tokenizer.encoding.encode_options import Encoding
 from tokenizer.encoding.receipts import Receipt, index_hashes

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tokenizer.corpus.readers import Document
+from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import Problems
-from tokenizer.corpus.readers.rejections import (Rejection)
 
 COLUMNS = 5
 DOCUMENTS, TEXT_BYTES, TOKENS, BAD, DONE = range(COLUMNS)

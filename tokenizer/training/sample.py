@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 
 from tokenizer.corpus.readers import Document, ReadOptions, Task, read_part
+from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import Problems
-from tokenizer.corpus.readers.rejections import (Rejection)
 from tokenizer.corpus.task_plan import plan_tasks
 from tokenizer.models.splitting import cut_hard
 from tokenizer.training.budget import Budget, Source

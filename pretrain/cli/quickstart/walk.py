@@ -20,15 +20,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from launch.processes import kill_tree
 from pretrain.cli.quickstart.stdlib_corpus import Written, write_corpus
 from pretrain.config import load_config
 from pretrain.errors import PretrainError, UserError
 from pretrain.plan.counts import count_parameters
-from pretrain.processes import kill_tree
 from pretrain.run_folder import RunFolder
 from pretrain.training.metrics import read_lines
 
-CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+CONFIG = Path(__file__).parents[3] / "configs" / "quickstart.yaml"
 MARKER = ".quickstart"
 PROCESSES = 2
 PROMPT = "def read_text(path"

@@ -16,9 +16,9 @@ from tokenizer.corpus.readers.open_file import show
 from tokenizer.corpus.readers.parquet import read_parquet
 from tokenizer.corpus.readers.parts import LEFT_OUT, Document, Part, ReadOptions, Task
 from tokenizer.corpus.readers.plain_text import read_text_file
+from tokenizer.corpus.readers.rejections import EMPTY, Rejection
 from tokenizer.corpus.readers.tar import read_tar
 from tokenizer.corpus.readers.tar_members import UnusableError
-from tokenizer.corpus.readers.rejections import (EMPTY, Rejection)
 
 __all__ = ["Document", "Part", "ReadOptions", "Task", "read_documents", "read_part"]
 

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 
 from pretrain.errors import DataError
 from tokenizer.corpus.readers.parts import Document, ReadOptions
+from tokenizer.corpus.readers.rejections import EMPTY, FILTERED, NO_FILTER_FIELD, Rejection
 from tokenizer.corpus.readers.tar_members import show_name
-from tokenizer.corpus.readers.rejections import (EMPTY, FILTERED, NO_FILTER_FIELD, Rejection)
 
 _CONDITION = re.compile(r"([^=!<>]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 _ORDERED: dict[str, Callable[[float, float], bool]] = {

@@ -8,7 +8,7 @@ from tokenizer.corpus.readers.compressed import read_content
 from tokenizer.corpus.readers.fields import document_of
 from tokenizer.corpus.readers.open_file import open_file, read_chunks, show
 from tokenizer.corpus.readers.parts import Document, Part, ReadOptions
-from tokenizer.corpus.readers.rejections import (Rejection, too_large)
+from tokenizer.corpus.readers.rejections import Rejection, too_large
 
 
 def read_jsonl(part: Part, options: ReadOptions) -> Iterator[Document | Rejection]:

@@ -11,8 +11,8 @@ from pretrain.errors import DataError
 from tokenizer.corpus.readers.fields import document_of, no_field, parse_condition
 from tokenizer.corpus.readers.open_file import open_file, show
 from tokenizer.corpus.readers.parts import Document, Part, ReadOptions
+from tokenizer.corpus.readers.rejections import Rejection, too_large
 from tokenizer.corpus.readers.tar_members import UnusableError, show_name
-from tokenizer.corpus.readers.rejections import (Rejection, too_large)
 
 BATCH_BYTES = 8 << 20
 BATCH_ROWS = 1024

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from pretrain.errors import DataError
-from tokenizer.corpus.readers.rejections import (COMPRESSED, HIDDEN, NOT_REGULAR)
+from tokenizer.corpus.readers.rejections import COMPRESSED, HIDDEN, NOT_REGULAR
 
 MAX_DOCUMENT_BYTES = 64 << 20
 TASK_BYTES = 256 << 20

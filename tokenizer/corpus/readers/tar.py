@@ -17,8 +17,8 @@ from tokenizer.corpus.readers.jsonl import parse_line
 from tokenizer.corpus.readers.open_file import open_file, show
 from tokenizer.corpus.readers.parts import Document, Part, ReadOptions
 from tokenizer.corpus.readers.plain_text import parse_text
+from tokenizer.corpus.readers.rejections import NO_TEXT_MEMBER, Rejection, too_large
 from tokenizer.corpus.readers.tar_members import UnusableError, read_members, show_name
-from tokenizer.corpus.readers.rejections import (NO_TEXT_MEMBER, Rejection, too_large)
 
 SUFFIXES = (".txt", ".md", ".json", ".txt.gz", ".md.gz", ".json.gz")
 

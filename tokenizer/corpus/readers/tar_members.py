@@ -18,7 +18,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from tokenizer.corpus.readers.rejections import (Rejection)
+from tokenizer.corpus.readers.rejections import Rejection
 
 MAX_MEMBER_BYTES = 64 << 20
 MAX_EXTENDED_BYTES = 64 << 10

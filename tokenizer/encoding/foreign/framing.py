@@ -10,8 +10,8 @@ import numpy as np
 
 from pretrain.errors import DataError
 from pretrain.shards.manifest import token_dtype
+from tokenizer.corpus.readers.rejections import EMPTY, Rejection
 from tokenizer.corpus.readers.tar_members import UnusableError, read_members, show_name
-from tokenizer.corpus.readers.rejections import (EMPTY, Rejection)
 from tokenizer.encoding.foreign.id_arrays import SUFFIXES, decode_ids
 
 DOCUMENT, CHUNK = MEMBERS = ("document", "chunk")

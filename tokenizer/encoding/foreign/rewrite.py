@@ -23,7 +23,7 @@ from pretrain.shards.format import BLOCK_TOKENS
 from pretrain.shards.manifest import FORMAT, STREAM, Manifest, token_dtype, write_manifest
 from pretrain.shards.table import ShardEntry, ShardTable
 from pretrain.shards.writer import SHARD_BYTES, ShardWriter, clear_output
-from tokenizer.corpus.readers.rejections import (Rejection, RejectionLog)
+from tokenizer.corpus.readers.rejections import Rejection, RejectionLog
 from tokenizer.encoding.foreign.framing import Reading, check_reading, document_lengths, read_documents
 from tokenizer.encoding.foreign.id_arrays import SUFFIXES
 from tokenizer.encoding.foreign.tars import check_output, find_tars

@@ -569,7 +569,7 @@ def test_every_knob_has_a_help_text_and_a_default_that_fits_its_range(section: s
 
 
 def test_near_names_of_another_root_are_its_own() -> None:
-    from launch.cluster import Cluster
+    from launch.slurm.cluster import Cluster
     from pretrain.config.build import build_section
 
     problems: list[str] = []

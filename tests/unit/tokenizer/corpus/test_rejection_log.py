@@ -3,8 +3,8 @@ import json
 import pytest
 
 from pretrain.errors import DataError
+from tokenizer.corpus.readers.rejections import EMPTY, Rejection
 from tokenizer.corpus.rejection_log import DUPLICATE, Problems
-from tokenizer.corpus.readers.rejections import (EMPTY, Rejection)
 
 
 def problems_of(*found: tuple[str, str]) -> Problems:

@@ -15,7 +15,7 @@ from pretrain.errors import DataError
 from tests.support.corpora import lines, read, rejections, texts
 from tokenizer.corpus.listing import format_of
 from tokenizer.corpus.readers import ReadOptions, Task
-from tokenizer.corpus.readers.rejections import (Rejection, RejectionLog)
+from tokenizer.corpus.readers.rejections import Rejection, RejectionLog
 from tokenizer.corpus.task_plan import Plan, plan_tasks, refuse_output_inside
 
 

@@ -7,8 +7,8 @@ import pytest
 
 from pretrain.errors import DataError, PretrainError
 from pretrain.shards.table import ShardEntry
+from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import Problems
-from tokenizer.corpus.readers.rejections import (Rejection)
 from tokenizer.encoding import work_folder
 from tokenizer.encoding.receipts import RECEIPT_NAME, Receipt, parse_receipt
 from tokenizer.encoding.work_folder import WorkFolder

@@ -7,8 +7,8 @@ import pytest
 
 from pretrain.errors import DataError, PretrainError
 from tokenizer.corpus.readers import Document, Part, Task
+from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import Problems
-from tokenizer.corpus.readers.rejections import (Rejection)
 from tokenizer.encoding.shared_counts import Board, Progress, StoppedError, Watch
 from tokenizer.encoding.worker_pool import run_all
 

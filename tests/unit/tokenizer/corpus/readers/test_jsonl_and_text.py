@@ -10,7 +10,7 @@ import pytest
 from pretrain.errors import DataError
 from tests.support.corpora import lines, read, read_in_child, rejections, texts
 from tokenizer.corpus.readers import Document, ReadOptions, Task, read_documents, read_part
-from tokenizer.corpus.readers.rejections import (ORDINARY_REASONS, Rejection)
+from tokenizer.corpus.readers.rejections import ORDINARY_REASONS, Rejection
 from tokenizer.corpus.task_plan import plan_tasks
 
 

@@ -13,8 +13,8 @@ import webdataset
 from pretrain.errors import DataError
 from tests.support.corpora import read, rejections, texts
 from tests.support.tars import END, header, member, pax
+from tokenizer.corpus.readers.rejections import ORDINARY_REASONS
 from tokenizer.corpus.readers.tar_members import BROKEN_TAR
-from tokenizer.corpus.readers.rejections import (ORDINARY_REASONS)
 
 
 def write(folder: Path, *members: tuple[str, bytes]) -> Path:

@@ -38,7 +38,7 @@ from tests.support.tars import (
     pax,
 )
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
-from tokenizer.corpus.readers.rejections import (Rejection)
+from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.encoding.foreign import framing as foreign_documents
 from tokenizer.encoding.foreign.framing import Reading, document_lengths, frame, read_documents
 from tokenizer.encoding.foreign.rewrite import UNKNOWN_TOKENIZER, Indexed, index_foreign

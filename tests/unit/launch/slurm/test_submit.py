@@ -8,10 +8,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
-from launch.checks import find_problems, save_seconds
-from launch.cluster import Cluster
-from launch.job import JobRecord, LaunchFolder
-from launch.slurm import clean_environment
+from launch.slurm.checks import find_problems, save_seconds
+from launch.slurm.cluster import Cluster
+from launch.slurm.commands import clean_environment
+from launch.slurm.job_record import JobRecord, LaunchFolder
 from launch.stop import stop_run
 from pretrain.cli.main import cli
 from pretrain.config.load import load_config

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.cluster import Cluster, ContainerConfig, RequeueConfig, load_cluster
-from launch.encode import encode_scripts
-from launch.script import Job, exports, render_train
+from launch.slurm.cluster import Cluster, ContainerConfig, RequeueConfig, load_cluster
+from launch.slurm.encode_jobs import encode_scripts
+from launch.slurm.script import Job, exports, render_train
 from pretrain.errors import UserError
 
 CLUSTERS = {

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from launch.job import JobRecord, LaunchFolder
+from launch.slurm.job_record import JobRecord, LaunchFolder
 from launch.status import find_runs, read_status, read_tail
 from pretrain.cli.main import cli
 from pretrain.cli.views.run_status import render, watch

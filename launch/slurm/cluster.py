@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from launch.cluster_rules import find_problems
+from launch.slurm.cluster_rules import find_problems
 from pretrain.config.build import build_section
 from pretrain.config.load import read_tree
 from pretrain.config.schema import knob
 from pretrain.errors import ConfigError, UserError
 
 PREFIX = "cluster."
-SHIPPED = Path(__file__).parents[1] / "configs" / "cluster"
+SHIPPED = Path(__file__).parents[2] / "configs" / "cluster"
 
 
 @dataclass(frozen=True)

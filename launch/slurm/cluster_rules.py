@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from launch.cluster import Cluster
+    from launch.slurm.cluster import Cluster
 
 DIRECTIVES = (
     "account partition qos constraint reservation nodelist exclude gres hint mem job_name comment mail_user mail_type log"

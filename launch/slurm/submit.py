@@ -19,11 +19,11 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from launch import slurm
-from launch.checks import find_problems
-from launch.cluster import Cluster, load_cluster, resize, split_overrides
-from launch.job import JobRecord, LaunchFolder
-from launch.script import Job, render_train
+from launch.slurm import commands as slurm
+from launch.slurm.checks import find_problems
+from launch.slurm.cluster import Cluster, load_cluster, resize, split_overrides
+from launch.slurm.job_record import JobRecord, LaunchFolder
+from launch.slurm.script import Job, render_train
 from pretrain.config.load import config_text, load_config
 from pretrain.config.schema import Config
 from pretrain.errors import ConfigError, UserError

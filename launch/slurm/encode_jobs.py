@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from launch import slurm
-from launch.cluster import Cluster
-from launch.cluster_rules import unsafe_path
-from launch.script import EncodeJob, render_encode
+from launch.slurm import commands as slurm
+from launch.slurm.cluster import Cluster
+from launch.slurm.cluster_rules import unsafe_path
+from launch.slurm.script import EncodeJob, render_encode
 from pretrain.errors import UserError
 
 # Of each step: what is added to the arguments. The array's own are known in its elements alone.

@@ -8,9 +8,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.cluster import Cluster, ContainerConfig, find_file, load_cluster, resize, split_overrides
-from launch.cluster_rules import parse_time, quote_directive, unsafe_path
-from launch.submit import cluster_text
+from launch.slurm.cluster import Cluster, ContainerConfig, find_file, load_cluster, resize, split_overrides
+from launch.slurm.cluster_rules import parse_time, quote_directive, unsafe_path
+from launch.slurm.submit import cluster_text
 from pretrain.config.build import known_keys
 from pretrain.errors import ConfigError, UserError
 from tests.support.repository import ROOT
@@ -210,7 +210,7 @@ def test_processes_of_a_node(cluster: Cluster, ranks: int) -> None:
 
 def test_every_string_of_a_directive_is_checked() -> None:
     """A new key of a `#SBATCH` line must not be forgotten by the rules."""
-    from launch.script import directives
+    from launch.slurm.script import directives
 
     strings = [
         field.name
@@ -222,7 +222,7 @@ def test_every_string_of_a_directive_is_checked() -> None:
         **{name: f"x{name}x" for name in strings if name not in ("launcher", "export")},
         container=ContainerConfig(),
     )
-    from launch.cluster_rules import DIRECTIVES
+    from launch.slurm.cluster_rules import DIRECTIVES
 
     written = "\n".join(directives(marked))
     assert {name for name in strings if f"x{name}x" in written} <= set(DIRECTIVES)

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from launch.checks import STATE_BYTES, save_seconds
-from launch.cluster import Cluster
+from launch.slurm.checks import STATE_BYTES, save_seconds
+from launch.slurm.cluster import Cluster
 from pretrain.config.schema import Config
 from pretrain.plan.counts import count_parameters, flops_per_token, plan_batch
 from pretrain.plan.memory import MemoryPlan, offload_devices, plan_memory, with_stage

@@ -4,8 +4,8 @@ import difflib
 from collections.abc import Iterator
 from pathlib import Path
 
-from launch.cluster import Cluster
-from launch.cluster_rules import parse_time, unsafe_path
+from launch.slurm.cluster import Cluster
+from launch.slurm.cluster_rules import parse_time, unsafe_path
 from pretrain.config.check import check_world
 from pretrain.config.schema import Config
 from pretrain.errors import ConfigError

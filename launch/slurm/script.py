@@ -11,8 +11,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from launch.cluster import Cluster
-from launch.cluster_rules import quote_directive
+from launch.slurm.cluster import Cluster
+from launch.slurm.cluster_rules import quote_directive
 
 TEMPLATES = Path(__file__).parent / "templates"
 # Evaluated in each task: only there are these variables known. LOCAL_WORLD_SIZE is filled in.

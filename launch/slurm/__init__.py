@@ -1,0 +1,1 @@
+"""SLURM: cluster files, batch scripts, submission."""
