@@ -44,8 +44,8 @@ from tests.support.chaos_run import (
     undisturbed,
 )
 from tests.support.faulty_proxy import LOOPBACK
-from tests.support.nursery import Nursery
 from tests.support.object_store import ObjectStore
+from tests.support.prefork import Prefork
 from tests.support.processes import ENVIRONMENT
 from tests.support.runs import make_run
 
@@ -106,12 +106,12 @@ class Scenario:
         """Whether everything is copied to an object store as well."""
         return self.overrides == UPLOADS
 
-    def run(self, nursery: Nursery) -> None:
+    def run(self, prefork: Prefork) -> None:
         """One run more."""
         if self._model is None:
             overrides = (f"engine.zero_stage={self.stage}", *self.overrides)
             self._model = undisturbed(
-                self.config, self.ranks, self.folder / "undisturbed", *overrides, chaos=POISON, nursery=nursery
+                self.config, self.ranks, self.folder / "undisturbed", *overrides, chaos=POISON, prefork=prefork
             )
         place = self.folder / f"{len(self.stories):03d}"
         address = f"{BUCKET}/{place.name}"
@@ -121,7 +121,7 @@ class Scenario:
             kills=math.ceil(self.kills * (1 - self.share)),
             draw=self._draw,
             chaos=POISON,
-            nursery=nursery,
+            prefork=prefork,
         )
         story.problems += differences(RunFolder(place), self._model)
         story.uploads = self.uploads
@@ -132,7 +132,7 @@ class Scenario:
             shutil.rmtree(place)
 
 
-def work(scenarios: Sequence[Scenario], turn: threading.Lock, nursery: Nursery, until: float, wrote: Callable) -> None:
+def work(scenarios: Sequence[Scenario], turn: threading.Lock, prefork: Prefork, until: float, wrote: Callable) -> None:
     """Take the scenario that is behind, until all are done or the time is up."""
     while time.monotonic() < until:
         with turn:
@@ -141,7 +141,7 @@ def work(scenarios: Sequence[Scenario], turn: threading.Lock, nursery: Nursery, 
                 return
             chosen = min(open_ones, key=lambda scenario: scenario.share)
             chosen.working = True
-        chosen.run(nursery)
+        chosen.run(prefork)
         with turn:
             chosen.working = False
             wrote(chosen)
@@ -202,7 +202,7 @@ def main() -> int:
         for target in (ENVIRONMENT, os.environ):
             target.update(environment)
         store.file_system(store.port).mkdir(BUCKET.removeprefix("s3://"))
-        folder, nursery = Path(scratch), Nursery()
+        folder, prefork = Path(scratch), Prefork()
         config = chaos_config(folder)
         scenarios = [
             Scenario(stage, ranks, math.ceil(options.kills * share), overrides, options.seed, config, folder)
@@ -221,9 +221,9 @@ def main() -> int:
 
         turn, until = threading.Lock(), begun + 60 * options.minutes
         with ThreadPoolExecutor(options.jobs) as pool:
-            for future in [pool.submit(work, scenarios, turn, nursery, until, wrote) for _ in range(options.jobs)]:
+            for future in [pool.submit(work, scenarios, turn, prefork, until, wrote) for _ in range(options.jobs)]:
                 future.result()
-        nursery.stop()
+        prefork.stop()
         store.stop()
     return int(any(story.problems for scenario in scenarios for story in scenario.stories))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from pretrain.cli.quickstart.stdlib_corpus import write_corpus
 from tokenizer.models.fast import load_encoder
-from tokenizer.training.budget import Source
+from tokenizer.training.budget import SampleSource
 from tokenizer.training.train_bpe import train_tokenizer
 
 
@@ -62,7 +62,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch_name:
         scratch = Path(scratch_name)
         corpus = make_corpus(scratch, arguments.megabytes)
-        source = Source("standard-library", (str(scratch / "once" / "train.jsonl"),))
+        source = SampleSource("standard-library", (str(scratch / "once" / "train.jsonl"),))
         model = train_tokenizer([source], arguments.pieces, scratch / "tokenizer", sample_bytes=5_000_000).path
         best: dict[int, float] = {}
         digests = set()

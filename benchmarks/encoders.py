@@ -33,7 +33,7 @@ import numpy as np
 from tests.support.real_texts import code_texts, prose_texts, translated_texts
 from tests.support.tokenizers import train_sentencepiece
 from tokenizer.models.fast import WordEncoder, load_encoder
-from tokenizer.models.sentencepiece import load_tokenizer
+from tokenizer.models.sentencepiece import load_sentencepiece_model
 from tokenizer.models.sentencepiece_to_hf import build_tokenizer, read_model
 
 Encode = Callable[[str], Sequence[int] | np.ndarray]
@@ -41,7 +41,7 @@ CHUNK = 4_000  # characters of a training sentence
 
 
 def sentencepiece_whole(path: Path) -> Encode:
-    model = load_tokenizer(path)
+    model = load_sentencepiece_model(path)
     return lambda text: model.encode(text)
 
 
@@ -50,7 +50,7 @@ def ours(path: Path) -> Encode:
 
 
 def ours_word_by_word(path: Path) -> Encode:
-    return WordEncoder(load_tokenizer(path))
+    return WordEncoder(load_sentencepiece_model(path))
 
 
 def huggingface(path: Path) -> Encode:

@@ -27,7 +27,7 @@ from tokenizer.corpus.readers import Document, ReadOptions, read_documents
 from tokenizer.corpus.task_plan import plan_tasks
 from tokenizer.encoding.shuffle import shuffled
 from tokenizer.models.fast import load_encoder
-from tokenizer.training.budget import Source
+from tokenizer.training.budget import SampleSource
 from tokenizer.training.train_bpe import train_tokenizer
 
 PAD = 3
@@ -58,7 +58,7 @@ class Corpus(NamedTuple):
 def standard_library(scratch: Path, vocab_size: int) -> Corpus:
     write_corpus(scratch / "corpus")
     inputs = [scratch / "corpus" / "train.jsonl"]
-    source = Source("standard-library", tuple(map(str, inputs)))
+    source = SampleSource("standard-library", tuple(map(str, inputs)))
     model = train_tokenizer([source], vocab_size, scratch / "tokenizer", sample_bytes=5_000_000).path
     started = time.process_time()
     encoder, found = load_encoder(model), []

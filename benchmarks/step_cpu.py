@@ -38,14 +38,14 @@ from pretrain.optim.adamw import build_optimizer
 from pretrain.plan.counts import plan_batch
 from pretrain.run_folder import RunFolder
 from pretrain.training.process import _configure_torch
-from pretrain.training.startup.preflight import Prepared, prepare
+from pretrain.training.startup.preflight import OpenedData, prepare
 from pretrain.training.trainer import Trainer
 from tests.support.shards import write_corpus
 
 Step = Callable[[], None]
 
 
-def bare_step(config: Config, data: Prepared, device: torch.device, *, chunked: bool) -> Step:
+def bare_step(config: Config, data: OpenedData, device: torch.device, *, chunked: bool) -> Step:
     """One optimizer step of a loop that a person would write first."""
     model = Decoder(config.model).to(device)
     init_weights(model, config.model, config.run.seed)

@@ -29,7 +29,7 @@ from pretrain.errors import UserError
 STATUSES = ("running", "unfinished", "done", "failed")
 
 
-class Jump(NamedTuple):
+class SkippedRange(NamedTuple):
     """`samples` samples from `first` on are not read: something went wrong at `step`."""
 
     first: int
@@ -50,7 +50,7 @@ class Progress:
         """After one more step."""
         return Progress(self.step + 1, self.samples + samples, self.tokens + tokens)
 
-    def jumped(self, jumps: Sequence[Jump]) -> "Progress":
+    def jumped(self, jumps: Sequence[SkippedRange]) -> "Progress":
         """Behind whatever is to be jumped over from here."""
         progress = self
         for jump in sorted(jumps):
@@ -201,10 +201,10 @@ class RunFolder:
         self._replace("attempt", f"{number}\n")
         return number
 
-    def read_jumps(self) -> list[Jump]:
+    def read_jumps(self) -> list[SkippedRange]:
         """What was jumped over until now. Raises UserError for a file that is not what `write_jumps` writes."""
         try:
-            return [Jump(**entry) for entry in json.loads(self.jumps.read_text())]
+            return [SkippedRange(**entry) for entry in json.loads(self.jumps.read_text())]
         except FileNotFoundError:
             return []
         except (ValueError, TypeError) as error:
@@ -212,7 +212,7 @@ class RunFolder:
                 f"{self.jumps} is damaged: {error}", hint="remove it to read those batches again"
             ) from error
 
-    def write_jumps(self, jumps: Sequence[Jump]) -> None:
+    def write_jumps(self, jumps: Sequence[SkippedRange]) -> None:
         """Before the batches are jumped over: a kill must not bring them back."""
         self._replace(self.jumps.name, json.dumps([jump._asdict() for jump in jumps], indent=1) + "\n")
 

@@ -36,7 +36,7 @@ from pretrain.run_folder import Progress, RunFolder
 CLOSING_S = 10.0
 
 
-class Saver:
+class AsyncSaver:
     """One process's part in all saves of a run. What becomes of them is told to `say`."""
 
     def __init__(

@@ -20,7 +20,7 @@ from pretrain.checkpoint.layout import SMALL_BYTES, FileEntry
 from pretrain.checkpoint.retention import kept, validation_loss
 from pretrain.config.schema import CheckpointConfig, Config, StoreConfig
 from pretrain.errors import CheckpointError, ConfigError, DataError
-from pretrain.storage.retry import insist
+from pretrain.storage.retry import retry
 from pretrain.storage.store import LISTING_TRIES, SAME_ANSWERS, RemoteStore, check_name, open_store
 
 WRITABLE = ("s3", "gs", "gcs", "az", "abfs", "memory")
@@ -178,7 +178,7 @@ class RemoteRun(RemoteStore):
         return "/".join([self._root, *map(check_name, name.split("/"))])
 
     def _insist(self, once: Callable[[], Any], what: str, timeouts: int = 1) -> Any:
-        return insist(
+        return retry(
             once,
             what=f"{self.address}/{what}",
             attempts=self.config.attempts,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from pretrain.generation.options import Wishes, refuse_contradictions
+from pretrain.generation.options import GenerateOptions, refuse_contradictions
 from pretrain.generation.prompts import gather_prompts
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def generate(
     """
     from pretrain.generation.session import continue_all, encode_all, load
 
-    wishes = Wishes(**options)  # type: ignore[arg-type]
+    wishes = GenerateOptions(**options)  # type: ignore[arg-type]
     refuse_contradictions(wishes)
     prompts = gather_prompts(texts, file)
     logits_fn, codec = load(path, step, tokenizer, dtype, device, threads)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from tokenizer.encoding.foreign.rewrite import Progress
+    from tokenizer.encoding.foreign.rewrite import RewriteProgress
 
 
 @click.command()
@@ -106,11 +106,11 @@ def index(
 
 
 @contextmanager
-def _progress_bar() -> Iterator[Callable[[Progress], None] | None]:
+def _progress_bar() -> Iterator[Callable[[RewriteProgress], None] | None]:
     """A callback that draws bytes and tokens on a terminal; None elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import RewriteProgress as Bar
 
     console = Console(stderr=True)
     if not console.is_terminal:

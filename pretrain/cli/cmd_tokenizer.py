@@ -174,13 +174,13 @@ def _refuse_contradictions(
 
 def _warn_of_losses(model: Path) -> None:
     """Once: the ids are right for the weights that the tokenizer came with, and the text is not all there."""
-    from tokenizer.models.base import is_definition
+    from tokenizer.models.base import is_tokenizer_json
 
-    if is_definition(model):
+    if is_tokenizer_json(model):
         from tokenizer.models.round_trip import losses
-        from tokenizer.training.inspect_hf import open_definition
+        from tokenizer.training.inspect_hf import open_tokenizer_json
 
-        lost = losses(open_definition(model))
+        lost = losses(open_tokenizer_json(model))
         if lost:
             click.echo(f"warning: {model}: some texts do not come back from their ids: {'; '.join(lost)}", err=True)
 

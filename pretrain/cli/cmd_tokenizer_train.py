@@ -231,14 +231,14 @@ def inspect(checks: Checks, /, model: Path, text: str | None) -> None:
     MODEL is a tokenizer.model, or a Hugging Face tokenizer.json. With TEXT, also its pieces and their ids; - reads it from
     standard input.
     """
-    from tokenizer.models.base import is_definition
+    from tokenizer.models.base import is_tokenizer_json
     from tokenizer.training import inspect_hf as inspect_json
     from tokenizer.training import inspect_sentencepiece as inspect_model
 
     if text is not None:
         text = _standard_input() if text == "-" else _argument(text)
-    if is_definition(model):
-        codec = inspect_json.open_definition(model)
+    if is_tokenizer_json(model):
+        codec = inspect_json.open_tokenizer_json(model)
         rows, found = inspect_json.facts(model, codec), inspect_json.run_checks(codec, checks)
         pieces = inspect_json.pieces_of(codec, text or "")
     else:

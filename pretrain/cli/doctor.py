@@ -13,30 +13,30 @@ REQUIRED = ("torch", "deepspeed", "webdataset", "sentencepiece", "omegaconf", "n
 OPTIONAL = {"transformers": "export", "tokenizers": "export"}
 
 
-class Finding(NamedTuple):
+class CheckResult(NamedTuple):
     """One line: fine, a limit to know of, or a fault."""
 
     level: str
     text: str
 
 
-def findings() -> Iterator[Finding]:
+def findings() -> Iterator[CheckResult]:
     """Everything that is looked at."""
-    yield Finding("ok", f"Python {platform.python_version()} on {platform.platform()}")
+    yield CheckResult("ok", f"Python {platform.python_version()} on {platform.platform()}")
     for name in REQUIRED:
         found = _version(name)
-        yield Finding("ok", f"{name} {found}") if found else Finding("fault", f"{name} is not installed")
+        yield CheckResult("ok", f"{name} {found}") if found else CheckResult("fault", f"{name} is not installed")
     for name, extra in OPTIONAL.items():
         found = _version(name)
         hint = f"{name} is not installed: pip install '{OURS}[{extra}]' to use `pretrain {extra}`"
-        yield Finding("ok", f"{name} {found}") if found else Finding("limit", hint)
+        yield CheckResult("ok", f"{name} {found}") if found else CheckResult("limit", hint)
     yield from _packages_in_the_way()
     yield from _devices()
     compiler = shutil.which("c++") or shutil.which("g++")
     yield (
-        Finding("ok", f"C++ compiler {compiler}")
+        CheckResult("ok", f"C++ compiler {compiler}")
         if compiler
-        else Finding("limit", "no C++ compiler: no engine.compile")
+        else CheckResult("limit", "no C++ compiler: no engine.compile")
     )
 
 
@@ -58,23 +58,23 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _packages_in_the_way() -> Iterator[Finding]:
+def _packages_in_the_way() -> Iterator[CheckResult]:
     """`launch` and `tokenizer` are common names: with two owners, which one is imported is chance."""
     owners = packages_distributions()
     for package in ("pretrain", "launch", "tokenizer"):
         others = sorted({owner for owner in owners.get(package, []) if owner != OURS})
         if others:
             hint = f"pip uninstall {' '.join(others)}, or a virtual environment of its own"
-            yield Finding("fault", f"the package `{package}` is also installed by {', '.join(others)}: {hint}")
+            yield CheckResult("fault", f"the package `{package}` is also installed by {', '.join(others)}: {hint}")
         else:
-            yield Finding("ok", f"the package `{package}` is ours alone")
+            yield CheckResult("ok", f"the package `{package}` is ours alone")
 
 
-def _devices() -> Iterator[Finding]:
+def _devices() -> Iterator[CheckResult]:
     import torch
 
     if not torch.cuda.is_available():
-        yield Finding("limit", "no CUDA device: training runs on the CPU")
+        yield CheckResult("limit", "no CUDA device: training runs on the CPU")
     for number in range(torch.cuda.device_count()):
         device = torch.cuda.get_device_properties(number)
-        yield Finding("ok", f"GPU {number}: {device.name}, {device.total_memory / 2**30:.0f} GiB")
+        yield CheckResult("ok", f"GPU {number}: {device.name}, {device.total_memory / 2**30:.0f} GiB")

@@ -27,22 +27,22 @@ from tokenizer.training.inspect_sentencepiece import Checks
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 
 
-def nasty_texts(control_symbols: Sequence[str]) -> list[str]:
-    """`tokenizer.models.stress_texts.nasty_texts`, imported when it is called."""
-    from tokenizer.models.stress_texts import nasty_texts as texts
+def stress_texts(control_symbols: Sequence[str]) -> list[str]:
+    """`tokenizer.models.stress_texts.stress_texts`, imported when it is called."""
+    from tokenizer.models.stress_texts import stress_texts as texts
 
     return texts(control_symbols)
 
 
 def export_reasons(model: Path) -> list[str]:
     """All that keeps a SentencePiece model from an export to Hugging Face with the same ids."""
-    from tokenizer.models.sentencepiece_to_hf import read_model, reasons_against
+    from tokenizer.models.sentencepiece_to_hf import incompatibilities, read_model
 
-    return reasons_against(read_model(model))
+    return incompatibilities(read_model(model))
 
 
 # What the tokenizer's commands may not import themselves (`click.pass_obj`).
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "obj": Checks(nasty_texts, export_reasons)}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "obj": Checks(stress_texts, export_reasons)}
 
 
 @click.group(context_settings=CONTEXT)

@@ -18,7 +18,7 @@ from pretrain.config.schema import Config
 from pretrain.distributed.world import World
 from pretrain.model.decoder import Decoder
 from pretrain.model.init import init_weights
-from pretrain.model.kv_cache import Cache
+from pretrain.model.kv_cache import KVCache
 from pretrain.model.logits_fn import LogitsFn
 from pretrain.model.loss import LossSums
 from pretrain.optim.adamw import build_optimizer
@@ -137,7 +137,7 @@ class Engine:
         return float(sums.cross_entropy), float(sums.correct)
 
     @torch.no_grad()
-    def logits(self, tokens_BT: Tensor, cache: Cache) -> Tensor:
+    def logits(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
         """Logits (B, 1, V) of the last tokens, behind those of the cache. A collective under ZeRO-3."""
         self.deepspeed.eval()
         # A compiled block would be compiled again for each length of the cache.

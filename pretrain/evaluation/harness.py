@@ -24,7 +24,7 @@ from pretrain.generation.completion import complete
 from pretrain.generation.sampling import greedy
 from pretrain.model.decoder import Decoder
 from pretrain.model.logits_fn import decoder_logits
-from tokenizer.models.base import Codec
+from tokenizer.models.base import Tokenizer
 
 Gather = Callable[[Any], list[Any]]  # every process's value, by rank
 MAX_NEW_TOKENS = 256  # of a text whose task sets no limit, as the harness has it
@@ -45,7 +45,7 @@ class DecoderLM(TemplateLM):
     """
 
     def __init__(
-        self, model: Decoder, codec: Codec, *, max_length: int, batch_size: int, world: World, gather: Gather
+        self, model: Decoder, codec: Tokenizer, *, max_length: int, batch_size: int, world: World, gather: Gather
     ) -> None:
         super().__init__()
         self.model, self.codec, self.max_length, self.batch_size = model, codec, max_length, batch_size

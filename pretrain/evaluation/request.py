@@ -14,7 +14,7 @@ from pretrain.convert.files.weight_files import WeightSource
 from pretrain.convert.weight_sources import open_weights
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import DataError, UserError
-from tokenizer.models.base import DEFINITION, MODEL
+from tokenizer.models.base import SENTENCEPIECE_MODEL, TOKENIZER_JSON
 
 UNKNOWN_TOKENIZER = "0" * 64  # of foreign shards that were indexed without one
 
@@ -132,7 +132,7 @@ def tokenizer_digests(tokenizer: Path | None) -> set[str]:
     """SHA-256 of the tokenizer that lies with the weights, in each form: shards are made with one of them."""
     if tokenizer is None:
         return set()
-    files = (tokenizer, tokenizer.with_name(MODEL), tokenizer.with_name(DEFINITION))
+    files = (tokenizer, tokenizer.with_name(SENTENCEPIECE_MODEL), tokenizer.with_name(TOKENIZER_JSON))
     return {hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 

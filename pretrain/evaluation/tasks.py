@@ -41,10 +41,10 @@ def run_tasks(
     request: Request, opened: Opened, model: "Decoder", world: World, gather: Callable[[Any], list[Any]]
 ) -> dict[str, Any]:
     """Metrics of each task, by name. A collective."""
-    from tokenizer.models.base import load_codec
+    from tokenizer.models.base import load_tokenizer
 
     assert opened.weights.tokenizer is not None  # request.py
-    codec = load_codec(opened.weights.tokenizer)
+    codec = load_tokenizer(opened.weights.tokenizer)
     manager = _manager(request)
     from lm_eval.evaluator import evaluate
 

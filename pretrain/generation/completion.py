@@ -9,7 +9,7 @@ from pretrain.generation.detokenize import Continuation
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose
 from pretrain.model.logits_fn import LogitsFn
-from tokenizer.models.base import Codec
+from tokenizer.models.base import Tokenizer
 
 
 class Completion(NamedTuple):
@@ -28,7 +28,7 @@ class Completion(NamedTuple):
 
 def complete(
     logits_fn: LogitsFn,
-    codec: Codec,
+    codec: Tokenizer,
     prompts: Sequence[Sequence[int]],
     choose: Choose,
     *,
@@ -51,7 +51,7 @@ def complete(
 
 def complete_by_beams(
     logits_fn: LogitsFn,
-    codec: Codec,
+    codec: Tokenizer,
     prompts: Sequence[Sequence[int]],
     *,
     beams: int,

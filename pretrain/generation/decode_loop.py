@@ -13,21 +13,21 @@ from torch import Tensor
 
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose
-from pretrain.model.kv_cache import Cache
+from pretrain.model.kv_cache import KVCache
 from pretrain.model.logits_fn import LogitsFn
 
 # A row's new token → whether the row goes on.
 Take = Callable[[int, int], bool]
 
 
-def read_prompts(logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Tensor, Cache]:
+def read_prompts(logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Tensor, KVCache]:
     """Logits (B, V) behind each prompt, and the cache with room for `new_tokens` more."""
     longest = max(map(len, prompts))
     missing = [longest - len(prompt) for prompt in prompts]
     filled = [[0] * count + list(prompt) for count, prompt in zip(missing, prompts, strict=True)]
     tokens_BT = torch.tensor(filled, device=logits_fn.device)
     # The last token that is made is never read.
-    cache = Cache(
+    cache = KVCache(
         logits_fn.config,
         len(prompts),
         longest + new_tokens - 1,
@@ -38,12 +38,12 @@ def read_prompts(logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], new_toke
     return _last(logits_fn, tokens_BT, cache), cache
 
 
-def read_tokens(logits_fn: LogitsFn, tokens: Sequence[int], cache: Cache) -> Tensor:
+def read_tokens(logits_fn: LogitsFn, tokens: Sequence[int], cache: KVCache) -> Tensor:
     """Logits (B, V) behind one more token of each row."""
     return _last(logits_fn, torch.tensor(tokens, device=logits_fn.device)[:, None], cache)
 
 
-def _last(logits_fn: LogitsFn, tokens_BT: Tensor, cache: Cache) -> Tensor:
+def _last(logits_fn: LogitsFn, tokens_BT: Tensor, cache: KVCache) -> Tensor:
     return logits_fn.logits(tokens_BT, cache)[:, -1].float()
 
 

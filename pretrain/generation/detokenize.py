@@ -6,7 +6,7 @@ not.
 
 from collections.abc import Callable, Sequence
 
-from tokenizer.models.base import Codec
+from tokenizer.models.base import Tokenizer
 
 UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # bytes that are no character, or none yet
 KEPT, LONG = 8, 32  # tokens that are decoded again with each new one, or text would cost the square of its length
@@ -15,7 +15,7 @@ KEPT, LONG = 8, 32  # tokens that are decoded again with each new one, or text w
 class TextStream:
     """Decodes the tokens behind a prompt."""
 
-    def __init__(self, codec: Codec, prompt: Sequence[int] = ()) -> None:
+    def __init__(self, codec: Tokenizer, prompt: Sequence[int] = ()) -> None:
         self._codec = codec
         # The prompt belongs to it: a tokenizer may take a space away from the beginning of what it decodes.
         self._ids = self._known(prompt)
@@ -58,7 +58,7 @@ class Continuation:
 
     def __init__(
         self,
-        codec: Codec,
+        codec: Tokenizer,
         prompt: Sequence[int],
         *,
         stop_ids: frozenset[int] = frozenset(),

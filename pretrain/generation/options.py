@@ -6,7 +6,7 @@ from typing import NamedTuple
 from pretrain.errors import UserError
 
 
-class Wishes(NamedTuple):
+class GenerateOptions(NamedTuple):
     """The options that say how a text goes on. None is what was not given."""
 
     max_new_tokens: int
@@ -22,7 +22,7 @@ class Wishes(NamedTuple):
     stop_id: tuple[int, ...]
 
 
-def refuse_contradictions(wishes: Wishes) -> None:
+def refuse_contradictions(wishes: GenerateOptions) -> None:
     """Raise UserError for options that would have no effect, or none together."""
     # Ranges of the command line let NaN through.
     for name, number in (

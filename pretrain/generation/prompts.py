@@ -11,7 +11,7 @@ from typing import Any
 
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.errors import ConfigError, UserError
-from tokenizer.models.base import Codec, codec_of
+from tokenizer.models.base import Tokenizer, tokenizer_from_files
 
 
 def gather_prompts(texts: Sequence[str], file: Path | None) -> list[str]:
@@ -57,7 +57,7 @@ def _prompt(line: str, where: str) -> str:
     return value
 
 
-def encode_prompt(codec: Codec, text: str) -> list[int]:
+def encode_prompt(codec: Tokenizer, text: str) -> list[int]:
     """Ids of a prompt. Raises UserError for what is no text."""
     try:
         text.encode()
@@ -90,7 +90,7 @@ def sample_prompts(config: Config, tokenizer: Mapping[str, bytes] | None) -> lis
     """Ids of `eval.prompts`. Raises ConfigError for those that the model cannot continue."""
     if not config.eval.prompts or tokenizer is None:
         return []
-    codec, rows, problems = codec_of(tokenizer, f"data.tokenizer={config.data.tokenizer}"), [], []
+    codec, rows, problems = tokenizer_from_files(tokenizer, f"data.tokenizer={config.data.tokenizer}"), [], []
     for number, prompt in enumerate(config.eval.prompts):
         try:
             rows.append(encode_prompt(codec, prompt))

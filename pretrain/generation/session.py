@@ -9,18 +9,18 @@ from pretrain.convert.weight_sources import load_finite, open_weights
 from pretrain.distributed.collectives import pick_device
 from pretrain.errors import UserError
 from pretrain.generation.completion import Completion, complete, complete_by_beams
-from pretrain.generation.options import Wishes
+from pretrain.generation.options import GenerateOptions
 from pretrain.generation.prompts import encode_prompt, room
 from pretrain.generation.sampling import Sampling, sampler
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
-from tokenizer.models.base import Codec, load_codec
+from tokenizer.models.base import Tokenizer, load_tokenizer
 
 DEFAULT_TEMPERATURE = 0.8
 
 
 def load(
     path: Path, step: int | None, tokenizer: Path | None, dtype: str, device: str, threads: int
-) -> tuple[LogitsFn, Codec]:
+) -> tuple[LogitsFn, Tokenizer]:
     """The weights and their tokenizer. Raises UserError."""
     place = pick_device(device, 0, option="--device ")
     if threads:
@@ -32,13 +32,13 @@ def load(
             f"{path} was saved without a tokenizer",
             hint="name the one that its shards were made with: --tokenizer FILE; or train with data.tokenizer=FILE",
         )
-    codec = load_codec(file)
+    codec = load_tokenizer(file)
     model = load_finite(source, path)
     return decoder_logits(model.to(place, torch.bfloat16 if dtype == "bf16" else torch.float32)), codec
 
 
 def encode_all(
-    codec: Codec, logits_fn: LogitsFn, prompts: Sequence[str], stop_ids: Sequence[int] = ()
+    codec: Tokenizer, logits_fn: LogitsFn, prompts: Sequence[str], stop_ids: Sequence[int] = ()
 ) -> list[list[int]]:
     """Ids of all prompts.
 
@@ -61,9 +61,9 @@ def encode_all(
 
 def continue_all(
     logits_fn: LogitsFn,
-    codec: Codec,
+    codec: Tokenizer,
     prompts: Sequence[list[int]],
-    wishes: Wishes,
+    wishes: GenerateOptions,
     batch_size: int,
     show: Callable[[str], None],
 ) -> Iterator[tuple[int, Completion]]:

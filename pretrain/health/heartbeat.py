@@ -18,7 +18,7 @@ SHOWN = 8  # suspects that are described; a thousand that wait for one are not
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """One process at one moment. `place`, `in_collective` and `collectives` are looked up once it has stood still a while."""
 
     rank: int
@@ -47,7 +47,7 @@ class Beat:
         return f"in phase {self.phase!r} of step {self.step}" + (f", {self.place}" if self.place else "")
 
 
-Beats = Mapping[int, Beat | None]  # by rank; None where there is no file, or none that can be read
+Beats = Mapping[int, Heartbeat | None]  # by rank; None where there is no file, or none that can be read
 
 
 class Suspect(NamedTuple):
@@ -57,7 +57,7 @@ class Suspect(NamedTuple):
     reason: str
 
 
-def write_beat(folder: Path, beat: Beat) -> None:
+def write_beat(folder: Path, beat: Heartbeat) -> None:
     """Replace this rank's file in one go; not flushed, since it is of no use after a power cut. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".rank-{beat.rank:05d}.tmp"
@@ -65,7 +65,7 @@ def write_beat(folder: Path, beat: Beat) -> None:
     temporary.replace(beat_file(folder, beat.rank))
 
 
-def read_beats(folder: Path, size: int) -> dict[int, Beat | None]:
+def read_beats(folder: Path, size: int) -> dict[int, Heartbeat | None]:
     """The beats of ranks 0 … size - 1."""
     return {rank: _read(beat_file(folder, rank)) for rank in range(size)}
 
@@ -98,12 +98,12 @@ def describe(suspects: list[Suspect], now: Beats) -> Iterator[str]:
         yield from (f"{count} × {place}" for place, count in places.most_common(SHOWN))
 
 
-def _lives(before: Beat | None, now: Beat, attempt: int) -> bool:
+def _lives(before: Heartbeat | None, now: Heartbeat, attempt: int) -> bool:
     """One that its own watchdog has just ended was alive; where it stood counts."""
     return before is None or now.beats != before.beats or (now.ended and attempt != 0 and now.attempt == attempt)
 
 
-def _silence(rank: int, beat: Beat | None, attempt: int) -> str:
+def _silence(rank: int, beat: Heartbeat | None, attempt: int) -> str:
     if beat is None:
         return f"rank {rank} has no heartbeat: it never started, or has ended"
     if beat.attempt != attempt:
@@ -114,7 +114,7 @@ def _silence(rank: int, beat: Beat | None, attempt: int) -> str:
     )
 
 
-def _behind(living: Mapping[int, Beat]) -> Iterator[Suspect]:
+def _behind(living: Mapping[int, Heartbeat]) -> Iterator[Suspect]:
     """First by progress; among equals by collectives begun, then by who is in none while another waits in one."""
     for coming in (
         {rank: beat.progress for rank, beat in living.items()},
@@ -129,8 +129,8 @@ def _behind(living: Mapping[int, Beat]) -> Iterator[Suspect]:
             return
 
 
-def _read(path: Path) -> Beat | None:
+def _read(path: Path) -> Heartbeat | None:
     try:
-        return Beat(**json.loads(path.read_text()))
+        return Heartbeat(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         return None

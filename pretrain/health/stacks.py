@@ -16,28 +16,28 @@ from typing import Any, NamedTuple
 WRAPPERS = ("torch.distributed", "deepspeed.comm", "deepspeed.utils", "torch.utils._contextlib")
 
 
-class Place(NamedTuple):
+class StackPlace(NamedTuple):
     """The main thread's place as a person reads it, and whether that is inside a collective."""
 
     text: str
     in_collective: bool
 
 
-def main_thread_place() -> Place:
+def main_thread_place() -> StackPlace:
     """Where the main thread of this process is now."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    return Place("the main thread has ended", False) if frame is None else place_of(frame)
+    return StackPlace("the main thread has ended", False) if frame is None else place_of(frame)
 
 
-def place_of(frame: FrameType) -> Place:
+def place_of(frame: FrameType) -> StackPlace:
     """The innermost function; inside a collective, the collective and the first function that is not of torch.distributed."""
     caller: FrameType | None = frame
     while caller is not None and _is_wrapper(caller):
         caller = caller.f_back
     if caller is None or caller is frame:
-        return Place(f"in {_describe(frame)}{_our_caller(frame)}", False)
+        return StackPlace(f"in {_describe(frame)}{_our_caller(frame)}", False)
     collective = f"torch.distributed.{frame.f_code.co_name}"
-    return Place(f"in {collective}, called from {_describe(caller)}{_our_caller(caller)}", True)
+    return StackPlace(f"in {collective}, called from {_describe(caller)}{_our_caller(caller)}", True)
 
 
 def collectives_begun() -> int | None:

@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import IO, NamedTuple
 
 from pretrain.distributed.world import World
-from pretrain.health.heartbeat import Beat, Beats, beat_file, describe, find_suspects, read_beats, write_beat
+from pretrain.health.heartbeat import Beats, Heartbeat, beat_file, describe, find_suspects, read_beats, write_beat
 from pretrain.health.stacks import collectives_begun, last_collectives, main_thread_place
 from pretrain.run_folder import RunFolder
 
@@ -196,12 +196,12 @@ class Watchdog:
             except OSError as error:
                 self._problem = error
 
-    def _describe(self) -> Beat:
+    def _describe(self) -> Heartbeat:
         now, idle_s = self._now, self._patience.idle_s
         place, begun = None, None
         if idle_s > self.limit_s / 3:
             place, begun = main_thread_place(), collectives_begun()
-        return Beat(
+        return Heartbeat(
             rank=self.world.rank,
             host=socket.gethostname(),
             pid=os.getpid(),

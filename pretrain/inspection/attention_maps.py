@@ -23,7 +23,7 @@ from pretrain.errors import DataError, UserError
 from pretrain.inspection.token_labels import pieces
 from pretrain.model.attention import attention_weights
 from pretrain.model.decoder import Decoder
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 
 
 class HeadFigures(NamedTuple):
@@ -103,7 +103,7 @@ def _tokens(source: WeightSource, text: str, kept: int) -> tuple[list[int], list
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(f"the text is not valid UTF-8 from character {error.start} on") from None
-    codec = load_codec(source.tokenizer)
+    codec = load_tokenizer(source.tokenizer)
     ids = [token for token in (codec.bos_id(),) if token >= 0] + codec.encode(text)
     if not ids:
         raise UserError("the text has no tokens", hint="give at least one character")

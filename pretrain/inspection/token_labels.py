@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 
-from tokenizer.models.base import SPACE_MARK, Codec
+from tokenizer.models.base import SPACE_MARK, Tokenizer
 
 _UNFINISHED = "\ufffd"  # what decoding gives for a part of a character
 _SIGNS = {" ": "␣", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
-def pieces(codec: Codec, ids: Sequence[int]) -> list[str]:
+def pieces(codec: Tokenizer, ids: Sequence[int]) -> list[str]:
     """One string for each id: its text with signs for what is not seen, or `<0xE2>` for a byte of a character."""
     if hasattr(codec, "id_to_piece"):  # SentencePiece: a piece is its text, with a mark for each space
         return [seen(codec.id_to_piece(int(token)).replace(SPACE_MARK, " ")) for token in ids]
@@ -22,7 +22,7 @@ def seen(text: str) -> str:
     )
 
 
-def _text_of(codec: Codec, ids: Sequence[int], place: int) -> str:
+def _text_of(codec: Tokenizer, ids: Sequence[int], place: int) -> str:
     """What a token of a tokenizer.json adds to the text before it, since some decoders treat the first one apart."""
     special: dict[int, str] = getattr(codec, "special", {})
     if ids[place] in special:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pretrain.config.schema import ModelConfig
-from pretrain.model.kv_cache import BlockCache
+from pretrain.model.kv_cache import BlockKVCache
 from pretrain.model.norms import build_qk_norm
 from pretrain.model.positions import Rotation, rotate
 
@@ -94,7 +94,7 @@ class MultiHeadAttention(nn.Module):
         x_BTD: Tensor,
         rotation: Rotation | None,
         mask_B1TT: Tensor | None = None,
-        cache: BlockCache | None = None,
+        cache: BlockKVCache | None = None,
     ) -> Tensor:
         """(B, T, D) → (B, T, D). `rotation` turns queries and keys where positions are rotary.
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pretrain.config.schema import ModelConfig
 from pretrain.model.attention import MultiHeadAttention
 from pretrain.model.feed_forward import build_feed_forward
-from pretrain.model.kv_cache import BlockCache
+from pretrain.model.kv_cache import BlockKVCache
 from pretrain.model.norms import build_norm
 from pretrain.model.positions import Rotation
 
@@ -31,7 +31,7 @@ class Block(nn.Module):
         x_BTD: Tensor,
         rotation: Rotation | None,
         mask_B1TT: Tensor | None = None,
-        cache: BlockCache | None = None,
+        cache: BlockKVCache | None = None,
     ) -> Tensor:
         """(B, T, D) → (B, T, D)."""
         if self.norm_first:

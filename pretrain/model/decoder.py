@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from pretrain.config.schema import ModelConfig
 from pretrain.model.attention import document_mask
 from pretrain.model.block import Block
-from pretrain.model.kv_cache import Cache
+from pretrain.model.kv_cache import KVCache
 from pretrain.model.loss import LossSums, chunked_cross_entropy
 from pretrain.model.norms import build_norm
 from pretrain.model.positions import Rotation, positions_in_documents, rotation, sinusoidal
@@ -93,7 +93,7 @@ class Decoder(nn.Module):
         z_loss_weight: float = 0.0,
         chunk_tokens: int = 2048,
         documents_BT: Tensor | None = None,
-        cache: Cache | None = None,
+        cache: KVCache | None = None,
     ) -> Tensor | LossSums:
         """Logits (B, T, V), or with `targets_BT` the summed loss. T must not exceed `max_seq_len`.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from pretrain.config.schema import ModelConfig
 
 
-class Cache:
+class KVCache:
     """Of each block, keys and values (B, K, capacity, C), of which the first `length` positions are in use.
 
     Rows of a batch end together and may begin apart: the first `padding_B[row]` positions of a row are filling, which no
@@ -59,9 +59,9 @@ class Cache:
         mask_BTN = torch.zeros(visible_BTN.shape, dtype=self.keys[0].dtype, device=visible_BTN.device)
         return mask_BTN.masked_fill_(~visible_BTN, float("-inf"))[:, None]
 
-    def block(self, index: int) -> "BlockCache":
+    def block(self, index: int) -> "BlockKVCache":
         """The part of one block."""
-        return BlockCache(self.keys[index], self.values[index], self.length)
+        return BlockKVCache(self.keys[index], self.values[index], self.length)
 
     def advance(self, new: int) -> None:
         """All blocks have read `new` more tokens."""
@@ -78,7 +78,7 @@ class Cache:
             self.padding_B = self.padding_B[rows_B]
 
 
-class BlockCache(NamedTuple):
+class BlockKVCache(NamedTuple):
     """Keys and values of one block, and how many positions of them are in use."""
 
     keys_BKNC: Tensor

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from pretrain.config.schema import ModelConfig
 from pretrain.model.decoder import Decoder
-from pretrain.model.kv_cache import Cache
+from pretrain.model.kv_cache import KVCache
 
 
 class LogitsFn(NamedTuple):
@@ -18,7 +18,7 @@ class LogitsFn(NamedTuple):
     is the activations' dtype.
     """
 
-    logits: Callable[[Tensor, Cache], Tensor]
+    logits: Callable[[Tensor, KVCache], Tensor]
     config: ModelConfig
     dtype: torch.dtype
     device: torch.device

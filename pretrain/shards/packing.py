@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 Counts = NDArray[np.int64]
 
 
-class Window(NamedTuple):
+class PackingWindow(NamedTuple):
     """Bins of a window as they are written.
 
     `ids` [bins * seq_len], padding included; `ends` [documents], where in them documents end; `kept_ids` and
@@ -78,7 +78,9 @@ def pack(lengths: Counts, capacity: int) -> Counts:
     return np.argsort(np.argsort(openers))[bin_of]
 
 
-def pack_window(ids: NDArray[np.integer], lengths: Counts, seq_len: int, pad_id: int, *, keep_emptiest: bool) -> Window:
+def pack_window(
+    ids: NDArray[np.integer], lengths: Counts, seq_len: int, pad_id: int, *, keep_emptiest: bool
+) -> PackingWindow:
     """Pack documents: `ids` [N] one after the other, and their `lengths` [documents], which sum to N.
 
     `keep_emptiest` leaves the documents of the emptiest of several bins to the next window, where they fit better.
@@ -100,7 +102,7 @@ def pack_window(ids: NDArray[np.integer], lengths: Counts, seq_len: int, pad_id:
     targets = before + (np.cumsum(seq_len - fill) - (seq_len - fill))[bins[order]]
     packed = np.full(len(fill) * seq_len, pad_id, dtype=ids.dtype)
     packed[_ranges(targets, pieces[order])] = ids[_ranges(starts[order], pieces[order])]
-    return Window(
+    return PackingWindow(
         ids=packed,
         ends=(targets + pieces[order])[is_last[order]],
         kept_ids=ids[_ranges(starts[kept], pieces[kept])],

@@ -1,4 +1,4 @@
-"""Asking again: every request to a store goes through `insist`, which ends with a result or with one error."""
+"""Asking again: every request to a store goes through `retry`, which ends with a result or with one error."""
 
 import queue
 import random
@@ -27,7 +27,7 @@ PERMANENT_NAMES = (
 T = TypeVar("T")
 
 
-class Settled(Exception):  # noqa: N818 - an answer, and not a failure
+class FinalError(Exception):
     """Raised by what is tried: `error` is the answer, and another try would not change it."""
 
     def __init__(self, error: DataError) -> None:
@@ -35,7 +35,7 @@ class Settled(Exception):  # noqa: N818 - an answer, and not a failure
         self.error = error
 
 
-def insist(once: Callable[[], T], *, what: str, attempts: int, timeout_s: float, hint: str) -> T:
+def retry(once: Callable[[], T], *, what: str, attempts: int, timeout_s: float, hint: str) -> T:
     """The result of `once`, tried up to `attempts` times of at most `timeout_s` seconds each, with growing waits between.
 
     Whatever `once` raises counts as a failed try; what would fail again, such as a missing file or a refused permission, ends
@@ -49,7 +49,7 @@ def insist(once: Callable[[], T], *, what: str, attempts: int, timeout_s: float,
             time.sleep(wait * random.uniform(0.5, 1.0))  # ranks that failed together do not come back together
         try:
             return _within(timeout_s, once)
-        except Settled as answer:
+        except FinalError as answer:
             raise answer.error from None
         except Exception as error:
             if is_permanent(error):

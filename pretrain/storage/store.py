@@ -17,7 +17,7 @@ from typing import Any
 
 from pretrain.config.schema import StoreConfig
 from pretrain.errors import DataError
-from pretrain.storage.retry import Settled, describe, insist
+from pretrain.storage.retry import FinalError, describe, retry
 
 SCHEMES = ("s3", "gs", "gcs", "https", "http", "az", "abfs", "memory")
 EXTRAS = {"gs": "gcs", "az": "azure", "abfs": "azure", "https": "http"}  # the other extras are named as their scheme
@@ -106,7 +106,7 @@ class RemoteStore:
             except DataError as error:
                 refused.append(hashlib.sha256(data).digest())
                 if refused.count(refused[-1]) == SAME_ANSWERS:
-                    raise Settled(error) from None
+                    raise FinalError(error) from None
                 raise
 
         return self._insist(once, name)
@@ -160,7 +160,7 @@ class RemoteStore:
         return f"{self._root}/{check_name(name)}"
 
     def _insist(self, once: Callable[[], Any], what: str, timeouts: int = 1) -> Any:
-        return insist(
+        return retry(
             once,
             what=f"{self.address}/{what}",
             attempts=self.config.attempts,

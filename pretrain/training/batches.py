@@ -13,23 +13,23 @@ from pretrain.distributed.collectives import gather_to_all, sum_integers_over_ra
 from pretrain.distributed.world import World
 from pretrain.errors import PretrainError
 from pretrain.optim.schedule import batch_size
-from pretrain.run_folder import Jump, Progress
-from pretrain.training.startup.preflight import Prepared
+from pretrain.run_folder import Progress, SkippedRange
+from pretrain.training.startup.preflight import OpenedData
 
 Batches = list[dict[str, Any]]
 
 
-class Feed:
+class BatchLoader:
     """This rank's stream. It is built anew, which costs nothing, whenever the run does not stand where it left off."""
 
-    def __init__(self, data: Prepared, world: World, device: torch.device) -> None:
+    def __init__(self, data: OpenedData, world: World, device: torch.device) -> None:
         self.data, self.world, self.device = data, world, device
         self.order: Order
         self.problem: PretrainError | None = None  # why the batches that were asked for are not there
         self._stream: Any = None
         self._behind: tuple[int, int] | None = None  # step and samples at which the next batches begin
 
-    def plan(self, state: dict[str, Any] | None, jumps: Sequence[Jump]) -> None:
+    def plan(self, state: dict[str, Any] | None, jumps: Sequence[SkippedRange]) -> None:
         """Order everything for a run that goes on from the state of a checkpoint, or from the beginning."""
         self.order = self.data.order(state, jumps)
         self._stream = None

@@ -23,7 +23,7 @@ def headline(config: Config, world_size: int, device: str, step: int) -> str:
     )
 
 
-class Reporter:
+class ConsoleReporter:
     """Rank 0's voice. `step` is called at every step and decides by itself what to show."""
 
     def __init__(self, log_file: Path, *, total_steps: int, every_steps: int, console: Console | None = None) -> None:

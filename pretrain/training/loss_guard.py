@@ -14,7 +14,7 @@ from pretrain.errors import TrainingError
 NORMAL = 1.4826  # of a normal distribution, the standard deviation is so many times the median absolute deviation
 
 
-class Guard:
+class LossGuard:
     """Judges each step; remembers the losses of the last `spike_window_steps`."""
 
     def __init__(self, config: GuardConfig, *, gradient_may_overflow: bool) -> None:

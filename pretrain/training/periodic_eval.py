@@ -16,18 +16,24 @@ from pretrain.health.stop_request import StopRequest
 from pretrain.health.watchdog import Watchdog
 from pretrain.training.recorder import Recorder
 from pretrain.training.samples import describe_samples, make_samples
-from pretrain.training.startup.preflight import Prepared
+from pretrain.training.startup.preflight import OpenedData
 
 
 class _StopAskedError(Exception):
     """Between two forwards; on all ranks at once."""
 
 
-class Looks:
+class PeriodicEval:
     """`loss` is the last validation's, with its step."""
 
     def __init__(
-        self, engine: Engine, data: Prepared, world: World, device: torch.device, stop: StopRequest, watchdog: Watchdog
+        self,
+        engine: Engine,
+        data: OpenedData,
+        world: World,
+        device: torch.device,
+        stop: StopRequest,
+        watchdog: Watchdog,
     ) -> None:
         self.engine, self.data, self.world, self.device = engine, data, world, device
         self.config, self.stop, self.watchdog = data.config, stop, watchdog

@@ -17,10 +17,10 @@ from pretrain.errors import PretrainError, UserError
 from pretrain.health.stop_request import StopRequest
 from pretrain.health.watchdog import Watchdog
 from pretrain.run_folder import RunFolder
-from pretrain.training.startup.preflight import Prepared, prepare
+from pretrain.training.startup.preflight import OpenedData, prepare
 
 
-def train(config: Config, data: Prepared, world: World, stop: StopRequest, watchdog: Watchdog) -> str:
+def train(config: Config, data: OpenedData, world: World, stop: StopRequest, watchdog: Watchdog) -> str:
     """Run this process's part of a training. Returns the status that was left."""
     import numpy as np
     import torch

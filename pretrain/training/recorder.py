@@ -6,7 +6,7 @@ from typing import Any
 
 from pretrain.config.schema import Config
 from pretrain.run_folder import RunFolder
-from pretrain.training.console import Reporter
+from pretrain.training.console import ConsoleReporter
 from pretrain.training.metrics import MetricsWriter
 
 SHOWN = 100  # characters of a sample
@@ -18,9 +18,9 @@ class Recorder:
     def __init__(self, folder: RunFolder, config: Config, *, resumed_step: int | None, speaks: bool) -> None:
         self._folder, self._tensorboard = folder, config.log.tensorboard
         self._metrics: MetricsWriter | None = None
-        self._reporter: Reporter | None = None
+        self._reporter: ConsoleReporter | None = None
         if speaks:
-            self._reporter = Reporter(
+            self._reporter = ConsoleReporter(
                 Path(folder.logs / "train.log"),
                 total_steps=config.schedule.total_steps,
                 every_steps=config.log.every_steps,

@@ -13,9 +13,9 @@ from torch import Tensor
 from pretrain.generation.decode_loop import generate
 from pretrain.generation.detokenize import Continuation
 from pretrain.generation.sampling import greedy
-from pretrain.model.kv_cache import Cache
+from pretrain.model.kv_cache import KVCache
 from pretrain.model.logits_fn import LogitsFn
-from tokenizer.models.base import codec_of
+from tokenizer.models.base import tokenizer_from_files
 
 
 def make_samples(
@@ -24,7 +24,7 @@ def make_samples(
     """So many tokens behind each prompt, or as the context has room for. A collective; `before_forward` may raise."""
     made: list[list[int]] = [[] for _ in prompts]
 
-    def logits(tokens_BT: Tensor, cache: Cache) -> Tensor:
+    def logits(tokens_BT: Tensor, cache: KVCache) -> Tensor:
         before_forward()
         return logits_fn.logits(tokens_BT, cache)
 
@@ -43,7 +43,7 @@ def describe_samples(
     tokenizer: Mapping[str, bytes],
 ) -> list[dict[str, Any]]:
     """Of each prompt: it, the text behind it up to the end of the document, and whether that came (`ended`)."""
-    codec = codec_of(tokenizer)
+    codec = tokenizer_from_files(tokenizer)
     samples = []
     for text, prompt, tokens in zip(texts, prompts, made, strict=True):
         row = Continuation(codec, prompt, stop_ids=frozenset({codec.eos_id()}))

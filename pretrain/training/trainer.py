@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from pretrain.checkpoint.async_saver import Saver
+from pretrain.checkpoint.async_saver import AsyncSaver
 from pretrain.checkpoint.restore import load_checkpoint
 from pretrain.config.schema import Config
 from pretrain.distributed.collectives import lost_peer, sum_over_ranks
@@ -30,15 +30,15 @@ from pretrain.health.watchdog import Watchdog
 from pretrain.model.loss import IGNORE
 from pretrain.optim.schedule import batch_size, lr_fraction
 from pretrain.plan.counts import flops_per_token
-from pretrain.run_folder import Jump, Progress, RunFolder
-from pretrain.training.batches import Batches, Feed
+from pretrain.run_folder import Progress, RunFolder, SkippedRange
+from pretrain.training.batches import Batches, BatchLoader
 from pretrain.training.console import headline
-from pretrain.training.loss_guard import Guard, fatal
-from pretrain.training.periodic_eval import Looks
+from pretrain.training.loss_guard import LossGuard, fatal
+from pretrain.training.periodic_eval import PeriodicEval
 from pretrain.training.recorder import Recorder
 from pretrain.training.startup.attempt import Attempt
 from pretrain.training.startup.init_weights import changed_rotation, load_start
-from pretrain.training.startup.preflight import Found, Prepared
+from pretrain.training.startup.preflight import Found, OpenedData
 
 
 class Trainer:
@@ -49,7 +49,7 @@ class Trainer:
         config: Config,
         world: World,
         device: torch.device,
-        data: Prepared,
+        data: OpenedData,
         stop: StopRequest,
         watchdog: Watchdog,
     ) -> None:
@@ -58,12 +58,12 @@ class Trainer:
         self.folder = RunFolder(Path(config.run.dir))
         self.attempt = Attempt(self.folder, world, data)
         self.engine = Engine(config, world, device)
-        self.feed = Feed(data, world, device)
-        self.guard = Guard(config.guard, gradient_may_overflow=config.engine.precision == "fp16")
+        self.feed = BatchLoader(data, world, device)
+        self.guard = LossGuard(config.guard, gradient_may_overflow=config.engine.precision == "fp16")
         self.stragglers = Stragglers(device, config.guard.straggler_every_steps)
-        self.looks = Looks(self.engine, data, world, device, stop, watchdog)
+        self.looks = PeriodicEval(self.engine, data, world, device, stop, watchdog)
         self.progress = Progress()
-        self.saver: Saver
+        self.saver: AsyncSaver
         self.recorder: Recorder
         self._closing = ExitStack()
         self._firsts: deque[int] = deque(maxlen=config.guard.jump_steps)  # where the last batches began
@@ -193,7 +193,7 @@ class Trainer:
         if found is None:
             raise fatal(step, reason, hint="there is no checkpoint yet to go back to; a smaller checkpoint.every_steps")
         first = max(self._firsts[0], int(found[1]["samples"]))
-        self.attempt.jump(Jump(first, behind - first, step, reason))
+        self.attempt.jump(SkippedRange(first, behind - first, step, reason))
         self._restore(found)
         self.saver.stand_at(self.progress.step, found[0])
         self.recorder.rewind(self.progress.step)
@@ -215,7 +215,7 @@ class Trainer:
             speaks=self.world.is_main,
         )
         self._closing.callback(self.recorder.close)
-        self.saver = Saver(
+        self.saver = AsyncSaver(
             self.folder,
             self.attempt.number,
             self.config.checkpoint,

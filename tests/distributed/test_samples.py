@@ -18,7 +18,7 @@ from tests.support.processes import pretrain, train
 from tests.support.runs import EAGER_ZERO3, make_run
 from tests.support.shards import write_corpus
 from tests.support.tokenizers import source_chunks, train_sentencepiece
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 
 PROMPTS = ["def ", "", "import os\nclass"]
 TOKENS = 12
@@ -47,7 +47,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
         engine={"zero_stage": 2, "precision": "fp32", "device": "cpu", "deepspeed": EAGER_ZERO3},
         log={"tensorboard": True},
     )
-    codec, digest = load_codec(model), hashlib.sha256(model.read_bytes()).hexdigest()
+    codec, digest = load_tokenizer(model), hashlib.sha256(model.read_bytes()).hexdigest()
     ids = [token for text in source_chunks(60_000) for token in [1, *codec.encode(text), 2]]
     for name, part in (("train", ids[:20_000]), ("valid", ids[20_000:22_000])):
         shutil.rmtree(folder / name)
@@ -69,7 +69,7 @@ def expected(run: Path, step: int, count: int = TOKENS) -> list[str]:
     """What the finished weights of a step write, in one process."""
     source = open_weights(run, step)
     assert source.tokenizer is not None
-    codec = load_codec(source.tokenizer)
+    codec = load_tokenizer(source.tokenizer)
     prompts = [encode_prompt(codec, prompt) for prompt in PROMPTS]
     stop = frozenset({codec.eos_id()})
     reader = decoder_logits(load_decoder(source))

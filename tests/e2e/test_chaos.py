@@ -24,10 +24,7 @@ from tests.support.chaos_run import (
     wait_until,
 )
 from tests.support.checkpoints import flip_a_bit
-from tests.support.nursery import (
-    Nursery,
-    nursery_fixture,  # noqa: F401
-)
+from tests.support.prefork import Prefork
 from tests.support.processes import kill_all, losses, start_ranks
 from tests.support.runs import make_run
 
@@ -53,20 +50,20 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def model(config: Path, nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
+def model(config: Path, prefork: Prefork, tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
     """The undisturbed run of one rank at stage 2."""
-    return undisturbed(config, 1, tmp_path_factory.mktemp("undisturbed") / "run", nursery=nursery)
+    return undisturbed(config, 1, tmp_path_factory.mktemp("undisturbed") / "run", prefork=prefork)
 
 
 @pytest.fixture
-def start(config: Path, nursery: Nursery, tmp_path: Path) -> Iterator[Start]:
+def start(config: Path, prefork: Prefork, tmp_path: Path) -> Iterator[Start]:
     """Starts one rank of the run with faults; no process outlives the test."""
     started: list[subprocess.Popen[bytes]] = []
 
     def begin(*overrides: str, chaos: str = "", nproc: int = 1) -> "list[subprocess.Popen[bytes]]":
         logs = tmp_path / f"logs-{len(started)}"
         where = f"run.dir={tmp_path / 'run'}"
-        found = start_ranks(config, nproc, where, *overrides, logs=logs, chaos=chaos, nursery=nursery)
+        found = start_ranks(config, nproc, where, *overrides, logs=logs, chaos=chaos, prefork=prefork)
         started.extend(found)
         return found
 
@@ -76,21 +73,21 @@ def start(config: Path, nursery: Nursery, tmp_path: Path) -> Iterator[Start]:
             kill_all(process)
 
 
-def test_kills_at_named_points_change_nothing(config: Path, model: RunFolder, nursery: Nursery, tmp_path: Path) -> None:
+def test_kills_at_named_points_change_nothing(config: Path, model: RunFolder, prefork: Prefork, tmp_path: Path) -> None:
     draw = random.Random(0)
     # The sixth commit is that of the weights of step 20, whose whole checkpoint is the seventh.
     points = [Death("replacing,name=status"), Death("committed", count=6), Death("writing", count=9), Death("pruning")]
-    story = disturbed(*(config, 2, 1, tmp_path / "run", iter(points)), kills=4, draw=draw, nursery=nursery, damage=0)
+    story = disturbed(*(config, 2, 1, tmp_path / "run", iter(points)), kills=4, draw=draw, prefork=prefork, damage=0)
     assert story.kills == 4
     assert story.problems + differences(RunFolder(tmp_path / "run"), model) == []
 
 
-def test_the_death_of_one_of_two_ranks_changes_nothing(config: Path, nursery: Nursery, tmp_path: Path) -> None:
+def test_the_death_of_one_of_two_ranks_changes_nothing(config: Path, prefork: Prefork, tmp_path: Path) -> None:
     """The other one is left to notice it. Each time the newest checkpoint is damaged too."""
     draw = random.Random(0)
-    other = undisturbed(config, 2, tmp_path / "undisturbed", "engine.zero_stage=3", nursery=nursery)
+    other = undisturbed(config, 2, tmp_path / "undisturbed", "engine.zero_stage=3", prefork=prefork)
     points = [Death("snapshot", rank=1, count=3, alone=True), Death("commit", count=2, alone=True)]
-    story = disturbed(*(config, 3, 2, tmp_path / "run", iter(points)), kills=2, draw=draw, nursery=nursery, damage=1)
+    story = disturbed(*(config, 3, 2, tmp_path / "run", iter(points)), kills=2, draw=draw, prefork=prefork, damage=1)
     assert [life.noticed for life in story.lives] == [True, True, None]
     assert [life.damaged for life in story.lives] == [True, True, False]
     assert story.problems + differences(RunFolder(tmp_path / "run"), other) == []
@@ -98,11 +95,11 @@ def test_the_death_of_one_of_two_ranks_changes_nothing(config: Path, nursery: Nu
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("stage", "ranks"), [(0, 1), (1, 1), (3, 1), (0, 2), (1, 2), (2, 2), (3, 2)])
-def test_kills_anywhere_change_nothing(stage: int, ranks: int, config: Path, nursery: Nursery, tmp_path: Path) -> None:
+def test_kills_anywhere_change_nothing(stage: int, ranks: int, config: Path, prefork: Prefork, tmp_path: Path) -> None:
     draw = random.Random(f"{stage} {ranks}")
-    other = undisturbed(config, ranks, tmp_path / "undisturbed", f"engine.zero_stage={stage}", nursery=nursery)
+    other = undisturbed(config, ranks, tmp_path / "undisturbed", f"engine.zero_stage={stage}", prefork=prefork)
     story = disturbed(
-        *(config, stage, ranks, tmp_path / "run", deaths(draw, ranks)), kills=8, draw=draw, nursery=nursery
+        *(config, stage, ranks, tmp_path / "run", deaths(draw, ranks)), kills=8, draw=draw, prefork=prefork
     )
     assert story.problems + differences(RunFolder(tmp_path / "run"), other) == []
 

@@ -11,7 +11,7 @@ from pretrain.generation.completion import complete, complete_by_beams
 from pretrain.generation.prompts import encode_prompt
 from pretrain.generation.sampling import greedy
 from pretrain.model.logits_fn import decoder_logits
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 
 TEXTS = ["class Path", "def f(x):\n    return", "import os\nimport sys\n\n", "", "# 漢字 😀\n"]
 PAD = 3
@@ -24,7 +24,7 @@ def theirs(workplace: Path) -> torch.nn.Module:
 
 @pytest.fixture(scope="module")
 def prompts(workplace: Path) -> list[list[int]]:
-    codec = load_codec(workplace / "quickstart/export/tokenizer.model")
+    codec = load_tokenizer(workplace / "quickstart/export/tokenizer.model")
     return [encode_prompt(codec, text) for text in TEXTS]
 
 
@@ -50,7 +50,7 @@ def test_greedy_writes_the_64_tokens_of_transformers(
     """From the run and from the directory; alone and in a batch."""
     source = open_weights(workplace / "quickstart" / name)
     assert source.tokenizer is not None
-    codec, reader = load_codec(source.tokenizer), decoder_logits(load_decoder(source))
+    codec, reader = load_tokenizer(source.tokenizer), decoder_logits(load_decoder(source))
     ours = complete(reader, codec, prompts, greedy, max_new_tokens=64, stop_ids=frozenset())
     assert [made.tokens for made in ours] == greedy_ids
     for prompt, made in zip(prompts, ours, strict=True):
@@ -60,7 +60,7 @@ def test_greedy_writes_the_64_tokens_of_transformers(
 def test_beams_find_what_transformers_finds(workplace: Path, theirs: torch.nn.Module, prompts: list[list[int]]) -> None:
     source = open_weights(workplace / "quickstart/run")
     assert source.tokenizer is not None
-    codec, reader = load_codec(source.tokenizer), decoder_logits(load_decoder(source))
+    codec, reader = load_tokenizer(source.tokenizer), decoder_logits(load_decoder(source))
     ours = complete_by_beams(reader, codec, prompts, beams=3, max_new_tokens=24, stop_ids=frozenset({codec.eos_id()}))
     for prompt, best in zip(prompts, ours, strict=True):
         ids = torch.tensor([prompt])

@@ -9,10 +9,7 @@ from pretrain.checkpoint.layout import list_steps
 from pretrain.run_folder import RunFolder
 from pretrain.training.metrics import read_lines
 from tests.support.chaos_run import Death, differences, disturbed, leftovers, undisturbed
-from tests.support.nursery import (
-    Nursery,
-    nursery_fixture,  # noqa: F401
-)
+from tests.support.prefork import Prefork
 from tests.support.processes import losses, start_ranks
 from tests.support.runs import make_run
 
@@ -38,11 +35,11 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def end(
-    config: Path, nursery: Nursery, folder: Path, *overrides: str, chaos: str, nproc: int = 1
+    config: Path, prefork: Prefork, folder: Path, *overrides: str, chaos: str, nproc: int = 1
 ) -> tuple[set[int], str]:
     """Exit codes of a run, and what its rank 0 said to stderr."""
     overrides = (f"run.dir={folder}", *overrides)
-    processes = start_ranks(config, nproc, *overrides, logs=folder.parent / "logs", chaos=chaos, nursery=nursery)
+    processes = start_ranks(config, nproc, *overrides, logs=folder.parent / "logs", chaos=chaos, prefork=prefork)
     codes = {process.wait(240) for process in processes}
     return codes, (folder.parent / "logs" / "0.txt").read_text()
 
@@ -54,10 +51,10 @@ OTHERS = [pytest.param(stage, ranks, marks=pytest.mark.slow) for stage, ranks in
 @pytest.mark.parametrize("poison", [NAN, SPIKE])
 @pytest.mark.parametrize(("stage", "ranks"), [*SOME, *OTHERS])
 def test_a_bad_batch_is_jumped_over_and_training_goes_on(
-    stage: int, ranks: int, poison: str, config: Path, nursery: Nursery, tmp_path: Path
+    stage: int, ranks: int, poison: str, config: Path, prefork: Prefork, tmp_path: Path
 ) -> None:
     run = RunFolder(tmp_path / "run")
-    codes, said = end(config, nursery, run.path, f"engine.zero_stage={stage}", chaos=poison, nproc=ranks)
+    codes, said = end(config, prefork, run.path, f"engine.zero_stage={stage}", chaos=poison, nproc=ranks)
     assert codes == {0}, said
     (jump,) = run.read_jumps()
     assert jump[:3] == (FIRST, BATCH, BAD_STEP)
@@ -77,11 +74,11 @@ def test_a_bad_batch_is_jumped_over_and_training_goes_on(
 @pytest.mark.parametrize("point", ["jump", pytest.param("rollback", marks=pytest.mark.slow), "forward"])
 @pytest.mark.parametrize(("stage", "ranks"), [(2, 1), *OTHERS])
 def test_a_kill_between_the_jump_and_the_next_checkpoint_changes_nothing(
-    stage: int, ranks: int, point: str, config: Path, nursery: Nursery, tmp_path: Path
+    stage: int, ranks: int, point: str, config: Path, prefork: Prefork, tmp_path: Path
 ) -> None:
     """`forward`: in the step that is taken in place of the bad one."""
     begun = {"jump": 1, "rollback": 2, "forward": (BAD_STEP + 1) * BATCH // 2 // ranks}
-    model = undisturbed(config, ranks, tmp_path / "model", f"engine.zero_stage={stage}", chaos=NAN, nursery=nursery)
+    model = undisturbed(config, ranks, tmp_path / "model", f"engine.zero_stage={stage}", chaos=NAN, prefork=prefork)
     death = Death(point, count=begun[point])
     story = disturbed(
         *(config, stage, ranks, tmp_path / "run", iter([death])),
@@ -89,34 +86,34 @@ def test_a_kill_between_the_jump_and_the_next_checkpoint_changes_nothing(
         draw=random.Random(0),
         damage=0,
         chaos=NAN,
-        nursery=nursery,
+        prefork=prefork,
     )
     assert [life.resumed for life in story.lives] == [0, BAD_STEP - 2]
     assert story.problems + differences(RunFolder(tmp_path / "run"), model) == []
 
 
-def test_a_run_that_rolls_back_too_often_ends(config: Path, nursery: Nursery, tmp_path: Path) -> None:
+def test_a_run_that_rolls_back_too_often_ends(config: Path, prefork: Prefork, tmp_path: Path) -> None:
     run, chaos = RunFolder(tmp_path / "run"), " ".join(f"poison:sample={8 * step},factor=nan" for step in (7, 9, 14))
-    codes, said = end(config, nursery, run.path, "guard.max_rollbacks=2", chaos=chaos)
+    codes, said = end(config, prefork, run.path, "guard.max_rollbacks=2", chaos=chaos)
     assert codes == {3}
     assert "is nan" in said and "hint: guard.max_rollbacks=2 are used up" in said
     assert [jump.first for jump in run.read_jumps()] == [8 * 7, 8 * 9]
     assert run.status() == "failed"
 
 
-def test_a_bad_batch_before_the_first_checkpoint_ends_the_run(config: Path, nursery: Nursery, tmp_path: Path) -> None:
+def test_a_bad_batch_before_the_first_checkpoint_ends_the_run(config: Path, prefork: Prefork, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
-    codes, said = end(config, nursery, run.path, chaos="poison:sample=16,factor=nan")
+    codes, said = end(config, prefork, run.path, chaos="poison:sample=16,factor=nan")
     assert codes == {3} and "hint: there is no checkpoint yet to go back to" in said
     assert run.status() == "failed" and run.read_jumps() == []
 
 
 @pytest.mark.parametrize(("poison", "reason"), [(NAN, "is nan"), (SPIKE, "the limit")])
 def test_without_rollback_a_bad_batch_stops_the_run(
-    poison: str, reason: str, config: Path, nursery: Nursery, tmp_path: Path
+    poison: str, reason: str, config: Path, prefork: Prefork, tmp_path: Path
 ) -> None:
     run, stop = RunFolder(tmp_path / "run"), ("guard.on_nonfinite=stop", "guard.on_spike=stop")
-    codes, said = end(config, nursery, run.path, *stop, chaos=poison)
+    codes, said = end(config, prefork, run.path, *stop, chaos=poison)
     assert codes == {3}
     assert f"error: step {BAD_STEP}: " in said and reason in said and "hint: a lower optimizer.lr" in said
     assert run.status() == "failed" and run.read_jumps() == []

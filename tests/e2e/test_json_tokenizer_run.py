@@ -18,7 +18,7 @@ from tests.support.processes import pretrain
 from tests.support.runs import make_run
 from tests.support.tokenizers import train_sentencepiece
 from tokenizer.encoding.run import encode_corpus
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 
 ROWS = 1_024  # more than any of the tokenizers has tokens
 
@@ -47,9 +47,9 @@ def test_a_checkpoint_keeps_the_tokenizer_with_what_lies_beside_it(tmp_path: Pat
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
         assert (reader.folder / name).read_bytes() == tokenizer.with_name(name).read_bytes()
     assert not (reader.folder / "special_tokens_map.json").exists()
-    expected = load_codec(tokenizer)
+    expected = load_tokenizer(tokenizer)
     shutil.rmtree(tokenizer.parent)
-    found = load_codec(reader.tokenizer)
+    found = load_tokenizer(reader.tokenizer)
     assert (found.bos_id(), found.eos_id(), found.encode("a <think>")) == (-1, 900, expected.encode("a <think>"))
 
 
@@ -60,7 +60,7 @@ def test_a_name_of_one_s_own_is_kept_as_tokenizer_json(tmp_path: Path) -> None:
     edit(tokenizer.with_name("config.json"), eos_token_id=900)
     reader = trained(tmp_path, tokenizer)
     assert reader.tokenizer is not None and reader.tokenizer.read_bytes() == tokenizer.read_bytes()
-    assert load_codec(reader.tokenizer).eos_id() == 900
+    assert load_tokenizer(reader.tokenizer).eos_id() == 900
     assert reader.state["step"] == 3
 
 

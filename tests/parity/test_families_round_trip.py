@@ -15,7 +15,7 @@ from pretrain.convert.families.choose import choose_family
 from pretrain.convert.import_hf import import_hf
 from pretrain.convert.weight_sources import load_decoder, open_weights
 from pretrain.model.decoder import Decoder
-from tests.support.held import FULLEST, HELD, IDS
+from tests.support.exportable_models import FULLEST, HELD, IDS
 from tests.support.json_tokenizers import gpt2, llama3, qwen
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import MemorySource, decoder_of, memory_source, small_model

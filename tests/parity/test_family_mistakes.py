@@ -11,14 +11,14 @@ from pretrain.config.schema import ModelConfig
 from pretrain.convert import export_hf as hf
 from pretrain.convert.export_hf import export_hf
 from pretrain.convert.families.choose import FAMILIES
-from pretrain.convert.families.family import Family, Stored
+from pretrain.convert.families.family import Family, HFTensor
 from pretrain.convert.files.weight_files import expected_shapes, stored_shape
 from pretrain.errors import ExportError
-from tests.support.held import FULLEST
+from tests.support.exportable_models import FULLEST
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import memory_source, small_model
 
-Rows = list[Stored]
+Rows = list[HFTensor]
 LOGITS, NAMES = "logits of the exported model differ", "did not load the exported weights cleanly"
 BY_TYPE = {family.model_type: family for family in FAMILIES}
 EVERY = tuple(BY_TYPE)
@@ -28,7 +28,7 @@ def block_rows(rows: Rows) -> Rows:
     return [row for row in rows if row.parts and row.parts[0].startswith("blocks.1.")]
 
 
-def swapped(first: Stored, second: Stored, rows: Rows) -> Rows:
+def swapped(first: HFTensor, second: HFTensor, rows: Rows) -> Rows:
     names = {first.name: second.name, second.name: first.name}
     return [replace(row, name=names.get(row.name, row.name)) for row in rows]
 
@@ -61,7 +61,7 @@ def bias_forgotten(rows: Rows, model: ModelConfig) -> Rows:
     """Zeros in place of a bias that the model has."""
     biases = [row for row in block_rows(rows) if row.name.endswith(".bias") and row.parts]
     shape = stored_shape(biases[-1], expected_shapes(model))
-    return [Stored(row.name, fill="zeros", shape=shape) if row is biases[-1] else row for row in rows]
+    return [HFTensor(row.name, fill="zeros", shape=shape) if row is biases[-1] else row for row in rows]
 
 
 def one_missing(rows: Rows, _model: ModelConfig) -> Rows:

@@ -14,7 +14,7 @@ from pretrain.generation.sampling import greedy
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 
 LAYERNORM = {"norm": "layernorm", "norm_bias": True, "ffn": "gelu_tanh", "ffn_bias": True, "attention_bias": "all"}
 FAMILIES: dict[str, dict[str, Any]] = {
@@ -43,7 +43,7 @@ class Pair:
         with quiet_transformers() as transformers:
             self.theirs = transformers.AutoModelForCausalLM.from_pretrained(folder / "out", dtype=torch.float32).eval()
         self.reader: LogitsFn = decoder_logits(decoder_of(source))
-        codec = load_codec(tokenizer)
+        codec = load_tokenizer(tokenizer)
         self.prompts = [[codec.bos_id(), *codec.encode(text)] for text in TEXTS]
 
     def generate(self, prompts: list[list[int]], **options: Any) -> Any:

@@ -21,7 +21,7 @@ from pretrain.evaluation.request import Request, open_request
 from pretrain.evaluation.tasks import run_tasks
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import memory_source
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 
 LENGTH = 96  # of the sequences that the weights were made for
 TEXT = "class Scanner:\n    def __init__(self, lexicon, flags=0):\n        self.lexicon = lexicon\n"
@@ -55,7 +55,7 @@ def theirs(exported: Path) -> HFLM:
 def ours(exported: Path, world: World | None = None, gather: Any = lambda value: [value]) -> DecoderLM:
     weights = open_weights(exported)
     assert weights.tokenizer is not None
-    codec = load_codec(weights.tokenizer)
+    codec = load_tokenizer(weights.tokenizer)
     world = world or World()
     return DecoderLM(load_decoder(weights), codec, max_length=LENGTH, batch_size=3, world=world, gather=gather)
 

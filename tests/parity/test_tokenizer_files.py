@@ -34,7 +34,7 @@ from tests.support.tokenizers import (
     source_chunks,
     train_sentencepiece,
 )
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 SINCE_5 = int(transformers.__version__.partition(".")[0]) >= 5
@@ -64,7 +64,7 @@ def test_transformers_reads_the_copied_files_as_we_do(name: str, kinds: dict[str
     proof = prove_tokenizer(folder, kinds[name])
     assert proof.strings > 1_000 and proof.spelling_control > 40 and proof.tokens > 60_000
     assert proof.reference == "tokenizers" and not proof.changed
-    theirs, ours = AutoTokenizer.from_pretrained(folder), load_codec(kinds[name])
+    theirs, ours = AutoTokenizer.from_pretrained(folder), load_tokenizer(kinds[name])
     for text in source_chunks(60_000):
         assert theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids == ours.encode(text)
 

@@ -21,10 +21,10 @@ from tests.support.tokenizers import (
     train_sentencepiece,
 )
 from tokenizer.models import sentencepiece_to_hf as tokenizer_json
-from tokenizer.models.base import load_codec
-from tokenizer.models.hf_json import JsonCodec
-from tokenizer.models.sentencepiece_to_hf import build_tokenizer, read_model, reasons_against, write_tokenizer
-from tokenizer.models.stress_texts import nasty_texts
+from tokenizer.models.base import load_tokenizer
+from tokenizer.models.hf_json import HFTokenizer
+from tokenizer.models.sentencepiece_to_hf import build_tokenizer, incompatibilities, read_model, write_tokenizer
+from tokenizer.models.stress_texts import stress_texts
 
 
 @pytest.fixture
@@ -40,9 +40,9 @@ def processor(sentencepiece_model: Path) -> Any:
 
 
 def test_nasty_texts_are_many_different_encodable_and_always_the_same() -> None:
-    texts = nasty_texts()
+    texts = stress_texts()
     assert len(texts) == len(set(texts)) >= 832
-    assert texts == nasty_texts()
+    assert texts == stress_texts()
     for text in texts:
         text.encode("utf-8")
 
@@ -55,7 +55,7 @@ def test_ids_and_texts_equal_sentencepiece_on_every_nasty_string(exported: Path,
 
 def test_ids_equal_sentencepiece_on_random_cuts_of_source_code(exported: Path, processor: Any) -> None:
     generator, text = random.Random(5), "".join(source_chunks())
-    theirs, ours = AutoTokenizer.from_pretrained(exported), load_codec(exported / "tokenizer.json")
+    theirs, ours = AutoTokenizer.from_pretrained(exported), load_tokenizer(exported / "tokenizer.json")
     for _ in range(300):
         start = generator.randrange(len(text) - 3_000)
         piece = text[start : start + generator.randrange(3_000)]
@@ -83,9 +83,9 @@ def test_ids_equal_on_random_strings_of_pieces_that_overlap_themselves(
 
 def test_our_loader_gives_sentencepiece_s_ids_on_random_strings(exported: Path, processor: Any) -> None:
     """Symbols among them: to both they are plain text."""
-    ours, generator = load_codec(exported / "tokenizer.json"), random.Random(7)
+    ours, generator = load_tokenizer(exported / "tokenizer.json"), random.Random(7)
     assert (ours.bos_id(), ours.eos_id(), ours.pad_id(), ours.vocab_size()) == (1, 2, 3, processor.vocab_size())
-    parts = (*nasty_texts(mixes=0), *CONTROL_SYMBOLS, "<s>", "</s>", "<0x0A>")
+    parts = (*stress_texts(mixes=0), *CONTROL_SYMBOLS, "<s>", "</s>", "<0x0A>")
     for _ in range(2_000):
         kept = [generator.choice(parts)[:40] for _ in range(4)]
         text = "".join((*kept, *(chr(generator.choice((0x20, 0x61, 0x3B1, 0x4E00, 0x1F600)) + k) for k in range(6))))
@@ -103,7 +103,7 @@ def test_a_loader_of_ours_that_errs_does_not_pass_the_proof(
         "decode": lambda codec, ids: codec.tokenizer.decode(list(ids)).replace("\x00", ""),
         "pad_id": lambda codec: -1,
     }
-    monkeypatch.setattr(JsonCodec, method, wrong[method])
+    monkeypatch.setattr(HFTokenizer, method, wrong[method])
     with pytest.raises(ExportError, match=r"in our own loader of tokenizer\.json"):
         prove_tokenizer(exported, sentencepiece_model)
 
@@ -197,10 +197,10 @@ def test_a_model_that_cannot_be_exported_is_refused_with_the_reason(
 def test_pieces_that_a_merge_list_cannot_make_are_reasons(sentencepiece_model: Path) -> None:
     model = read_model(sentencepiece_model)
     pieces = [piece for piece in model.pieces if piece.type == 1]
-    assert reasons_against(model) == []
+    assert incompatibilities(model) == []
     pieces[0].score = pieces[1].score
     next(piece for piece in pieces if piece.piece == "x").type = 5
-    reasons = "\n".join(reasons_against(model))
+    reasons = "\n".join(incompatibilities(model))
     assert "pieces share a score" in reasons
     assert "unused pieces: 'x'" in reasons
     assert "characters occur in pieces but are none: ['x']" in reasons

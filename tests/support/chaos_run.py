@@ -20,7 +20,7 @@ from pretrain.checkpoint.remote import RemoteRun
 from pretrain.run_folder import RunFolder
 from pretrain.training.metrics import read_lines
 from tests.support.checkpoints import flip_a_bit
-from tests.support.nursery import Nursery
+from tests.support.prefork import Prefork
 from tests.support.processes import kill_all, start_ranks
 
 LIFE_S = 240.0  # a life that lasts longer hangs
@@ -122,11 +122,11 @@ def _death(draw: random.Random, ranks: int, point: str) -> Death:
 
 
 def undisturbed(
-    config: Path, ranks: int, folder: Path, *overrides: str, chaos: str = "", nursery: Nursery | None = None
+    config: Path, ranks: int, folder: Path, *overrides: str, chaos: str = "", prefork: Prefork | None = None
 ) -> RunFolder:
     """A run to its end."""
     processes = start_ranks(
-        config, ranks, f"run.dir={folder}", *overrides, logs=_logs(folder, 0), chaos=chaos, nursery=nursery
+        config, ranks, f"run.dir={folder}", *overrides, logs=_logs(folder, 0), chaos=chaos, prefork=prefork
     )
     try:
         ends = [process.wait(LIFE_S) for process in processes]
@@ -147,7 +147,7 @@ def disturbed(
     draw: random.Random,
     chaos: str = "",
     damage: float = 0.2,
-    nursery: Nursery | None = None,
+    prefork: Prefork | None = None,
 ) -> Story:
     """Kill a run so many times, or as often as it takes to its end, and let it end. `chaos` are faults of every life.
 
@@ -159,7 +159,7 @@ def disturbed(
         death = next(planned) if story.kills < kills else Death("none", rank=-2)
         faults = " ".join(part for part in (chaos, death.chaos if death.point != "none" else "") if part)
         number, expected = len(story.lives), _newest_good(run)
-        processes = start_ranks(config, ranks, *everything, logs=_logs(folder, number), chaos=faults, nursery=nursery)
+        processes = start_ranks(config, ranks, *everything, logs=_logs(folder, number), chaos=faults, prefork=prefork)
         try:
             noticed = _live(processes, death, run, number)
         finally:

@@ -17,7 +17,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from tests.support.children import Child, say
+from tests.support.helper_processes import Child, say
 
 LOOPBACK = "127.0.0.1"
 KINDS = ("unavailable", "reset", "cut", "short", "slow", "hang", "wrong")

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from tests.support.children import Child, say
 from tests.support.faulty_proxy import LOOPBACK, Proxy
+from tests.support.helper_processes import Child, say
 
 REGION = "eu-west-1"
 POLICY = {"Version": "2012-10-17", "Statement": [{"Effect": "Allow", "Action": "s3:*", "Resource": "*"}]}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launch.processes import kill_tree
-from tests.support.nursery import Nursery
+from tests.support.prefork import Prefork
 from tests.support.repository import ROOT
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -47,11 +47,11 @@ def start(config: Path, nproc: int, *overrides: str) -> "subprocess.Popen[bytes]
 
 
 def start_ranks(
-    config: Path, nproc: int, *overrides: str, logs: Path, chaos: str = "", nursery: Nursery | None = None
+    config: Path, nproc: int, *overrides: str, logs: Path, chaos: str = "", prefork: Prefork | None = None
 ) -> "list[subprocess.Popen[bytes]]":
     """A process a rank without a launcher, so that each one's exit code is seen; their stderr in `logs`/N.txt.
 
-    `chaos` names faults of tests/support/chaos. A `nursery` spares them the imports.
+    `chaos` names faults of tests/support/chaos. A `prefork` spares them the imports.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -67,8 +67,8 @@ def start_ranks(
     logs.mkdir(parents=True, exist_ok=True)
     for rank in range(nproc):
         own = {**environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
-        if nursery is not None:
-            processes.append(nursery.start([str(config), *overrides], own, logs / f"{rank}.txt"))
+        if prefork is not None:
+            processes.append(prefork.start([str(config), *overrides], own, logs / f"{rank}.txt"))
             continue
         with (logs / f"{rank}.txt").open("w") as errors:
             processes.append(

@@ -31,7 +31,7 @@ FOOTERS_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
-class Source:
+class CorpusSource:
     """One input: how many files it names, those included that are not read, and their stored bytes."""
 
     input: str
@@ -48,7 +48,7 @@ class Plan:
     """
 
     tasks: tuple[Task, ...]
-    sources: tuple[Source, ...]
+    sources: tuple[CorpusSource, ...]
     bytes: int
     text_bytes: int
     fingerprint: str
@@ -71,7 +71,7 @@ def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> Plan:
         files = list_files(address)
         if not files:
             raise DataError(f"{show(address)}: no file in it")
-        sources.append(Source(address, len(files), sum(file.size for file in files)))
+        sources.append(CorpusSource(address, len(files), sum(file.size for file in files)))
         for parts in _grouped(_cut_all(files, options), options.task_bytes):
             tasks.append(Task(len(tasks), number, parts))
     return Plan(

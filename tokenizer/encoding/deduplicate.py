@@ -29,7 +29,7 @@ from tokenizer.corpus.readers import ReadOptions, Task, read_part
 from tokenizer.corpus.readers.open_file import show
 from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import Problems
-from tokenizer.encoding.shared_counts import Board, Watch
+from tokenizer.encoding.shared_counts import SharedCounts, Watch
 from tokenizer.encoding.work_folder import WorkFolder
 
 RUN_DOCUMENTS = 1 << 22
@@ -64,7 +64,7 @@ class HashWorker:
     work: WorkFolder
     max_bad_documents: int
 
-    def __call__(self, task: Task, board: Board, row: int) -> Hashed:
+    def __call__(self, task: Task, board: SharedCounts, row: int) -> Hashed:
         """Hash the documents of one task, and commit the hashes."""
         watch = Watch(board, row, self.max_bad_documents)
         with self.work.staging(hashes_name(task.number)) as folder:

@@ -10,7 +10,7 @@ from pretrain.shards.manifest import PACKED, STREAM
 from pretrain.shards.packed_writer import check_layout, check_padding
 from pretrain.shards.writer import SHARD_BYTES
 from tokenizer.corpus.readers import ReadOptions
-from tokenizer.models.base import is_definition, load_codec
+from tokenizer.models.base import is_tokenizer_json, load_tokenizer
 from tokenizer.models.sentencepiece import tokenizer_sha256
 
 
@@ -57,7 +57,7 @@ def describe(
 
     Layout "packed" needs `seq_len`, the ids of a bin: the sequence length of training.
     """
-    model = load_codec(tokenizer)
+    model = load_tokenizer(tokenizer)
     if seed < 0:
         raise DataError(f"seed={seed} is negative")
     if block_tokens < 1:
@@ -85,4 +85,4 @@ def describe(
 
 def encoder_version(tokenizer: Path) -> str:
     """`0.2.1` of SentencePiece, `tokenizers 0.22.1` of what reads a tokenizer.json."""
-    return f"tokenizers {version('tokenizers')}" if is_definition(tokenizer) else version("sentencepiece")
+    return f"tokenizers {version('tokenizers')}" if is_tokenizer_json(tokenizer) else version("sentencepiece")

@@ -29,8 +29,8 @@ from tokenizer.corpus.rejection_log import DUPLICATE
 from tokenizer.encoding.deduplicate import Known, known_of
 from tokenizer.encoding.encode_options import Encoding
 from tokenizer.encoding.receipts import Receipt, index_hashes
-from tokenizer.encoding.shared_counts import Board, Watch
-from tokenizer.encoding.shuffle import Window, window_seed
+from tokenizer.encoding.shared_counts import SharedCounts, Watch
+from tokenizer.encoding.shuffle import ShuffleWindow, window_seed
 from tokenizer.encoding.work_folder import WorkFolder, task_name
 from tokenizer.models.fast import Encode, load_encoder
 from tokenizer.models.sentencepiece import tokenizer_sha256
@@ -44,7 +44,7 @@ class EncodeWorker:
     work: WorkFolder
     max_bad_documents: int
 
-    def __call__(self, task: Task, board: Board, row: int) -> Receipt:
+    def __call__(self, task: Task, board: SharedCounts, row: int) -> Receipt:
         """`run_task`, with what is known of duplicates."""
         known = known_of(self.work, task.number) if self.encoding.deduplicate else None
         encode = _encoder(self.encoding.tokenizer, self.encoding.tokenizer_sha256)
@@ -67,7 +67,7 @@ def run_task(
     Raises StoppedError when all are to stop, with the problems of this task, and DataError for what cannot be read.
     """
     dtype = token_dtype(encoding.vocab_size)
-    window = Window(encoding.vocab_size, dtype)
+    window = ShuffleWindow(encoding.vocab_size, dtype)
     with work.staging(task_name(task.number)) as folder:
         with ShardWriter(
             folder,
@@ -105,8 +105,8 @@ def run_task(
 
 
 def _windows(
-    task: Task, encoding: Encoding, encode: Encode, window: Window, watch: Watch, known: Known | None
-) -> Iterator[Window]:
+    task: Task, encoding: Encoding, encode: Encode, window: ShuffleWindow, watch: Watch, known: Known | None
+) -> Iterator[ShuffleWindow]:
     """The window, each time that it is full, and at the end."""
     repeated = iter(known.repeated.tolist() if known else ())
     following, number = next(repeated, None), 0

@@ -28,7 +28,7 @@ from tokenizer.encoding.encode_options import Encoding, describe
 from tokenizer.encoding.encode_task import EncodeWorker
 from tokenizer.encoding.merge import merge
 from tokenizer.encoding.receipts import Receipt
-from tokenizer.encoding.shared_counts import Progress
+from tokenizer.encoding.shared_counts import EncodeProgress
 from tokenizer.encoding.shuffle import WINDOW_DOCUMENTS, WINDOW_IDS
 from tokenizer.encoding.work_folder import WorkFolder
 from tokenizer.encoding.worker_pool import run_all
@@ -40,7 +40,7 @@ SMALL_CORPUS_TASKS = 16
 SMALLEST_TASK_BYTES = 8 << 20
 SHOWN_TASKS = 20
 
-Show = Callable[[Progress], None]
+Show = Callable[[EncodeProgress], None]
 
 
 def encode_corpus(

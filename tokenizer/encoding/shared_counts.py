@@ -24,7 +24,7 @@ class StoppedError(Exception):
     """A task was given up, because all are to stop or because of what was left out of it: its one argument, `Problems`."""
 
 
-class Progress(NamedTuple):
+class EncodeProgress(NamedTuple):
     """How far it is: `documents` counts those left out too, `problems` those of them that are bad.
 
     `share` is of all text, by a guess at its size, from 0 to 1.
@@ -39,8 +39,8 @@ class Progress(NamedTuple):
     share: float
 
 
-class Board:
-    """The counts of all tasks of a run. Send `memory` to another process, and make its `Board` of that."""
+class SharedCounts:
+    """The counts of all tasks of a run. Send `memory` to another process, and make its `SharedCounts` of that."""
 
     def __init__(self, tasks: int, memory: Any = None) -> None:
         self.tasks = tasks
@@ -72,13 +72,15 @@ class Board:
         rows = self._rows[1:]
         return np.flatnonzero((rows[:, DOCUMENTS] > 0) & (rows[:, DONE] == 0)).tolist()
 
-    def progress(self, text_bytes: NDArray[np.int64]) -> Progress:
+    def progress(self, text_bytes: NDArray[np.int64]) -> EncodeProgress:
         """The sum. `text_bytes` [tasks] is a guess at the size of each task; one that is done counts as all of it."""
         rows = self._rows[1:]
         done = rows[:, DONE] > 0
         read = np.where(done, text_bytes, np.minimum(rows[:, TEXT_BYTES], text_bytes)).sum()
         documents, text, tokens, bad, finished = rows.sum(axis=0).tolist()
-        return Progress(documents, text, tokens, bad, finished, self.tasks, float(read / max(1, text_bytes.sum())))
+        return EncodeProgress(
+            documents, text, tokens, bad, finished, self.tasks, float(read / max(1, text_bytes.sum()))
+        )
 
 
 class Watch:
@@ -87,7 +89,7 @@ class Watch:
     `limit` is that of bad documents: what is above it, whoever started the processes reports.
     """
 
-    def __init__(self, board: Board, row: int, limit: int) -> None:
+    def __init__(self, board: SharedCounts, row: int, limit: int) -> None:
         self._board, self._row, self._limit = board, board.row(row), limit
         self.problems = Problems()
         self.seen = self.written = self.text_bytes = 0

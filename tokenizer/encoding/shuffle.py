@@ -50,7 +50,7 @@ def _mixed(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return keys ^ (keys >> np.uint64(31))
 
 
-class Window:
+class ShuffleWindow:
     """Documents that wait to be shuffled. Each lies whole in one chunk of ids."""
 
     def __init__(self, vocab_size: int, dtype: str) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from pretrain.errors import PretrainError
 from tokenizer.corpus.readers import Task
 from tokenizer.corpus.rejection_log import Problems
-from tokenizer.encoding.shared_counts import Board, Progress, StoppedError
+from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, StoppedError
 
 POLL_S = 0.2
 _AHEAD = 2  # tasks for each process that are handed out, so that none waits for the parent
@@ -40,7 +40,7 @@ class Result(Protocol):
 class Worker(Protocol):
     """What is done with a task, which counts in its row of the board. It is sent to the processes."""
 
-    def __call__(self, task: Task, board: Board, row: int) -> Result:
+    def __call__(self, task: Task, board: SharedCounts, row: int) -> Result:
         """Raises StoppedError, with the problems until then, when the board says so."""
 
 
@@ -57,13 +57,13 @@ def run_all(
     *,
     workers: int,
     max_bad: int,
-    show: Callable[[Progress], None] | None = None,
+    show: Callable[[EncodeProgress], None] | None = None,
 ) -> Outcome:
     """Do every task, in `workers` processes or, where one is enough, in a thread of this one.
 
     Stops when more than `max_bad` documents are bad. Raises what a task raises, and PretrainError where a process dies.
     """
-    board = Board(len(tasks))
+    board = SharedCounts(len(tasks))
     sizes = np.array([task.text_bytes for task in tasks], np.int64)
     waiting = deque(sorted(range(len(tasks)), key=lambda row: -sizes[row]))
     outcome = Outcome({}, {})
@@ -102,7 +102,7 @@ def run_all(
 
 
 def _start_pool(
-    worker: Worker, board: Board, workers: int
+    worker: Worker, board: SharedCounts, workers: int
 ) -> tuple[Executor, Callable[[Task, int], "Future[Result]"], Callable[[], Any]]:
     """The pool, how to submit a task to it, and what makes it look after processes that it has just started."""
     if workers == 1:
@@ -123,7 +123,7 @@ def _start_pool(
 def _nothing() -> None: ...
 
 
-_mine: tuple[Worker, Board] | None = None
+_mine: tuple[Worker, SharedCounts] | None = None
 
 
 def _start_process(worker: Worker, tasks: int, memory: Any) -> None:
@@ -131,7 +131,7 @@ def _start_process(worker: Worker, tasks: int, memory: Any) -> None:
     # Ctrl-C reaches the whole process group; the parent ends the pool.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    _mine = worker, Board(tasks, memory)
+    _mine = worker, SharedCounts(tasks, memory)
 
 
 def _end_with_the_parent() -> None:

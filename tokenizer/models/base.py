@@ -1,6 +1,6 @@
 """Text to ids and back, by whichever tokenizer a run has.
 
-    tokenizer.model    SentencePiece; its processor is a `Codec` as it is
+    tokenizer.model    SentencePiece; its processor is a `Tokenizer` as it is
     tokenizer.json     Hugging Face, through the package `tokenizers`                           -> codec_json.py
       + tokenizer_config.json, special_tokens_map.json    which tokens begin and end a document
       + generation_config.json, config.json               the same, where those two do not say
@@ -23,7 +23,7 @@ from pretrain.errors import DataError
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-MODEL, DEFINITION = "tokenizer.model", "tokenizer.json"
+SENTENCEPIECE_MODEL, TOKENIZER_JSON = "tokenizer.model", "tokenizer.json"
 # Beside a tokenizer.json. What is copied wherever it goes, and what is only asked for the ids of special tokens.
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 FALLBACK = ("generation_config.json", "config.json")
@@ -32,7 +32,7 @@ LARGEST_BYTES = 256 << 20  # the largest in use, of 262,000 tokens, has 33 MB
 _TRAIN = "train one with `pretrain tokenizer train`"
 
 
-class Codec(Protocol):
+class Tokenizer(Protocol):
     """What is needed of a tokenizer. Ids of special tokens are -1 where there is none.
 
     `encode` adds no special tokens, and takes no lone surrogates; `decode` leaves special tokens out. `bos_id` is the id
@@ -47,23 +47,23 @@ class Codec(Protocol):
     def vocab_size(self) -> int: ...  # noqa: D102
 
 
-def is_definition(path: Path) -> bool:
+def is_tokenizer_json(path: Path) -> bool:
     """Whether a tokenizer file is a tokenizer.json, by its name, and not a SentencePiece model."""
     return path.suffix == ".json"
 
 
-def load_codec(path: Path) -> Codec:
+def load_tokenizer(path: Path) -> Tokenizer:
     """The tokenizer in a file. Raises DataError, and UserError where a package is missing."""
-    return codec_of(read_tokenizer(path), str(path))
+    return tokenizer_from_files(read_tokenizer(path), str(path))
 
 
-def codec_of(files: Mapping[str, bytes], where: str = "the tokenizer") -> Codec:
-    """The tokenizer of `read_tokenizer`; `where` opens the messages. Raises as `load_codec`."""
-    if DEFINITION in files:
-        from tokenizer.models.hf_json import json_codec
+def tokenizer_from_files(files: Mapping[str, bytes], where: str = "the tokenizer") -> Tokenizer:
+    """The tokenizer of `read_tokenizer`; `where` opens the messages. Raises as `load_tokenizer`."""
+    if TOKENIZER_JSON in files:
+        from tokenizer.models.hf_json import hf_tokenizer
 
-        return json_codec(files, where)
-    codec: Codec = load_sentencepiece(files[MODEL], where)
+        return hf_tokenizer(files, where)
+    codec: Tokenizer = load_sentencepiece(files[SENTENCEPIECE_MODEL], where)
     return codec
 
 
@@ -73,9 +73,9 @@ def read_tokenizer(path: Path) -> dict[str, bytes]:
     Beside a tokenizer.json these are BESIDE; those of FALLBACK only where it takes them to know the end of a document.
     Raises DataError for a file that cannot be read.
     """
-    if not is_definition(path):
-        return {MODEL: read_tokenizer_file(path)}
-    files = {DEFINITION: read_tokenizer_file(path)}
+    if not is_tokenizer_json(path):
+        return {SENTENCEPIECE_MODEL: read_tokenizer_file(path)}
+    files = {TOKENIZER_JSON: read_tokenizer_file(path)}
     files |= {name: read_tokenizer_file(path.with_name(name)) for name in BESIDE if path.with_name(name).is_file()}
     for name in FALLBACK:
         if special_token(files, "eos", str(path)) is None and path.with_name(name).is_file():
@@ -151,7 +151,7 @@ def read_tokenizer_file(path: Path) -> bytes:
     except FileNotFoundError:
         raise DataError(f"{path}: no such tokenizer", hint=_TRAIN) from None
     except IsADirectoryError:
-        raise DataError(f"{path}: is a folder", hint=f"name the file in it: {path / MODEL}") from None
+        raise DataError(f"{path}: is a folder", hint=f"name the file in it: {path / SENTENCEPIECE_MODEL}") from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) > LARGEST_BYTES:

@@ -23,10 +23,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tokenizer.models.base import Codec, is_definition, load_codec
-from tokenizer.models.hf_json import JsonCodec
+from tokenizer.models.base import Tokenizer, is_tokenizer_json, load_tokenizer
+from tokenizer.models.hf_json import HFTokenizer
 from tokenizer.models.probe_texts import probe_texts
-from tokenizer.models.sentencepiece import load_tokenizer, read_proto, reason_not_to_cut
+from tokenizer.models.sentencepiece import load_sentencepiece_model, read_proto, reason_not_to_cut
 from tokenizer.models.splitting import words
 from tokenizer.models.splitting_json import can_cut, cut_at_words
 
@@ -53,7 +53,7 @@ _BYTE_LOOKALIKE = re.compile(r"<0x..>", re.DOTALL)
 class TextEncoder:
     """What encodes texts with one model in this process, on one thread. It is loaded in each process, not sent there."""
 
-    model: Codec
+    model: Tokenizer
     name: str  # what does it, for a report
     note: str  # why nothing faster does; empty where nothing faster is known
     encode: Encode  # a text without lone surrogates -> int32 [tokens], no bos, no eos
@@ -63,18 +63,18 @@ def load_encoder(tokenizer: Path | bytes) -> TextEncoder:
     """The fastest encoder that gives the ids of SentencePiece for a tokenizer.model: its path, or its bytes.
 
     It takes about half a second for 32,000 pieces. For a tokenizer.json (a path) it is the package `tokenizers`, on one
-    thread. Raises DataError as `load_tokenizer`, and UserError where that package is missing.
+    thread. Raises DataError as `load_sentencepiece_model`, and UserError where that package is missing.
     """
-    if isinstance(tokenizer, Path) and is_definition(tokenizer):
+    if isinstance(tokenizer, Path) and is_tokenizer_json(tokenizer):
         # Else each process would start a thread for every core, for one text at a time.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        codec = load_codec(tokenizer)
-        assert isinstance(codec, JsonCodec)
+        codec = load_tokenizer(tokenizer)
+        assert isinstance(codec, HFTokenizer)
         name = f"tokenizers {version('tokenizers')}"
         if can_cut(codec):
             return TextEncoder(codec, name, "", _in_parts(codec))
         return TextEncoder(codec, f"{name}, whole texts", "cutting may change its ids", _whole(codec))
-    model = load_tokenizer(tokenizer)
+    model = load_sentencepiece_model(tokenizer)
     proto = read_proto(model)
     uncut = reason_not_to_cut(proto)
     if uncut:
@@ -161,11 +161,11 @@ class WordEncoder(dict[str, bytes]):
         return np.frombuffer(b"".join(map(self.__getitem__, words(text))), np.int32)
 
 
-def _whole(model: Codec) -> Encode:
+def _whole(model: Tokenizer) -> Encode:
     return lambda text: np.array(model.encode(text), np.int32)
 
 
-def _in_parts(codec: JsonCodec) -> Encode:
+def _in_parts(codec: HFTokenizer) -> Encode:
     return lambda text: np.concatenate([np.array(codec.encode(part), np.int32) for part in cut_at_words(text)])
 
 

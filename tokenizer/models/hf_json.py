@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from pretrain.errors import DataError, PretrainError, UserError
-from tokenizer.models.base import DEFINITION, read_object, special_token
+from tokenizer.models.base import TOKENIZER_JSON, read_object, special_token
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -28,7 +28,7 @@ LARGEST_VOCAB = 1 << 31  # ids travel as int32
 NAMED = ("unk", "bos", "eos", "pad")
 
 
-class JsonCodec:
+class HFTokenizer:
     """A `Codec`. `special` has the spelling of each special token by its id, `named` the ids by name ("bos", "eos", …)."""
 
     def __init__(self, tokenizer: Tokenizer, definition: dict[str, Any], named: dict[str, int], begin: int) -> None:
@@ -66,9 +66,9 @@ class JsonCodec:
         return self._size
 
 
-def json_codec(files: Mapping[str, bytes], where: str) -> JsonCodec:
+def hf_tokenizer(files: Mapping[str, bytes], where: str) -> HFTokenizer:
     """The codec of `codec.read_tokenizer`. Raises DataError, and UserError without the package."""
-    definition = read_object(files[DEFINITION], where)
+    definition = read_object(files[TOKENIZER_JSON], where)
     with guarded(f"{where}: not a tokenizer.json"):
         return _codec(files, definition, where)
 
@@ -84,8 +84,8 @@ def guarded(what: str) -> Iterator[None]:
         raise DataError(f"{what}: {str(error)[:300]}") from None
 
 
-def _codec(files: Mapping[str, bytes], definition: dict[str, Any], where: str) -> JsonCodec:
-    tokenizer = _load(definition, files[DEFINITION], where)
+def _codec(files: Mapping[str, bytes], definition: dict[str, Any], where: str) -> HFTokenizer:
+    tokenizer = _load(definition, files[TOKENIZER_JSON], where)
     named = {name: token for name in NAMED if (token := _named_id(tokenizer, files, name, where)) is not None}
     if "eos" not in named:
         raise DataError(
@@ -94,7 +94,7 @@ def _codec(files: Mapping[str, bytes], definition: dict[str, Any], where: str) -
         )
     _make_special(tokenizer, set(named.values()))
     tokenizer.encode_special_tokens = True
-    codec = JsonCodec(tokenizer, definition, named, _begin(tokenizer, named["eos"], where))
+    codec = HFTokenizer(tokenizer, definition, named, _begin(tokenizer, named["eos"], where))
     if codec.vocab_size() > LARGEST_VOCAB:
         raise DataError(f"{where}: has the id {codec.vocab_size() - 1}, and ids must be below {LARGEST_VOCAB}")
     for spelling in injectable(codec):
@@ -104,7 +104,7 @@ def _codec(files: Mapping[str, bytes], definition: dict[str, Any], where: str) -
     return codec
 
 
-def injectable(codec: JsonCodec) -> Iterator[str]:
+def injectable(codec: HFTokenizer) -> Iterator[str]:
     """Special tokens that a text can make by spelling them."""
     for token, spelling in codec.special.items():
         if token in codec.encode(spelling) or token in codec.encode(f"a {spelling} b{spelling}c"):

@@ -7,7 +7,7 @@ file can be the cause, and each finding says what was tried.
 
 from typing import Any
 
-from tokenizer.models.hf_json import JsonCodec
+from tokenizer.models.hf_json import HFTokenizer
 
 # What is tried, and why it may change.
 PROBES = {
@@ -31,7 +31,7 @@ PROBES = {
 }
 
 
-def losses(codec: JsonCodec) -> list[str]:
+def losses(codec: HFTokenizer) -> list[str]:
     """A sentence for each of PROBES that does not come back as it was, and one about the normalizer, if there is one."""
     found = []
     for text, what in PROBES.items():

@@ -19,7 +19,7 @@ def tokenizer_sha256(path: Path) -> str:
     return hashlib.sha256(read_tokenizer_file(path)).hexdigest()
 
 
-def load_tokenizer(tokenizer: Path | bytes) -> SentencePieceProcessor:
+def load_sentencepiece_model(tokenizer: Path | bytes) -> SentencePieceProcessor:
     """The SentencePiece model in a file, or in the bytes of one.
 
     Raises DataError unless it is one with byte_fallback (else unknown characters are lost), a bos id and an eos id

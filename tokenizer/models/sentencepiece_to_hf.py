@@ -72,14 +72,14 @@ def read_model(path: Path) -> "ModelProto":
     return model
 
 
-def reasons_against(model: "ModelProto") -> list[str]:
+def incompatibilities(model: "ModelProto") -> list[str]:
     """Everything that keeps `model` from an export with the same ids; empty when it can be exported."""
     return [*_trainer_reasons(model), *_normalizer_reasons(model), *_special_reasons(model), *_piece_reasons(model)]
 
 
 def refuse_unless_exportable(model: "ModelProto", name: str) -> None:
-    """Raise DataError with every reason of `reasons_against`."""
-    reasons = reasons_against(model)
+    """Raise DataError with every reason of `incompatibilities`."""
+    reasons = incompatibilities(model)
     if reasons:
         raise DataError(
             f"the tokenizer {name} cannot be exported id for id:\n" + "\n".join(f"  - {reason}" for reason in reasons),

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from tokenizer.models.hf_json import JsonCodec
+from tokenizer.models.hf_json import HFTokenizer
 
 PART = 1 << 20  # characters
 _BOUNDARY = re.compile("[A-Za-z] ")
@@ -33,7 +33,7 @@ def cut_at_words(text: str, size: int = PART) -> list[str]:
     return parts
 
 
-def can_cut(codec: JsonCodec) -> bool:
+def can_cut(codec: HFTokenizer) -> bool:
     """Whether `cut_at_words` keeps the ids of this tokenizer."""
     definition = codec.definition
     added = codec.tokenizer.get_added_tokens_decoder().values()

@@ -134,7 +134,7 @@ RUN_UNITS = (
 )
 
 
-def nasty_texts(control_symbols: Sequence[str] = CONTROL_SYMBOLS, *, mixes: int = 400) -> list[str]:
+def stress_texts(control_symbols: Sequence[str] = CONTROL_SYMBOLS, *, mixes: int = 400) -> list[str]:
     """At least 832 different strings, the same on each call; `control_symbols` are spelt out in some of them.
 
     `mixes` is the number of random concatenations. Their generator uses `Random.random` alone, the one method whose

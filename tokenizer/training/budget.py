@@ -18,7 +18,7 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12} | {
 _SIZE = re.compile(rf"(\d+(?:\.\d*)?) ?({'|'.join(_UNITS)})B?")
 
 
-class Source(NamedTuple):
+class SampleSource(NamedTuple):
     """A named part of the corpus, with a budget of its own."""
 
     name: str
@@ -53,7 +53,7 @@ class Budget(NamedTuple):
         return {name: self.given[name] if name in self.given else max(left * sizes[name] // size, 1) for name in sizes}
 
 
-def parse_sources(arguments: Sequence[str]) -> list[Source]:
+def parse_sources(arguments: Sequence[str]) -> list[SampleSource]:
     """Sources of `--input`: NAME=PATH begins one (or goes on with one), a plain PATH belongs to the name before it.
 
     Paths before any name are the source `corpus`. Raises DataError where NAME=PATH is also the name of a file.
@@ -72,7 +72,7 @@ def parse_sources(arguments: Sequence[str]) -> list[Source]:
         if not path:
             raise DataError(f"{argument}: no path follows the name", hint="write NAME=PATH")
         sources.setdefault(name, []).append(path)
-    return [Source(name, tuple(paths)) for name, paths in sources.items()]
+    return [SampleSource(name, tuple(paths)) for name, paths in sources.items()]
 
 
 def parse_size(text: str) -> int:

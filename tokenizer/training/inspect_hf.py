@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizer.models.base import SPACE_MARK, load_codec
-from tokenizer.models.hf_json import JsonCodec
+from tokenizer.models.base import SPACE_MARK, load_tokenizer
+from tokenizer.models.hf_json import HFTokenizer
 from tokenizer.models.round_trip import describe_part, losses
 from tokenizer.models.sentencepiece import tokenizer_sha256
 from tokenizer.training.inspect_sentencepiece import SHOWN, Check, Checks, visible
 
 
-def open_definition(path: Path) -> JsonCodec:
+def open_tokenizer_json(path: Path) -> HFTokenizer:
     """The codec of a tokenizer.json. Raises DataError, and UserError where the package `tokenizers` is missing."""
-    codec = load_codec(path)
-    assert isinstance(codec, JsonCodec), path
+    codec = load_tokenizer(path)
+    assert isinstance(codec, HFTokenizer), path
     return codec
 
 
-def facts(path: Path, codec: JsonCodec) -> dict[str, str]:
+def facts(path: Path, codec: HFTokenizer) -> dict[str, str]:
     """What the file says of itself; name to value, in the order to show."""
     definition, model = codec.definition, codec.definition["model"]
     settings = [
@@ -42,7 +42,7 @@ def facts(path: Path, codec: JsonCodec) -> dict[str, str]:
     }
 
 
-def run_checks(codec: JsonCodec, checks: Checks) -> list[Check]:
+def run_checks(codec: HFTokenizer, checks: Checks) -> list[Check]:
     """What this toolkit, and those who use its models later, need of a tokenizer, and need not find in others' ones."""
     texts = checks.nasty_texts(list(codec.special.values()))
     back = {text: codec.decode(codec.encode(text)) for text in texts}
@@ -72,12 +72,12 @@ def run_checks(codec: JsonCodec, checks: Checks) -> list[Check]:
     ]
 
 
-def pieces_of(codec: JsonCodec, text: str) -> list[tuple[str, int]]:
+def pieces_of(codec: HFTokenizer, text: str) -> list[tuple[str, int]]:
     """Tokens of `text` as they are stored (`Ġ` or `▁` for a space) and their ids, in order."""
     return [(str(codec.tokenizer.id_to_token(token)), token) for token in codec.encode(text)]
 
 
-def _document(codec: JsonCodec) -> str:
+def _document(codec: HFTokenizer) -> str:
     return f"ids, {codec.eos_id()}" if codec.bos_id() < 0 else f"{codec.bos_id()}, ids, {codec.eos_id()}"
 
 

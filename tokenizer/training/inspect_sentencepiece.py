@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pretrain.errors import DataError
-from tokenizer.models.base import SPACE_MARK, is_definition
+from tokenizer.models.base import SPACE_MARK, is_tokenizer_json
 from tokenizer.models.sentencepiece import reason_not_to_cut, tokenizer_sha256
 
 if TYPE_CHECKING:
@@ -75,7 +75,7 @@ def open_model(path: Path) -> Model:
 
     Raises DataError where the file cannot be read or is no SentencePiece model.
     """
-    if is_definition(path):
+    if is_tokenizer_json(path):
         raise DataError(
             f"{path}: this describes SentencePiece models",
             hint="`pretrain tokenizer inspect` takes a tokenizer.json too",

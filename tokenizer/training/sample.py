@@ -21,7 +21,7 @@ from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import Problems
 from tokenizer.corpus.task_plan import plan_tasks
 from tokenizer.models.splitting import cut_hard
-from tokenizer.training.budget import Budget, Source
+from tokenizer.training.budget import Budget, SampleSource
 
 CHUNK_CHARACTERS = 4096
 # At most this share of a source that is smaller than its budget is held out.
@@ -56,7 +56,7 @@ class SourceSample:
 
 
 def draw_samples(
-    sources: Sequence[Source],
+    sources: Sequence[SampleSource],
     options: ReadOptions,
     *,
     budget: Budget,

@@ -29,7 +29,7 @@ from pretrain.shards.manifest import sync_folder
 from tokenizer.corpus.readers import ReadOptions
 from tokenizer.corpus.rejection_log import Problems
 from tokenizer.corpus.task_plan import refuse_output_inside
-from tokenizer.training.budget import Budget, Source
+from tokenizer.training.budget import Budget, SampleSource
 from tokenizer.training.record import record_files, record_of
 from tokenizer.training.sample import CHUNK_CHARACTERS, Progress, SourceSample, draw_samples, without_duplicates
 
@@ -83,7 +83,7 @@ class Training(NamedTuple):
 
 
 def train_tokenizer(
-    sources: Sequence[Source],
+    sources: Sequence[SampleSource],
     vocab_size: int,
     output: Path,
     *,

@@ -13,7 +13,7 @@ from pretrain.shards.manifest import PACKED, Manifest
 from pretrain.shards.writer import PROBLEMS_NAME
 from tokenizer.corpus.readers import Task
 from tokenizer.encoding.run import Run
-from tokenizer.encoding.shared_counts import Progress
+from tokenizer.encoding.shared_counts import EncodeProgress
 
 _BAR_STEPS = 10_000
 
@@ -70,7 +70,7 @@ def print_table(rows: dict[str, str]) -> None:
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[Progress], None] | None]:
+def progress_bar(what: str) -> Iterator[Callable[[EncodeProgress], None] | None]:
     """A callback that draws tasks, documents, MB/s, tokens, problems and the time left on a terminal; None elsewhere."""
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -85,14 +85,14 @@ def progress_bar(what: str) -> Iterator[Callable[[Progress], None] | None]:
     with Bar(*columns, console=console, transient=True) as bar:
         drawn = bar.add_task(what, total=_BAR_STEPS, counts="")
 
-        def show(progress: Progress) -> None:
+        def show(progress: EncodeProgress) -> None:
             seconds = max(bar.tasks[0].elapsed or 0.0, 1e-9)
             bar.update(drawn, completed=int(progress.share * _BAR_STEPS), counts=_counts(progress, seconds))
 
         yield show
 
 
-def _counts(progress: Progress, seconds: float) -> str:
+def _counts(progress: EncodeProgress, seconds: float) -> str:
     parts = [
         f"{progress.tasks:,}/{progress.total_tasks:,} tasks",
         f"{progress.documents:,} documents",

@@ -1,6 +1,6 @@
 """What a family declares: which models it holds, what its tensors are made of, and its config.json in both directions.
 
-One declaration serves export and import: each tensor of a file is a `Stored`, and both ways follow from it. Names hold
+One declaration serves export and import: each tensor of a file is a `HFTensor`, and both ways follow from it. Names hold
 `{n}` where a block's number belongs. Nothing here needs torch.
 """
 
@@ -13,7 +13,7 @@ from pretrain.convert.families.config_file import ConfigFile
 
 
 @dataclass(frozen=True)
-class Stored:
+class HFTensor:
     """A tensor of a file: `parts`, parameters of ours, one after the other along their first dimension.
 
     `transposed` then exchanges the two dimensions. One without parts is a `fill` of `shape`, for what the family has and
@@ -43,7 +43,7 @@ class Family:
     model_type: str
     architecture: str
     reasons: Callable[[ModelConfig], list[str]]
-    tensors: Callable[[ModelConfig], list[Stored]]
+    tensors: Callable[[ModelConfig], list[HFTensor]]
     to_json: Callable[[ModelConfig, int], dict[str, Any]]
     from_json: Callable[[ConfigFile], dict[str, Any]]
     context: Callable[[ModelConfig, int], int] = lambda model, seq_len: seq_len
@@ -74,19 +74,19 @@ def whole_rotation(model: ModelConfig, name: str) -> list[str]:
     return [f"model.rope_fraction={model.rope_fraction:g}: {name} turns whole heads only"]
 
 
-def matrix(stored: str, *parts: str, transposed: bool = False) -> Stored:
+def matrix(stored: str, *parts: str, transposed: bool = False) -> HFTensor:
     """The weight of a linear layer, named without `.weight`."""
-    return Stored(f"{stored}.weight", tuple(f"{part}.weight" for part in parts), transposed)
+    return HFTensor(f"{stored}.weight", tuple(f"{part}.weight" for part in parts), transposed)
 
 
-def bias(stored: str, *parts: str, present: bool, width: int) -> Stored:
+def bias(stored: str, *parts: str, present: bool, width: int) -> HFTensor:
     """The bias of a layer, `width` zeros where our model has none."""
     if present:
-        return Stored(f"{stored}.bias", tuple(f"{part}.bias" for part in parts))
-    return Stored(f"{stored}.bias", fill="zeros", shape=(width,))
+        return HFTensor(f"{stored}.bias", tuple(f"{part}.bias" for part in parts))
+    return HFTensor(f"{stored}.bias", fill="zeros", shape=(width,))
 
 
-def in_each_block(model: ModelConfig, rows: Iterable[Stored]) -> Iterator[Stored]:
+def in_each_block(model: ModelConfig, rows: Iterable[HFTensor]) -> Iterator[HFTensor]:
     """The rows with the number of each block in their names."""
     rows = list(rows)
     for n in range(model.n_layers):

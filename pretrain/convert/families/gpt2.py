@@ -11,7 +11,7 @@ from pretrain.convert.families.activations import EXPORTED, read_activation
 from pretrain.convert.families.config_file import ConfigFile
 from pretrain.convert.families.family import (
     Family,
-    Stored,
+    HFTensor,
     bias,
     heads_fill_the_width,
     in_each_block,
@@ -40,7 +40,7 @@ def reasons(model: ModelConfig) -> list[str]:
     return found + heads_fill_the_width(model, NAME)
 
 
-def tensors(model: ModelConfig) -> list[Stored]:
+def tensors(model: ModelConfig) -> list[HFTensor]:
     """All tensors of a file."""
     block, ours, width = "transformer.h.{n}", "blocks.{n}", model.d_model
     attention = [f"{ours}.attention.{name}" for name in ("query", "key", "value")]
@@ -48,7 +48,7 @@ def tensors(model: ModelConfig) -> list[Stored]:
     fused, whole = f"{block}.attn.c_attn", f"{block}.attn.c_proj"
     up, down = f"{block}.mlp.c_fc", f"{block}.mlp.c_proj"
 
-    def norm(stored: str, part: str) -> list[Stored]:
+    def norm(stored: str, part: str) -> list[HFTensor]:
         return [matrix(stored, part), bias(stored, part, present=model.norm_bias, width=width)]
 
     rows = [
@@ -72,10 +72,10 @@ def tensors(model: ModelConfig) -> list[Stored]:
     ]
 
 
-def _positions(model: ModelConfig) -> Stored:
+def _positions(model: ModelConfig) -> HFTensor:
     if model.positions == "learned":
         return matrix("transformer.wpe", "embedding.positions")
-    return Stored("transformer.wpe.weight", fill="sinusoids", shape=(model.max_seq_len, model.d_model))
+    return HFTensor("transformer.wpe.weight", fill="sinusoids", shape=(model.max_seq_len, model.d_model))
 
 
 def context(model: ModelConfig, seq_len: int) -> int:

@@ -10,7 +10,7 @@ from pretrain.config.schema import ModelConfig
 from pretrain.convert.families.config_file import ConfigFile
 from pretrain.convert.families.family import (
     Family,
-    Stored,
+    HFTensor,
     bias,
     in_each_block,
     matrix,
@@ -40,7 +40,7 @@ def reasons(model: ModelConfig) -> list[str]:
     return found + whole_rotation(model, NAME)
 
 
-def attention_rows(model: ModelConfig, block: str) -> list[Stored]:
+def attention_rows(model: ModelConfig, block: str) -> list[HFTensor]:
     """Queries, keys, values and output, as Llama's descendants name them too."""
     q_width, kv_width = model.n_heads * model.head_width, model.n_kv_heads * model.head_width
     shapes = {"q": ("query", q_width), "k": ("key", kv_width), "v": ("value", kv_width), "o": ("output", model.d_model)}
@@ -53,7 +53,7 @@ def attention_rows(model: ModelConfig, block: str) -> list[Stored]:
     return rows
 
 
-def feed_forward_rows(model: ModelConfig, block: str) -> list[Stored]:
+def feed_forward_rows(model: ModelConfig, block: str) -> list[HFTensor]:
     """Gate, up and down."""
     rows = []
     for name in ("gate", "up", "down"):
@@ -64,7 +64,7 @@ def feed_forward_rows(model: ModelConfig, block: str) -> list[Stored]:
     return rows
 
 
-def around_blocks(model: ModelConfig, rows: list[Stored]) -> list[Stored]:
+def around_blocks(model: ModelConfig, rows: list[HFTensor]) -> list[HFTensor]:
     """Embedding, the rows of each block, last norm, and the head unless it is tied."""
     head = [] if model.tie_embeddings else [matrix("lm_head", "head")]
     return [
@@ -75,7 +75,7 @@ def around_blocks(model: ModelConfig, rows: list[Stored]) -> list[Stored]:
     ]
 
 
-def tensors(model: ModelConfig) -> list[Stored]:
+def tensors(model: ModelConfig) -> list[HFTensor]:
     """All tensors of a file."""
     block = "model.layers.{n}"
     return around_blocks(

@@ -4,7 +4,7 @@ from typing import Any
 
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.families.config_file import ConfigFile
-from pretrain.convert.families.family import Family, Stored, matrix, mismatches, whole_rotation
+from pretrain.convert.families.family import Family, HFTensor, matrix, mismatches, whole_rotation
 from pretrain.convert.families.llama import (
     around_blocks,
     attention_rows,
@@ -35,7 +35,7 @@ def reasons(model: ModelConfig) -> list[str]:
     ]
 
 
-def tensors(model: ModelConfig) -> list[Stored]:
+def tensors(model: ModelConfig) -> list[HFTensor]:
     """All tensors of a file."""
     block = "model.layers.{n}"
     return around_blocks(

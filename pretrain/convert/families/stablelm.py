@@ -6,7 +6,7 @@ from pretrain.config.schema import ModelConfig
 from pretrain.convert.families.config_file import ConfigFile
 from pretrain.convert.families.family import (
     Family,
-    Stored,
+    HFTensor,
     heads_fill_the_width,
     in_each_block,
     matrix,
@@ -37,7 +37,7 @@ def reasons(model: ModelConfig) -> list[str]:
     ]
 
 
-def tensors(model: ModelConfig) -> list[Stored]:
+def tensors(model: ModelConfig) -> list[HFTensor]:
     """All tensors of a file."""
     block = "model.layers.{n}"
     attention = [row for row in attention_rows(model, block) if row.name != f"{block}.self_attn.o_proj.bias"]

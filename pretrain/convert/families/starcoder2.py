@@ -10,7 +10,7 @@ from pretrain.convert.families.activations import EXPORTED, read_activation
 from pretrain.convert.families.config_file import ConfigFile
 from pretrain.convert.families.family import (
     Family,
-    Stored,
+    HFTensor,
     bias,
     in_each_block,
     matrix,
@@ -44,7 +44,7 @@ def uses_bias(model: ModelConfig) -> bool:
     return model.attention_bias != "none" or model.ffn_bias
 
 
-def tensors(model: ModelConfig) -> list[Stored]:
+def tensors(model: ModelConfig) -> list[HFTensor]:
     """All tensors of a file."""
     block, ours, width = "model.layers.{n}", "blocks.{n}", model.d_model
     q_width, kv_width = model.n_heads * model.head_width, model.n_kv_heads * model.head_width
@@ -71,7 +71,7 @@ def tensors(model: ModelConfig) -> list[Stored]:
     ]
 
 
-def norm_rows(model: ModelConfig, stored: str, part: str) -> list[Stored]:
+def norm_rows(model: ModelConfig, stored: str, part: str) -> list[HFTensor]:
     """Weight and bias of a LayerNorm that always has both."""
     return [matrix(stored, part), bias(stored, part, present=model.norm_bias, width=model.d_model)]
 

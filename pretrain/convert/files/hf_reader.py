@@ -15,22 +15,22 @@ from torch import Tensor
 
 from pretrain.config.schema import Config
 from pretrain.convert.families.choose import read_config
-from pretrain.convert.families.family import Family, Stored
+from pretrain.convert.families.family import Family, HFTensor
 from pretrain.convert.files.hf_directory import CONFIG, inside, model_name, read_json
 from pretrain.convert.files.stored_files import StoredTensor, load_tensor, shape_of, stored_tensors, type_of
 from pretrain.convert.files.tokenizer_files import find_tokenizer
 from pretrain.convert.files.weight_files import expected_shapes, stored_shape
 from pretrain.errors import DataError
 from pretrain.storage.safetensors import DTYPES
-from tokenizer.models.base import BESIDE, DEFINITION, FALLBACK, MODEL
+from tokenizer.models.base import BESIDE, FALLBACK, SENTENCEPIECE_MODEL, TOKENIZER_JSON
 
 NAMES_LISTED = 5
 
 
-class Place(NamedTuple):
+class TensorPlace(NamedTuple):
     """Rows [start, start + rows) of a tensor of the files, after it is transposed back."""
 
-    stored: Stored
+    stored: HFTensor
     start: int
     rows: int
 
@@ -59,10 +59,10 @@ class HfSource:
     @property
     def tokenizer(self) -> Path | None:
         """The file to load it from; None where the directory has none. Raises DataError for one that cannot be used."""
-        for name in (DEFINITION, MODEL, *BESIDE, *FALLBACK):
+        for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL, *BESIDE, *FALLBACK):
             if (self.directory / name).is_file():
                 inside(self.directory, name)  # they are copied: a link would publish what it points to
-        if not any((self.directory / name).is_file() for name in (DEFINITION, MODEL)):
+        if not any((self.directory / name).is_file() for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL)):
             return None
         return find_tokenizer(self.directory)
 
@@ -81,19 +81,19 @@ class HfSource:
         out.copy_(self.tensor(name).view(-1)[start : start + out.numel()])
 
 
-def _places(table: list[Stored], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Place]:
+def _places(table: list[HFTensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorPlace]:
     places = {}
     for stored in table:
         start = 0
         for part in stored.parts:
-            places[part] = Place(stored, start, shapes[part][0])
+            places[part] = TensorPlace(stored, start, shapes[part][0])
             start += shapes[part][0]
     return places
 
 
 def _held_against(
     found: dict[str, StoredTensor],
-    table: list[Stored],
+    table: list[HFTensor],
     shapes: Mapping[str, tuple[int, ...]],
     family: Family,
     config: Config,

@@ -13,21 +13,21 @@ from pathlib import Path
 from pretrain.errors import DataError, PretrainError
 from tokenizer.models.base import (
     BESIDE,
-    DEFINITION,
-    MODEL,
-    Codec,
-    is_definition,
-    load_codec,
+    SENTENCEPIECE_MODEL,
+    TOKENIZER_JSON,
+    Tokenizer,
+    is_tokenizer_json,
     load_sentencepiece,
+    load_tokenizer,
     read_tokenizer,
 )
-from tokenizer.models.hf_json import JsonCodec, guarded
+from tokenizer.models.hf_json import HFTokenizer, guarded
 from tokenizer.models.round_trip import losses
 from tokenizer.models.sentencepiece_to_hf import (
     SpecialTokens,
     build_tokenizer,
+    incompatibilities,
     read_model,
-    reasons_against,
     refuse_unless_exportable,
     write_tokenizer,
 )
@@ -41,8 +41,8 @@ def check_tokenizer(model_file: Path, vocab_size: int) -> None:
     ends a document, and to keep special tokens out of texts that spell them. `vocab_size` are the rows of the embedding;
     there may be more of them than tokens. Raises DataError, and UserError where a package is missing.
     """
-    if is_definition(model_file):
-        tokens = load_codec(model_file).vocab_size()
+    if is_tokenizer_json(model_file):
+        tokens = load_tokenizer(model_file).vocab_size()
     else:
         model = read_model(model_file)
         refuse_unless_exportable(model, str(model_file))
@@ -57,7 +57,7 @@ def write_tokenizer_files(model_file: Path, folder: Path, *, max_tokens: int) ->
     `max_tokens` is the context length that `truncation=True` cuts to. It has no effect on a tokenizer_config.json that is
     copied. Raises as `check_tokenizer`.
     """
-    if not is_definition(model_file):
+    if not is_tokenizer_json(model_file):
         return write_tokenizer(model_file, folder, max_tokens=max_tokens)
     codec, files = _json_codec(model_file), read_tokenizer(model_file)
     ids = {**({"bos": codec.bos_id()} if codec.bos_id() >= 0 else {}), **codec.named}
@@ -67,7 +67,7 @@ def write_tokenizer_files(model_file: Path, folder: Path, *, max_tokens: int) ->
         names = {f"{name}_token": spelling for name, (_, spelling) in special.items()}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "model_max_length": max_tokens}
         files["tokenizer_config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-    for name in (DEFINITION, *BESIDE):
+    for name in (TOKENIZER_JSON, *BESIDE):
         if name in files:
             (folder / name).write_bytes(files[name])
     return SpecialTokens(special.get("unk"), special.get("bos"), special["eos"], special.get("pad"))
@@ -75,7 +75,7 @@ def write_tokenizer_files(model_file: Path, folder: Path, *, max_tokens: int) ->
 
 def control_symbols(model_file: Path) -> list[str]:
     """Spellings of all special tokens, in the order of the ids. Raises as `check_tokenizer`."""
-    if is_definition(model_file):
+    if is_tokenizer_json(model_file):
         return list(_json_codec(model_file).special.values())
     return control_pieces(read_model(model_file))
 
@@ -86,15 +86,15 @@ def find_tokenizer(hf_dir: Path) -> Path:
     A tokenizer.model alone will do where it can be exported id for id. Raises DataError with every reason where it can't,
     where there is neither, and as `check_tokenizer`.
     """
-    model_file, definition = hf_dir / MODEL, hf_dir / DEFINITION
+    model_file, definition = hf_dir / SENTENCEPIECE_MODEL, hf_dir / TOKENIZER_JSON
     if definition.is_file():
         if model_file.is_file() and _is_made_of(definition, model_file):
             return model_file
-        load_codec(definition)
+        load_tokenizer(definition)
         return definition
     if not model_file.is_file():
         raise DataError(
-            f"{hf_dir}: holds neither {DEFINITION} nor {MODEL}",
+            f"{hf_dir}: holds neither {TOKENIZER_JSON} nor {SENTENCEPIECE_MODEL}",
             hint="transformers makes one of older files: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
     refuse_unless_exportable(read_model(model_file), str(model_file))
@@ -104,7 +104,7 @@ def find_tokenizer(hf_dir: Path) -> Path:
 
 def tokenizer_notes(model_file: Path) -> list[str]:
     """What texts lose on their way through the ids of a tokenizer.json, a sentence each; none for an exportable model."""
-    return losses(_json_codec(model_file)) if is_definition(model_file) else []
+    return losses(_json_codec(model_file)) if is_tokenizer_json(model_file) else []
 
 
 def _is_made_of(definition: Path, model_file: Path) -> bool:
@@ -112,7 +112,7 @@ def _is_made_of(definition: Path, model_file: Path) -> bool:
     try:
         with guarded(str(definition)):
             model = read_model(model_file)
-            if reasons_against(model):
+            if incompatibilities(model):
                 return False
             ours = build_tokenizer(model)
             # Read and written by the same release of the library: others write other defaults.
@@ -126,7 +126,7 @@ def _is_made_of(definition: Path, model_file: Path) -> bool:
     return bool(ours.to_str() == theirs.to_str())
 
 
-def _json_codec(model_file: Path) -> JsonCodec:
-    codec: Codec = load_codec(model_file)
-    assert isinstance(codec, JsonCodec)
+def _json_codec(model_file: Path) -> HFTokenizer:
+    codec: Tokenizer = load_tokenizer(model_file)
+    assert isinstance(codec, HFTokenizer)
     return codec

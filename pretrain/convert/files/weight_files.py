@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pretrain.config.schema import Config, ModelConfig
-from pretrain.convert.families.family import Stored
+from pretrain.convert.families.family import HFTensor
 from pretrain.errors import ExportError
 from pretrain.model.decoder import Decoder
 from pretrain.model.positions import sinusoidal
@@ -99,7 +99,7 @@ def rounded_parameter(source: WeightSource, name: str, dtype: torch.dtype) -> Te
     return _round(tensor, name, dtype)
 
 
-def stored_shape(stored: Stored, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def stored_shape(stored: HFTensor, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Shape of a tensor of the file, from those of our parameters."""
     if stored.fill is not None:
         return stored.shape
@@ -108,7 +108,7 @@ def stored_shape(stored: Stored, shapes: Mapping[str, tuple[int, ...]]) -> tuple
     return shape[::-1] if stored.transposed else shape
 
 
-def assemble(source: WeightSource, stored: Stored, dtype: torch.dtype) -> Tensor:
+def assemble(source: WeightSource, stored: HFTensor, dtype: torch.dtype) -> Tensor:
     """A tensor of the file in fp32, its elements rounded to `dtype`. Raises ExportError as `rounded_parameter`."""
     if stored.fill == "zeros":
         return torch.zeros(stored.shape)
@@ -134,7 +134,7 @@ def plan_shards(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str
 
 
 def write_weights(
-    source: WeightSource, folder: Path, tensors: Sequence[Stored], dtype: torch.dtype, max_shard_bytes: int
+    source: WeightSource, folder: Path, tensors: Sequence[HFTensor], dtype: torch.dtype, max_shard_bytes: int
 ) -> WrittenWeights:
     """Write every tensor of the family; one of them is in memory at a time.
 

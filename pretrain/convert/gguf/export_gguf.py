@@ -28,7 +28,7 @@ from pretrain.convert.gguf.gguf_check import LlamaCppProof, prove_by_reading, pr
 from pretrain.convert.gguf.gguf_tensors import Row, add_model_keys, choose_architecture, rows_of, tensor_of
 from pretrain.convert.gguf.gguf_tokenizer import add_tokenizer_keys
 from pretrain.errors import DataError, ExportError, UserError
-from tokenizer.models.base import is_definition
+from tokenizer.models.base import is_tokenizer_json
 from tokenizer.models.sentencepiece_to_hf import read_model
 
 # Names of `gguf.GGMLQuantizationType` and `gguf.LlamaFileType`.
@@ -187,7 +187,7 @@ def _checked_tokenizer(model_file: Path | None, vocab_size: int) -> Path:
             "the run has no tokenizer, and without one nobody can use the model",
             hint="name the SentencePiece model that its shards were made with: --tokenizer FILE",
         )
-    if is_definition(model_file):
+    if is_tokenizer_json(model_file):
         raise DataError(
             f"{model_file}: a tokenizer.json splits texts by a pattern that llama.cpp knows by name only, and a wrong "
             "one changes ids silently",

@@ -26,7 +26,7 @@ from pretrain.convert.verify.logits import proof_tokens
 from pretrain.convert.weight_sources import load_decoder
 from pretrain.errors import ExportError
 from tokenizer.models.sentencepiece_to_hf import read_model
-from tokenizer.models.stress_texts import nasty_texts
+from tokenizer.models.stress_texts import stress_texts
 
 # Root mean square of the differences of logits over that of the logits. Measured: 3e-7, 1e-3, 8e-3 and 3e-2 on fresh
 # weights, a tenth of that on trained ones; names exchanged or rows in another order give 9e-2 to 2e-1.
@@ -72,7 +72,7 @@ def prove_with_llama_cpp(file: Path, source: WeightSource, model_file: Path, dty
     interpreter = llama_cpp_interpreter()
     if interpreter is None:
         return None
-    texts = without_names(nasty_texts(), read_model(model_file))
+    texts = without_names(stress_texts(), read_model(model_file))
     tokens_BT = proof_tokens(source, model_file)[:, : source.config.data.seq_len]
     try:
         logits, ids = ask_llama_cpp(interpreter, file, token_rows=tokens_BT.tolist(), texts=texts)

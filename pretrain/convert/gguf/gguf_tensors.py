@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pretrain.config.schema import ModelConfig
 from pretrain.convert.families.choose import choose_family
-from pretrain.convert.families.family import Stored, heads_fill_the_width, mismatches
+from pretrain.convert.families.family import HFTensor, heads_fill_the_width, mismatches
 from pretrain.convert.files.weight_files import WeightSource, assemble, stored_shape
 from pretrain.errors import UserError
 from pretrain.model.positions import frequencies
@@ -83,7 +83,7 @@ class Row:
     """
 
     name: str
-    stored: Stored | None
+    stored: HFTensor | None
     shape: tuple[int, ...]
     reordered_heads: int = 0
 
@@ -124,7 +124,7 @@ def rows_of(source: WeightSource, gguf: Any) -> list[Row]:
     return rows
 
 
-def _stored(source: WeightSource, architecture: Architecture) -> Iterator[Stored]:
+def _stored(source: WeightSource, architecture: Architecture) -> Iterator[HFTensor]:
     """The tensors of the Hugging Face folder, and those that llama.cpp wants besides."""
     model = source.config.model
     tensors = choose_family(model).tensors(model)
@@ -133,9 +133,9 @@ def _stored(source: WeightSource, architecture: Architecture) -> Iterator[Stored
         yield tensor
         layer = tensor.name.removesuffix(".weight")
         if layer.endswith(architecture.owns_biases) and layer != tensor.name and f"{layer}.bias" not in names:
-            yield Stored(f"{layer}.bias", fill="zeros", shape=stored_shape(tensor, source.shapes)[:1])
+            yield HFTensor(f"{layer}.bias", fill="zeros", shape=stored_shape(tensor, source.shapes)[:1])
     if model.tie_embeddings and architecture.owns_head:
-        yield Stored("lm_head.weight", ("embedding.tokens.weight",))
+        yield HFTensor("lm_head.weight", ("embedding.tokens.weight",))
 
 
 def tensor_of(row: Row, source: WeightSource) -> Tensor:

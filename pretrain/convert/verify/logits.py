@@ -28,7 +28,7 @@ from pretrain.errors import ExportError
 from pretrain.model.decoder import Decoder
 from pretrain.model.positions import sinusoidal
 from pretrain.storage.safetensors import Entry, read_header, read_tensor
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 from tokenizer.models.stress_texts import CODE, SCRIPTS
 
 LOGIT_BOUND = 1e-5
@@ -77,7 +77,7 @@ def prove_logits(folder: Path, source: WeightSource, tokenizer: Path, dtype: tor
 def proof_tokens(source: WeightSource, tokenizer: Path) -> Tensor:
     """(2, T) ids: text in the first row, uniformly random ids of the whole vocabulary in the second."""
     length = min(source.config.model.max_seq_len, MAX_PROOF_TOKENS)
-    text = load_codec(tokenizer).encode("".join((*CODE, *SCRIPTS)))
+    text = load_tokenizer(tokenizer).encode("".join((*CODE, *SCRIPTS)))
     text_T = torch.tensor((text * (length // len(text) + 1))[:length])
     generator = torch.Generator().manual_seed(0)
     random_T = torch.randint(source.config.model.vocab_size, (length,), generator=generator)

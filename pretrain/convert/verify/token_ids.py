@@ -18,16 +18,16 @@ from pretrain.convert.files.tokenizer_files import control_symbols
 from pretrain.convert.verify.transformers_library import quiet_transformers
 from pretrain.errors import ExportError
 from tokenizer.models.base import (
-    DEFINITION,
-    is_definition,
-    load_codec,
+    TOKENIZER_JSON,
+    is_tokenizer_json,
     load_sentencepiece,
+    load_tokenizer,
     read_object,
     read_tokenizer,
     special_token,
 )
-from tokenizer.models.hf_json import NAMED, JsonCodec
-from tokenizer.models.stress_texts import nasty_texts
+from tokenizer.models.hf_json import NAMED, HFTokenizer
+from tokenizer.models.stress_texts import stress_texts
 
 FAILURES_LISTED = 3
 PLAIN_CLASS = "PreTrainedTokenizerFast"  # of transformers: uses a tokenizer.json as it is, in 4.57 and in 5
@@ -54,10 +54,10 @@ def prove_tokenizer(folder: Path, model_file: Path) -> TokenizerProof:
     `split_special_tokens=True` (tokenizer_json.py says why).
     """
     controls = control_symbols(model_file)
-    texts = nasty_texts(controls)
+    texts = stress_texts(controls)
     with quiet_transformers() as transformers:
         theirs = _auto_tokenizer(transformers, folder)
-        if is_definition(model_file):
+        if is_tokenizer_json(model_file):
             reference = "tokenizers"
             tokens, failures = _compare_definition(theirs, model_file, texts)
         else:
@@ -88,7 +88,7 @@ def settle_tokenizer(folder: Path, model_file: Path) -> TokenizerProof:
         config_file = folder / "tokenizer_config.json"
         config = read_object(config_file.read_bytes(), str(config_file))
         stated = config.get("tokenizer_class")
-        if not is_definition(model_file) or stated == PLAIN_CLASS:
+        if not is_tokenizer_json(model_file) or stated == PLAIN_CLASS:
             raise
         config_file.write_text(
             json.dumps({**config, "tokenizer_class": PLAIN_CLASS}, indent=2, ensure_ascii=False) + "\n",
@@ -117,7 +117,7 @@ def _compare_model(
     processor = load_sentencepiece(model_file.read_bytes(), str(model_file))
     expected = {name: getattr(processor, f"{name}_id")() for name in NAMED}
     _check_special_ids(theirs, expected, "SentencePiece's")
-    ours = load_codec(folder / DEFINITION)
+    ours = load_tokenizer(folder / TOKENIZER_JSON)
     tokens, failures = 0, []
     if (ours.bos_id(), ours.eos_id(), ours.pad_id()) != (expected["bos"], expected["eos"], expected["pad"]):
         failures.append("ids of the special tokens in our own loader of tokenizer.json")
@@ -146,8 +146,8 @@ def _model_differences(text: str, ids: list[int], theirs: Any, processor: Any, s
 
 def _compare_definition(theirs: Any, model_file: Path, texts: list[str]) -> tuple[int, list[str]]:
     """How many tokens were compared, and where transformers differs from the tokenizer.json of the run."""
-    codec = load_codec(model_file)
-    assert isinstance(codec, JsonCodec)
+    codec = load_tokenizer(model_file)
+    assert isinstance(codec, HFTokenizer)
     files = read_tokenizer(model_file)
     spelt = {name for name in NAMED if isinstance(special_token(files, name, str(model_file)), str)}
     _check_special_ids(theirs, {name: codec.named[name] for name in NAMED if name in spelt}, "those of the run")
@@ -169,7 +169,7 @@ def _compare_definition(theirs: Any, model_file: Path, texts: list[str]) -> tupl
     return tokens, failures
 
 
-def _with_symbols(codec: JsonCodec, text: str) -> list[int]:
+def _with_symbols(codec: HFTokenizer, text: str) -> list[int]:
     """Ids where special tokens that are spelt in the text are matched, as chat templates need it."""
     codec.tokenizer.encode_special_tokens = False
     try:
@@ -178,7 +178,7 @@ def _with_symbols(codec: JsonCodec, text: str) -> list[int]:
         codec.tokenizer.encode_special_tokens = True
 
 
-def _framing(theirs: Any, codec: JsonCodec) -> tuple[list[int], list[int]]:
+def _framing(theirs: Any, codec: HFTokenizer) -> tuple[list[int], list[int]]:
     """What theirs puts before and behind each text; where it is the template's, it is none of our business."""
     ids, own, inner = theirs("a").input_ids, codec.tokenizer.encode("a").ids, codec.encode("a")
     if ids == own:

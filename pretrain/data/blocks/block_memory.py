@@ -22,7 +22,7 @@ Key = tuple[int, int, int]
 URGENT, AHEAD = 0, 1  # what is read now is fetched before what will be read
 
 
-class Block(NamedTuple):
+class CachedBlock(NamedTuple):
     """A block as the memory knows it: source, shard and block by number, its bytes, and how to get it."""
 
     key: Key
@@ -63,7 +63,7 @@ class BlockMemory:
         """Whether more can be held within the limit."""
         return self._held_bytes < self.limit_bytes
 
-    def hold(self, block: Block, priority: int = AHEAD) -> None:
+    def hold(self, block: CachedBlock, priority: int = AHEAD) -> None:
         """Keep a block, and have it fetched if it is neither there nor on its way."""
         with self._lock:
             entry = self._held.get(block.key)
@@ -79,7 +79,7 @@ class BlockMemory:
                 self._trim()
             entry.holds += 1
 
-    def get(self, block: Block) -> NDArray[Any]:
+    def get(self, block: CachedBlock) -> NDArray[Any]:
         """The ids of a block that is held. Raises DataError where they cannot be had."""
         with self._lock:
             entry = self._held[block.key]
@@ -103,7 +103,7 @@ class BlockMemory:
                 self._idle_bytes += entry.size
                 self._trim()
 
-    def _request(self, entry: _Entry, block: Block, priority: int) -> None:
+    def _request(self, entry: _Entry, block: CachedBlock, priority: int) -> None:
         self._requests.put((priority, next(self._numbers), entry.ids, block.fetch))
         if self._threads < self.connections:
             self._threads += 1

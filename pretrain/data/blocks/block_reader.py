@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pretrain.data.blocks.block_memory import AHEAD, URGENT, Block, BlockMemory
+from pretrain.data.blocks.block_memory import AHEAD, URGENT, BlockMemory, CachedBlock
 from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.errors import DataError
 from pretrain.shards.format import read_index
@@ -28,19 +28,19 @@ from pretrain.storage.store import LocalStore, RemoteStore
 Ids = NDArray[Any]  # of the manifest's dtype
 
 
-class Kept(dict[int, Any]):
-    """What a source keeps of its shards, until a `Budget` takes it."""
+class OpenShards(dict[int, Any]):
+    """What a source keeps of its shards, until a `EvictionLimit` takes it."""
 
 
-class Budget:
-    """At most `limit` values in all `Kept` of a process; the one that came first goes first."""
+class EvictionLimit:
+    """At most `limit` values in all `OpenShards` of a process; the one that came first goes first."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._came: deque[tuple[weakref.ref[Kept], int]] = deque()
+        self._came: deque[tuple[weakref.ref[OpenShards], int]] = deque()
         self._lock = threading.Lock()
 
-    def keep(self, kept: Kept, shard: int, value: Any) -> Any:
+    def keep(self, kept: OpenShards, shard: int, value: Any) -> Any:
         """Put a value that `kept` does not have."""
         with self._lock:
             kept[shard] = value
@@ -53,8 +53,8 @@ class Budget:
         return value
 
 
-MAPS = Budget(256)  # each holds a file descriptor, of which a process may often have 1,024
-INDEXES = Budget(4096)  # some 32 kB each
+MAPS = EvictionLimit(256)  # each holds a file descriptor, of which a process may often have 1,024
+INDEXES = EvictionLimit(4096)  # some 32 kB each
 _NUMBERS = itertools.count()  # of the remote sources of this process
 
 
@@ -66,7 +66,7 @@ class LocalBlocks:
 
     def __init__(self, store: LocalStore, manifest: Manifest) -> None:
         self.store, self.manifest = store, manifest
-        self._opened = Kept()
+        self._opened = OpenShards()
         self._checked: dict[int, tuple[tuple[int, ...], bytearray]] = {}
         self._lock = threading.Lock()
 
@@ -84,7 +84,7 @@ class LocalBlocks:
 
     def _first_touch(self, shard: int, block: int) -> Ids:
         with self._lock:
-            opened: _OpenShard = self._opened.get(shard) or MAPS.keep(self._opened, shard, self._open(shard))
+            opened: _MappedShard = self._opened.get(shard) or MAPS.keep(self._opened, shard, self._open(shard))
             offset, tokens, _, crc32 = opened.index[block].tolist()
             payload = opened.data[offset : offset + tokens * np.dtype(self.manifest.dtype).itemsize]
             if not opened.checked[block]:
@@ -93,7 +93,7 @@ class LocalBlocks:
                 opened.checked[block] = 1
             return opened.ids.setdefault(block, payload.view(self.manifest.dtype))
 
-    def _open(self, shard: int) -> "_OpenShard":
+    def _open(self, shard: int) -> "_MappedShard":
         entry = self.manifest.shards[shard]
         path = self.store.folder / entry.name
         size = self.store.size(entry.name)
@@ -112,10 +112,10 @@ class LocalBlocks:
         # A map may go and come back: what was checked stays checked as long as the file is the same.
         if self._checked.get(shard, (None,))[0] != file:
             self._checked[shard] = file, bytearray(len(index))
-        return _OpenShard(data, index, self._checked[shard][1])
+        return _MappedShard(data, index, self._checked[shard][1])
 
 
-class _OpenShard:
+class _MappedShard:
     def __init__(self, data: NDArray[np.uint8], index: NDArray[np.int64], checked: bytearray) -> None:
         self.data, self.index, self.checked = data, index, checked
         self.ids: dict[int, Ids] = {}
@@ -129,7 +129,7 @@ class RemoteBlocks:
         # Not the shard's hash: a manifest could claim that of another, whose blocks are in memory too.
         self._number = next(_NUMBERS)
         self._largest = (manifest.block_tokens + 1) * np.dtype(manifest.dtype).itemsize
-        self._indexes = Kept()
+        self._indexes = OpenShards()
         # One index is asked for once, however many of its blocks are wanted at the same time.
         self._locks = [threading.Lock() for _ in range(64)]
 
@@ -150,8 +150,8 @@ class RemoteBlocks:
     def _key(self, shard: int, block: int) -> tuple[int, int, int]:
         return self._number, shard, block
 
-    def _block(self, shard: int, block: int) -> Block:
-        return Block(self._key(shard, block), self._largest, lambda: self._fetch(shard, block))
+    def _block(self, shard: int, block: int) -> CachedBlock:
+        return CachedBlock(self._key(shard, block), self._largest, lambda: self._fetch(shard, block))
 
     def _fetch(self, shard: int, block: int) -> Ids:
         index = self._index(shard)

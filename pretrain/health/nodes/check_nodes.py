@@ -27,9 +27,9 @@ import click
 from pretrain.config import Config, load_config
 from pretrain.distributed.process_exit import leave
 from pretrain.errors import PretrainError, UserError
-from pretrain.health.nodes.compare import Finding, judge
+from pretrain.health.nodes.compare import NodeFinding, judge
 from pretrain.health.nodes.node_report import GIB, LONGEST_REPORT, Needs, Report, look
-from pretrain.health.nodes.slurm_step import Place, find_place
+from pretrain.health.nodes.slurm_step import SlurmStep, find_place
 from pretrain.health.watchdog import STALLED
 from pretrain.plan.counts import count_parameters
 
@@ -47,7 +47,7 @@ def needs_of(config: Config, nodes: int) -> Needs:
     return Needs(checkpoint // nodes, free, config.engine.device == "cuda")
 
 
-def collect(place: Place, mine: Report, token: str, wait_s: float) -> list[Finding]:
+def collect(place: SlurmStep, mine: Report, token: str, wait_s: float) -> list[NodeFinding]:
     """On the head: everybody's report, the verdict, and the answer to everybody."""
     reports, offsets = {0: mine}, {0: 0.0}
     deadline = time.monotonic() + wait_s
@@ -72,7 +72,7 @@ def collect(place: Place, mine: Report, token: str, wait_s: float) -> list[Findi
     return findings
 
 
-def send(place: Place, report_now: Callable[[], Report], wait_s: float) -> list[Finding]:
+def send(place: SlurmStep, report_now: Callable[[], Report], wait_s: float) -> list[NodeFinding]:
     """On the others: their report to the head, and its answer. Raises PretrainError where it cannot be reached."""
     deadline = time.monotonic() + wait_s
     while True:
@@ -80,7 +80,7 @@ def send(place: Place, report_now: Callable[[], Report], wait_s: float) -> list[
             with socket.create_connection((place.head, place.port), timeout=10) as connection:
                 connection.sendall(report_now().to_line())
                 connection.settimeout(wait_s + 10)
-                return [Finding(*finding) for finding in json.loads(connection.makefile("rb").readline(2**24))]
+                return [NodeFinding(*finding) for finding in json.loads(connection.makefile("rb").readline(2**24))]
         except (OSError, ValueError) as error:
             if time.monotonic() > deadline:
                 raise PretrainError(
@@ -89,7 +89,7 @@ def send(place: Place, report_now: Callable[[], Report], wait_s: float) -> list[
             time.sleep(0.2)
 
 
-def check(config: Config, place: Place, wait_s: float, slow: float) -> list[Finding]:
+def check(config: Config, place: SlurmStep, wait_s: float, slow: float) -> list[NodeFinding]:
     """Everything, on every node; the findings are the same on all. Prints what was measured, on the head.
 
     Raises PretrainError on a node that does not reach the head, or where the network fails while it is measured.
@@ -114,7 +114,7 @@ def check(config: Config, place: Place, wait_s: float, slow: float) -> list[Find
     return findings or _measured(place, config, slow)
 
 
-def _measured(place: Place, config: Config, slow: float) -> list[Finding]:
+def _measured(place: SlurmStep, config: Config, slow: float) -> list[NodeFinding]:
     from pretrain.health.nodes.network import describe, measure, slow_nodes
 
     os.environ.update(MASTER_ADDR=place.head, MASTER_PORT=str(place.port))
@@ -123,7 +123,7 @@ def _measured(place: Place, config: Config, slow: float) -> list[Finding]:
         print(f"node check: {describe(measured, place.nodes)}", flush=True)
     parts = slow_nodes(measured.pairs, len(place.nodes), slow)
     return [
-        Finding(place.nodes[rank], f"its network has {part:.0%} of the speed that is usual here")
+        NodeFinding(place.nodes[rank], f"its network has {part:.0%} of the speed that is usual here")
         for rank, part in parts.items()
     ]
 
@@ -135,7 +135,7 @@ def _read(path: Path) -> str | None:
         return None
 
 
-def to_exclude(findings: Sequence[Finding], nodes: Sequence[str]) -> list[str]:
+def to_exclude(findings: Sequence[NodeFinding], nodes: Sequence[str]) -> list[str]:
     """The nodes at fault; none where it is more than half of them, since then it is not the nodes."""
     bad = sorted({finding.node for finding in findings})
     return bad if 2 * len(bad) <= len(nodes) else []
@@ -182,7 +182,7 @@ def main(config_file: Path, overrides: tuple[str, ...], exclude_bad: bool, wait_
     leave(STALLED if excluded else int(bool(findings)))
 
 
-def _verdict(findings: Sequence[Finding], excluded: Sequence[str], nodes: Sequence[str]) -> str:
+def _verdict(findings: Sequence[NodeFinding], excluded: Sequence[str], nodes: Sequence[str]) -> str:
     if not findings:
         return f"{len(nodes)} nodes are fit"
     bad = sorted({finding.node for finding in findings})

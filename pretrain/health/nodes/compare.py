@@ -11,7 +11,7 @@ MEMORY_DIFFERENCE = 0.1
 SKEW_S = 5.0
 
 
-class Finding(NamedTuple):
+class NodeFinding(NamedTuple):
     """What is wrong with a node."""
 
     node: str
@@ -20,18 +20,18 @@ class Finding(NamedTuple):
 
 def judge(
     nodes: Sequence[str], reports: Mapping[int, Report], offsets: Mapping[int, float], token: str
-) -> list[Finding]:
+) -> list[NodeFinding]:
     """What is wrong, from the reports by rank and how far each clock was ahead of the head's when its report came."""
     findings = []
     for rank, node in enumerate(nodes):
         report = reports.get(rank)
         if report is None:
-            findings.append(Finding(node, f"no word from it: it is down, or does not reach {nodes[0]}"))
+            findings.append(NodeFinding(node, f"no word from it: it is down, or does not reach {nodes[0]}"))
             continue
-        findings += [Finding(node, problem) for problem in report.problems]
+        findings += [NodeFinding(node, problem) for problem in report.problems]
         if report.token != token:
             findings.append(
-                Finding(node, "it does not see what the head writes to the run folder, which must be shared")
+                NodeFinding(node, "it does not see what the head writes to the run folder, which must be shared")
             )
     present = {nodes[rank]: report for rank, report in sorted(reports.items())}
     for what in sorted({name for report in present.values() for name in report.versions}):
@@ -41,21 +41,23 @@ def judge(
     for node, report in present.items():
         if abs(report.memory - usual) > MEMORY_DIFFERENCE * usual:
             findings.append(
-                Finding(node, f"{report.memory / GIB:.0f} GiB of memory, and {usual / GIB:.0f} on the others")
+                NodeFinding(node, f"{report.memory / GIB:.0f} GiB of memory, and {usual / GIB:.0f} on the others")
             )
     middle = statistics.median([*offsets.values()] or [0.0])
     for rank, offset in sorted(offsets.items()):
         if abs(offset - middle) > SKEW_S:
             ahead = "ahead of" if offset > middle else "behind"
-            findings.append(Finding(nodes[rank], f"its clock is {abs(offset - middle):.0f} s {ahead} the others"))
+            findings.append(NodeFinding(nodes[rank], f"its clock is {abs(offset - middle):.0f} s {ahead} the others"))
     return findings
 
 
-def _unlike_most(what: str, values: Mapping[str, str]) -> list[Finding]:
+def _unlike_most(what: str, values: Mapping[str, str]) -> list[NodeFinding]:
     """Those that differ from the majority; of two equally large parties, the head's is right, which comes first."""
     usual = Counter(values.values()).most_common(1)[0][0] if values else ""
     return [
-        Finding(node, f"{what} {value}, and {usual} on the others") for node, value in values.items() if value != usual
+        NodeFinding(node, f"{what} {value}, and {usual} on the others")
+        for node, value in values.items()
+        if value != usual
     ]
 
 

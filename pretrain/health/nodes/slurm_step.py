@@ -11,7 +11,7 @@ PORT = "29400"
 _PART = re.compile(r"(?:[^,\[\]]|\[[0-9,-]+\])+")
 
 
-class Place(NamedTuple):
+class SlurmStep(NamedTuple):
     """This process among those of the check: one a node, the head first."""
 
     nodes: tuple[str, ...]
@@ -26,7 +26,7 @@ class Place(NamedTuple):
         return self.nodes[self.rank]
 
 
-def find_place(environment: Mapping[str, str]) -> Place:
+def find_place(environment: Mapping[str, str]) -> SlurmStep:
     """From what srun exports. Raises UserError where it is not one task a node."""
     values = {name: environment.get(f"SLURM_{name}", "") for name in ("PROCID", "STEP_NUM_TASKS", "STEP_NODELIST")}
     if not all(values.values()):
@@ -38,7 +38,7 @@ def find_place(environment: Mapping[str, str]) -> Place:
         )
     head = environment.get("MASTER_ADDR") or nodes[0]
     start = f"{environment.get('SLURM_JOB_ID', '0')}-{environment.get('SLURM_RESTART_COUNT', '0')}"
-    return Place(nodes, int(values["PROCID"]), head, int(environment.get("MASTER_PORT", PORT)), start)
+    return SlurmStep(nodes, int(values["PROCID"]), head, int(environment.get("MASTER_PORT", PORT)), start)
 
 
 def expand(nodelist: str) -> Iterator[str]:

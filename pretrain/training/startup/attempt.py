@@ -18,9 +18,9 @@ from pretrain.distributed.collectives import from_main
 from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, TrainingError
 from pretrain.health.stop_request import StopRequest
-from pretrain.run_folder import Jump, RunFolder
+from pretrain.run_folder import RunFolder, SkippedRange
 from pretrain.training.startup.init_weights import verify_start
-from pretrain.training.startup.preflight import Found, Prepared, find_resume
+from pretrain.training.startup.preflight import Found, OpenedData, find_resume
 
 LOOK_EVERY_S = 1.0
 
@@ -28,10 +28,10 @@ LOOK_EVERY_S = 1.0
 class Attempt:
     """What all ranks know of this start."""
 
-    def __init__(self, folder: RunFolder, world: World, data: Prepared) -> None:
+    def __init__(self, folder: RunFolder, world: World, data: OpenedData) -> None:
         self.folder, self.world, self.data = folder, world, data
         self.number = 0
-        self.jumps: list[Jump] = []
+        self.jumps: list[SkippedRange] = []
         self.start: Path | None = None  # what run.init_from names, once that is verified
         self.notes: list[str] = []  # why newer checkpoints were passed over; on rank 0
         self.remote: RemoteRun | None = None  # with checkpoint.upload; on rank 0
@@ -46,7 +46,7 @@ class Attempt:
         """The newest whole checkpoint now, for a rollback. A collective."""
         return self._decide(self._newest)
 
-    def jump(self, jump: Jump) -> None:
+    def jump(self, jump: SkippedRange) -> None:
         """Note what will be jumped over, before it is."""
         self.jumps = [*self.jumps, jump]
         if self.world.is_main:

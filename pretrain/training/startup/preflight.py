@@ -20,7 +20,7 @@ from pretrain.data.source import Source, open_sources
 from pretrain.errors import CheckpointError, ConfigError, DataError
 from pretrain.generation.prompts import sample_prompts
 from pretrain.optim.schedule import samples_between
-from pretrain.run_folder import Jump, RunFolder
+from pretrain.run_folder import RunFolder, SkippedRange
 from pretrain.shards.manifest import fingerprint
 from pretrain.training.startup.init_weights import check_start
 from tokenizer.models.base import read_tokenizer
@@ -29,7 +29,7 @@ Found = tuple[Path, dict[str, Any]] | None  # a checkpoint and its state
 
 
 @dataclass(frozen=True)
-class Prepared:
+class OpenedData:
     """The open sources of a run, and the files of the tokenizer that they were encoded with, where it is named."""
 
     config: Config
@@ -37,7 +37,7 @@ class Prepared:
     valid: list[Source]
     tokenizer: dict[str, bytes] | None
 
-    def order(self, resumed: dict[str, Any] | None = None, jumps: Sequence[Jump] = ()) -> Order:
+    def order(self, resumed: dict[str, Any] | None = None, jumps: Sequence[SkippedRange] = ()) -> Order:
         """The order over the training sources, for a run that goes on from the state of a checkpoint.
 
         `jumps` are the samples that it jumps over.
@@ -57,7 +57,7 @@ class Prepared:
         return order
 
 
-def prepare(config: Config, world_size: int, *, is_main: bool = True) -> Prepared:
+def prepare(config: Config, world_size: int, *, is_main: bool = True) -> OpenedData:
     """Open and check the data, the batch arithmetic and the checkpoint to resume from. Raises UserError.
 
     One process of a run looks whether all shards are there: a thousand that list a folder are a burden for its store.
@@ -77,7 +77,7 @@ def prepare(config: Config, world_size: int, *, is_main: bool = True) -> Prepare
     return prepared
 
 
-def open_data(config: Config) -> Prepared:
+def open_data(config: Config) -> OpenedData:
     """Open the sources of a run and hold them against the model and the tokenizer. Raises ConfigError or DataError."""
     if not config.data.train:
         raise ConfigError(["data.train names no source\n    hint: data.train.web.path=DIR"])
@@ -88,10 +88,12 @@ def open_data(config: Config) -> Prepared:
         _check_vocabulary(source, config, tokenizer)
     _check_ends(config, [*train, *valid])
     _check_distinct(train, valid)
-    return Prepared(config, train, valid, tokenizer)
+    return OpenedData(config, train, valid, tokenizer)
 
 
-def plan_stages(config: Config, resumed: dict[str, Any] | None = None, jumps: Sequence[Jump] = ()) -> list[Stage]:
+def plan_stages(
+    config: Config, resumed: dict[str, Any] | None = None, jumps: Sequence[SkippedRange] = ()
+) -> list[Stage]:
     """The stages of weights with the sample at which each starts.
 
     For a run that goes on, from where it stands: its batch may have been another until now, and stages that have begun
@@ -140,7 +142,7 @@ def _check_epochs(config: Config, order: Order, resumed: dict[str, Any] | None) 
 
 
 def find_resume(
-    prepared: Prepared,
+    prepared: OpenedData,
     *,
     hashes: bool,
     skipped: Callable[[str], None],

@@ -24,7 +24,7 @@ POINTS = {
     "between_files": ("pretrain.checkpoint.layout", "write_file", True),
     "commit": ("pretrain.checkpoint.layout", "commit", False),
     "committed": ("pretrain.checkpoint.layout", "commit", True),
-    "evaluate": ("pretrain.training.periodic_eval", "Looks._held_out_sums", False),
+    "evaluate": ("pretrain.training.periodic_eval", "PeriodicEval._held_out_sums", False),
     "forward": ("pretrain.distributed.engine", "Engine._loss", False),
     "update": ("pretrain.training.trainer", "Trainer._before_update", False),
     "jump": ("pretrain.run_folder", "RunFolder.write_jumps", True),

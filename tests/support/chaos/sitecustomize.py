@@ -33,16 +33,16 @@ def fault(module: str) -> Callable[[Fault], Fault]:
 
 
 @fault("pretrain.training.batches")
-def hang_in_data(feed: ModuleType, rank: int, step: int, seconds: float = 1e6) -> None:
+def hang_in_data(batches: ModuleType, rank: int, step: int, seconds: float = 1e6) -> None:
     """The batches of a step come late, or never."""
-    original = feed.Feed.next
+    original = batches.BatchLoader.next
 
     def late(self: Any, progress: Any) -> Any:
         if rank == RANK and progress.step + 1 == step:
             time.sleep(seconds)
         return original(self, progress)
 
-    feed.Feed.next = late
+    batches.BatchLoader.next = late
 
 
 @fault("pretrain.distributed.engine")

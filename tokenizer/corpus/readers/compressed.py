@@ -26,7 +26,7 @@ MAX_WINDOW_BYTES = 1 << 27
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 
 
-class _Codec(NamedTuple):
+class _Decompressor(NamedTuple):
     """`open` makes a decompressor; `feed` gives all that it makes of some bytes, `input_bytes` at most."""
 
     name: str
@@ -118,8 +118,8 @@ def _zstd_error() -> type[Exception]:
 
 
 CODECS = {
-    "gz": _Codec("gzip", lambda: zlib.decompressobj(_GZIP_WINDOW), _feed_gzip),
-    "zst": _Codec("zstd", _open_zstd, _feed_zstd, ZSTD_INPUT_BYTES),
-    "bz2": _Codec("bzip2", bz2.BZ2Decompressor, _feed_stdlib),
-    "xz": _Codec("xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, 2 * MAX_WINDOW_BYTES), _feed_stdlib),
+    "gz": _Decompressor("gzip", lambda: zlib.decompressobj(_GZIP_WINDOW), _feed_gzip),
+    "zst": _Decompressor("zstd", _open_zstd, _feed_zstd, ZSTD_INPUT_BYTES),
+    "bz2": _Decompressor("bzip2", bz2.BZ2Decompressor, _feed_stdlib),
+    "xz": _Decompressor("xz", lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, 2 * MAX_WINDOW_BYTES), _feed_stdlib),
 }

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, cast
 
 from pretrain.config.schema import StoreConfig
 from pretrain.errors import DataError
-from pretrain.storage.retry import insist
+from pretrain.storage.retry import retry
 from pretrain.storage.store import LISTING_TRIES, LocalStore, RemoteStore, open_store
 from tokenizer.corpus.readers.byte_ranges import CHUNK_BYTES
 from tokenizer.corpus.readers.parts import Part
@@ -54,7 +54,7 @@ class Bucket(RemoteStore):
         return f"{self._root.rstrip('/')}/{name}".rstrip("/")
 
     def _insist(self, once: Callable[[], Any], what: str, timeouts: int = 1) -> Any:
-        return insist(
+        return retry(
             once,
             what=f"{self.address}/{what}",
             attempts=self.config.attempts,

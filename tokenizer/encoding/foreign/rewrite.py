@@ -34,7 +34,7 @@ UNKNOWN = "unknown"
 UNKNOWN_TOKENIZER = "0" * 64
 
 
-class Progress(NamedTuple):
+class RewriteProgress(NamedTuple):
     """How far it is: bytes of the tars, and the ids in them."""
 
     bytes: int
@@ -60,7 +60,7 @@ def index_foreign(
     overwrite: bool = False,
     block_tokens: int = BLOCK_TOKENS,
     shard_bytes: int = SHARD_BYTES,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[RewriteProgress], None] | None = None,
 ) -> Indexed:
     """Write the tokens in `sources` (tars, folders, globs) as shards to the folder `output`, in their order.
 
@@ -116,7 +116,7 @@ class _Rewriting:
         reading: Reading,
         id_bytes: np.ndarray | None,
         max_bad_members: int,
-        progress: Callable[[Progress], None] | None,
+        progress: Callable[[RewriteProgress], None] | None,
     ) -> None:
         self.reading, self.id_bytes = reading, id_bytes
         self.max_bad_members, self.progress = max_bad_members, progress
@@ -134,7 +134,7 @@ class _Rewriting:
                 else:
                     self._write(found, writer)
                 if self.progress is not None:
-                    self.progress(Progress(done + position, total, self.tokens))
+                    self.progress(RewriteProgress(done + position, total, self.tokens))
             done += tar.stat().st_size
         if not self.tokens:
             raise DataError(

@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pretrain.errors import DataError
-from tokenizer.models.base import SPACE_MARK, is_definition, load_codec
-from tokenizer.models.sentencepiece import load_tokenizer
+from tokenizer.models.base import SPACE_MARK, is_tokenizer_json, load_tokenizer
+from tokenizer.models.sentencepiece import load_sentencepiece_model
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
     from tokenizer.encoding.foreign.framing import Reading
-    from tokenizer.models.hf_json import JsonCodec
+    from tokenizer.models.hf_json import HFTokenizer
 
 
 def bytes_of_ids(tokenizer: Path, reading: Reading) -> np.ndarray:
@@ -24,7 +24,7 @@ def bytes_of_ids(tokenizer: Path, reading: Reading) -> np.ndarray:
 
     Raises DataError where the tokenizer and the options contradict each other.
     """
-    model: Any = load_codec(tokenizer) if is_definition(tokenizer) else load_tokenizer(tokenizer)
+    model: Any = load_tokenizer(tokenizer) if is_tokenizer_json(tokenizer) else load_sentencepiece_model(tokenizer)
     tokens = model.vocab_size()
     if tokens > reading.vocab_size:
         raise DataError(
@@ -36,7 +36,7 @@ def bytes_of_ids(tokenizer: Path, reading: Reading) -> np.ndarray:
                 f"{name}_id={given}, and {tokenizer} has {own if own >= 0 else 'none'}",
                 hint=f"--{name}-id {own}" if own >= 0 else f"leave out --{name}-id",
             )
-    size_of = _size_in_definition(model) if is_definition(tokenizer) else _size_in_model(model)
+    size_of = _size_in_definition(model) if is_tokenizer_json(tokenizer) else _size_in_model(model)
     return np.array([size_of(token) for token in range(tokens)], np.int64)
 
 
@@ -50,7 +50,7 @@ def _size_in_model(model: SentencePieceProcessor) -> Callable[[int], int]:
     return size
 
 
-def _size_in_definition(codec: JsonCodec) -> Callable[[int], int]:
+def _size_in_definition(codec: HFTokenizer) -> Callable[[int], int]:
     added = codec.tokenizer.get_added_tokens_decoder()
     decoder = _types(codec.definition.get("decoder"))
 

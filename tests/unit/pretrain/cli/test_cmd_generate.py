@@ -23,7 +23,7 @@ from pretrain.model.logits_fn import decoder_logits
 from tests.support.processes import ENVIRONMENT
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import MemorySource, decoder_of, memory_source, small_model
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def refused(*arguments: str | Path) -> str:
 
 def expected(source: MemorySource, texts: Sequence[str], count: int) -> list[str]:
     assert source.tokenizer is not None
-    codec = load_codec(source.tokenizer)
+    codec = load_tokenizer(source.tokenizer)
     prompts = [encode_prompt(codec, text) for text in texts]
     stop = frozenset({codec.eos_id()})
     made = complete(decoder_logits(decoder_of(source)), codec, prompts, greedy, max_new_tokens=count, stop_ids=stop)

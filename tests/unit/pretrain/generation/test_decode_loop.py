@@ -11,7 +11,7 @@ from pretrain.generation.decode_loop import generate
 from pretrain.generation.prompts import room
 from pretrain.generation.sampling import Choose, Sampling, greedy, sampler
 from pretrain.model.decoder import Decoder
-from pretrain.model.kv_cache import Cache
+from pretrain.model.kv_cache import KVCache
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.shapes import SHAPES, small_decoder
 
@@ -81,7 +81,7 @@ def test_the_work_of_a_token_is_one_position_of_each_row_that_goes_on() -> None:
     seen: list[tuple[int, ...]] = []
     reader = decoder_logits(MODEL)
 
-    def counting(tokens_BT: Tensor, cache: Cache) -> Tensor:
+    def counting(tokens_BT: Tensor, cache: KVCache) -> Tensor:
         seen.append(tuple(tokens_BT.shape))
         return reader.logits(tokens_BT, cache)
 
@@ -100,7 +100,7 @@ def test_no_gradient_is_recorded() -> None:
     reader = decoder_logits(MODEL)
     grads: list[bool] = []
 
-    def logits(tokens_BT: Tensor, cache: Cache) -> Tensor:
+    def logits(tokens_BT: Tensor, cache: KVCache) -> Tensor:
         found = reader.logits(tokens_BT, cache)
         grads.append(found.requires_grad)
         return found

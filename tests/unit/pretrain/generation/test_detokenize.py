@@ -11,7 +11,7 @@ from pretrain.errors import UserError
 from pretrain.generation.detokenize import Continuation, TextStream
 from pretrain.generation.prompts import encode_prompt
 from tests.support.tokenizers import sentencepiece_model_fixture, train_sentencepiece  # noqa: F401
-from tokenizer.models.base import Codec, load_codec
+from tokenizer.models.base import Tokenizer, load_tokenizer
 
 MIXED = st.lists(
     st.one_of(st.text(max_size=6), st.sampled_from(["def f(x):", " return", "漢字", "😀", "é", "\n", "  ", "\ufffd"])),
@@ -43,7 +43,9 @@ class Bytes:
         return 258
 
 
-def pieces(codec: Codec, prompt: list[int], tokens: Sequence[int], **options: object) -> tuple[Continuation, list[str]]:
+def pieces(
+    codec: Tokenizer, prompt: list[int], tokens: Sequence[int], **options: object
+) -> tuple[Continuation, list[str]]:
     shown: list[str] = []
     row = Continuation(codec, prompt, show=shown.append, **options)  # type: ignore[arg-type]
     for token in tokens:
@@ -77,16 +79,18 @@ def test_bytes_of_any_text_make_the_text(before: str, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def codecs(sentencepiece_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Codec]:
+def codecs(sentencepiece_model: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Tokenizer]:
     """One of ours, and one that takes the first space of what it decodes away."""
     prefixed = tmp_path_factory.mktemp("prefixed") / "tokenizer.model"
     train_sentencepiece(prefixed, vocab_size=600, add_dummy_prefix=True)
-    return [load_codec(sentencepiece_model), load_codec(prefixed)]
+    return [load_tokenizer(sentencepiece_model), load_tokenizer(prefixed)]
 
 
 @settings(max_examples=60, deadline=None)
 @given(MIXED, MIXED.filter(lambda text: "\0" not in text))
-def test_pieces_of_a_real_tokenizer_make_what_it_decodes_at_once(codecs: list[Codec], before: str, text: str) -> None:
+def test_pieces_of_a_real_tokenizer_make_what_it_decodes_at_once(
+    codecs: list[Tokenizer], before: str, text: str
+) -> None:
     for codec in codecs:
         prompt, tokens = [codec.bos_id(), *codec.encode(before)], codec.encode(text) * 5
         whole = codec.decode([*prompt, *tokens])[len(codec.decode(prompt)) :]
@@ -95,7 +99,7 @@ def test_pieces_of_a_real_tokenizer_make_what_it_decodes_at_once(codecs: list[Co
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 1_020), max_size=80))
-def test_whatever_a_model_makes_is_shown_as_it_is_decoded_at_once(codecs: list[Codec], tokens: list[int]) -> None:
+def test_whatever_a_model_makes_is_shown_as_it_is_decoded_at_once(codecs: list[Tokenizer], tokens: list[int]) -> None:
     """Random tokens: half characters, control symbols, and ids beyond the tokenizer, which have no text."""
     codec = codecs[0]
     known = [token for token in tokens if token < codec.vocab_size()]
@@ -192,7 +196,7 @@ def test_a_stop_text_that_ends_in_half_a_character() -> None:
 # --- prompts ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_prompt_begins_as_a_document_does(codecs: list[Codec]) -> None:
+def test_a_prompt_begins_as_a_document_does(codecs: list[Tokenizer]) -> None:
     assert encode_prompt(codecs[0], "") == [codecs[0].bos_id()]
     assert encode_prompt(codecs[0], "def f") == [codecs[0].bos_id(), *codecs[0].encode("def f")]
 
@@ -206,7 +210,7 @@ def test_without_a_bos_an_empty_prompt_is_the_end_of_another_document() -> None:
     assert encode_prompt(NoBos(), "a") == [97]
 
 
-def test_text_that_spells_a_control_symbol_stays_text(codecs: list[Codec]) -> None:
+def test_text_that_spells_a_control_symbol_stays_text(codecs: list[Tokenizer]) -> None:
     for spelling in ("</s>", "<s>", "<|im_end|>"):
         ids = encode_prompt(codecs[0], spelling)
         assert codecs[0].decode(ids) == spelling
@@ -214,6 +218,6 @@ def test_text_that_spells_a_control_symbol_stays_text(codecs: list[Codec]) -> No
         assert ids.count(codecs[0].bos_id()) == 1
 
 
-def test_half_a_surrogate_pair_is_refused(codecs: list[Codec]) -> None:
+def test_half_a_surrogate_pair_is_refused(codecs: list[Tokenizer]) -> None:
     with pytest.raises(UserError, match="not UTF-8"):
         encode_prompt(codecs[0], "a\udcff")

@@ -3,17 +3,17 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.health.heartbeat import SHOWN, Beat, beat_file, describe, find_suspects, read_beats, write_beat
+from pretrain.health.heartbeat import SHOWN, Heartbeat, beat_file, describe, find_suspects, read_beats, write_beat
 
 ATTEMPT = 3
 
 
-def beat(rank: int, *, beats: int = 10, progress: int = 40, phase: str = "agree", **changes: object) -> Beat:
-    base = Beat(rank, f"node{rank}", 100 + rank, ATTEMPT, beats, progress, phase, 7, "2026-01-01 00:00:00", 3.0)
+def beat(rank: int, *, beats: int = 10, progress: int = 40, phase: str = "agree", **changes: object) -> Heartbeat:
+    base = Heartbeat(rank, f"node{rank}", 100 + rank, ATTEMPT, beats, progress, phase, 7, "2026-01-01 00:00:00", 3.0)
     return replace(base, **changes)  # type: ignore[arg-type]
 
 
-def two_looks(*beats: Beat | None, silent: tuple[int, ...] = ()) -> tuple[dict, dict]:
+def two_looks(*beats: Heartbeat | None, silent: tuple[int, ...] = ()) -> tuple[dict, dict]:
     """The second look as given; in the first, the same with fewer beats but for the silent."""
     now = dict(enumerate(beats))
     before = {
@@ -23,7 +23,7 @@ def two_looks(*beats: Beat | None, silent: tuple[int, ...] = ()) -> tuple[dict, 
     return before, now
 
 
-def named(*beats: Beat | None, silent: tuple[int, ...] = (), attempt: int = ATTEMPT) -> list[int]:
+def named(*beats: Heartbeat | None, silent: tuple[int, ...] = (), attempt: int = ATTEMPT) -> list[int]:
     return [suspect.rank for suspect in find_suspects(*two_looks(*beats, silent=silent), attempt)]
 
 

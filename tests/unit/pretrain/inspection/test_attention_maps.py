@@ -12,7 +12,7 @@ from pretrain.inspection.attention_maps import attention_maps, capture, figures
 from pretrain.inspection.token_labels import pieces, seen
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 
 MODELS: list[dict[str, Any]] = [
     {},
@@ -79,7 +79,7 @@ def test_a_text_is_read_as_a_document_begins(sentencepiece_model: Path) -> None:
     maps = attention_maps(source, "def f(x):\n    return x", 64)
     assert maps.tokens[0] == "<s>" and "".join(maps.tokens[1:]) == "def␣f(x):\\n␣␣␣␣return␣x"
     assert maps.step == 7 and maps.left_out == 0
-    ids = [1, *load_codec(sentencepiece_model).encode("def f(x):\n    return x")]
+    ids = [1, *load_tokenizer(sentencepiece_model).encode("def f(x):\n    return x")]
     assert torch.equal(maps.weights_LHTT, capture(decoder_of(source), torch.tensor([ids])))
 
 
@@ -114,7 +114,7 @@ def test_what_cannot_be_shown_is_refused(sentencepiece_model: Path) -> None:
 
 
 def test_spaces_bytes_and_what_does_not_print_are_seen(sentencepiece_model: Path) -> None:
-    codec = load_codec(sentencepiece_model)
+    codec = load_tokenizer(sentencepiece_model)
     shown = pieces(codec, codec.encode("a  b\n\t漢\u202e"))
     text = "".join(shown)
     assert "␣␣" in text and "\\n" in text and "<0xE6><0xBC><0xA2>" in text and "\u202e" not in text
@@ -132,7 +132,7 @@ def test_tokens_of_a_byte_level_vocabulary_are_text_too(tmp_path: Path) -> None:
     tokenizer.train_from_iterator(["the cat sat on the mat " * 20], trainer)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
-    codec = load_codec(tmp_path / "tokenizer.json")
+    codec = load_tokenizer(tmp_path / "tokenizer.json")
     shown = pieces(codec, [*codec.encode("the cat é漢\n"), codec.eos_id()])
     assert shown[-1] == "<|end|>" and shown[-2] == "\\n"
     assert "".join(shown[:-2]) == "the␣cat␣<0xC3><0xA9><0xE6><0xBC><0xA2>"

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pretrain.model.decoder import Decoder
-from pretrain.model.kv_cache import Cache
+from pretrain.model.kv_cache import KVCache
 from tests.support.shapes import SHAPES, small_decoder
 
 TOKENS = torch.randint(50, (3, 20), generator=torch.Generator().manual_seed(1))
@@ -23,7 +23,7 @@ def whole(model: Decoder, tokens_BT: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def in_pieces(model: Decoder, tokens_BT: Tensor, sizes: list[int], cache: Cache) -> Tensor:
+def in_pieces(model: Decoder, tokens_BT: Tensor, sizes: list[int], cache: KVCache) -> Tensor:
     """Logits (B, P, V) at the end of each of P pieces."""
     parts = [model(piece, cache=cache) for piece in tokens_BT.split(sizes, dim=1)]
     return torch.cat(parts, dim=1)
@@ -40,7 +40,7 @@ def test_tokens_may_come_in_pieces_of_any_size(model: Decoder, sizes: list[int])
     total = min(sum(sizes), 20)
     ends = sorted({min(end, total) for end in torch.tensor(sizes).cumsum(0).tolist()})
     sizes = [end - start for start, end in zip([0, *ends[:-1]], ends, strict=True)]
-    found = in_pieces(model, TOKENS[:, :total], sizes, Cache(model.config, 3, 20))
+    found = in_pieces(model, TOKENS[:, :total], sizes, KVCache(model.config, 3, 20))
     torch.testing.assert_close(found, whole(model, TOKENS[:, :total])[:, [end - 1 for end in ends]], **CLOSE)
 
 
@@ -55,7 +55,7 @@ def test_rows_of_different_lengths_are_as_each_alone(model: Decoder) -> None:
     lengths = (4, 13, 20)
     prompts = [TOKENS[row, : length - 3] for row, length in enumerate(lengths)]
     tokens_BT, padding_B = left_padded(prompts)
-    cache = Cache(model.config, 3, 20, padding_B=padding_B)
+    cache = KVCache(model.config, 3, 20, padding_B=padding_B)
     with torch.no_grad():
         found = [model(tokens_BT, cache=cache)[:, 0]]
         for later in range(3):
@@ -70,7 +70,7 @@ def test_what_stands_in_the_filling_changes_no_bit(model: Decoder) -> None:
     found = []
     for filler in (0, 49):
         tokens_BT, padding_B = left_padded([TOKENS[0, :5], TOKENS[1, :17]], filler)
-        cache = Cache(model.config, 2, 20, padding_B=padding_B)
+        cache = KVCache(model.config, 2, 20, padding_B=padding_B)
         found.append(in_pieces(model, torch.cat([tokens_BT, TOKENS[:2, 17:]], dim=1), [17, 1, 2], cache))
     assert found[0].isfinite().all()
     assert torch.equal(found[0], found[1])
@@ -79,15 +79,15 @@ def test_what_stands_in_the_filling_changes_no_bit(model: Decoder) -> None:
 def test_a_piece_behind_filling_is_read_like_single_tokens(model: Decoder) -> None:
     tokens_BT, padding_B = left_padded([TOKENS[0, :5], TOKENS[1, :12]])
     tokens_BT = torch.cat([tokens_BT, TOKENS[:2, 12:17]], dim=1)
-    at_once = in_pieces(model, tokens_BT, [12, 5], Cache(model.config, 2, 17, padding_B=padding_B))
-    singly = in_pieces(model, tokens_BT, [12, 1, 1, 1, 1, 1], Cache(model.config, 2, 17, padding_B=padding_B))
+    at_once = in_pieces(model, tokens_BT, [12, 5], KVCache(model.config, 2, 17, padding_B=padding_B))
+    singly = in_pieces(model, tokens_BT, [12, 1, 1, 1, 1, 1], KVCache(model.config, 2, 17, padding_B=padding_B))
     torch.testing.assert_close(at_once[:, -1], singly[:, -1], **CLOSE)
 
 
 def test_rows_are_taken_in_another_order_twice_or_not_at_all() -> None:
     model = small_decoder()
     tokens_BT, padding_B = left_padded([TOKENS[0, :3], TOKENS[1, :10], TOKENS[2, :7]])
-    cache = Cache(model.config, 3, 12, padding_B=padding_B)
+    cache = KVCache(model.config, 3, 12, padding_B=padding_B)
     in_pieces(model, tokens_BT, [10], cache)
     rows = torch.tensor([2, 0, 2, 2])
     cache.select(rows)
@@ -100,7 +100,7 @@ def test_rows_are_taken_in_another_order_twice_or_not_at_all() -> None:
 
 def test_a_row_that_goes_on_does_not_write_into_its_copy() -> None:
     model = small_decoder()
-    cache = Cache(model.config, 1, 8)
+    cache = KVCache(model.config, 1, 8)
     in_pieces(model, TOKENS[:1, :4], [4], cache)
     keys = cache.keys[0].clone()
     cache.select(torch.tensor([0, 0]))
@@ -113,13 +113,13 @@ def test_a_row_that_goes_on_does_not_write_into_its_copy() -> None:
 def test_a_full_cache_says_so(sizes: list[int]) -> None:
     """A single token too many would be left out silently: an empty slice takes it."""
     with pytest.raises(ValueError, match="8 positions"):
-        in_pieces(small_decoder(), TOKENS[:1, :9], sizes, Cache(small_decoder().config, 1, 8))
+        in_pieces(small_decoder(), TOKENS[:1, :9], sizes, KVCache(small_decoder().config, 1, 8))
 
 
 def test_in_bf16_it_holds_bf16_and_stays_near() -> None:
     model = small_decoder().to(torch.bfloat16)
     tokens_BT, padding_B = left_padded([TOKENS[0, :6], TOKENS[1, :12]])
-    cache = Cache(model.config, 2, 14, dtype=torch.bfloat16, padding_B=padding_B)
+    cache = KVCache(model.config, 2, 14, dtype=torch.bfloat16, padding_B=padding_B)
     found = in_pieces(model, torch.cat([tokens_BT, TOKENS[:2, 12:14]], dim=1), [12, 1, 1], cache)
     assert {tensor.dtype for tensor in (*cache.keys, *cache.values)} == {torch.bfloat16}
     alone = whole(model, torch.cat([TOKENS[0, :6], TOKENS[0, 12:14]])[None])[0, -3:]

@@ -6,7 +6,7 @@ import pytest
 
 from pretrain.errors import DataError
 from pretrain.storage import retry as retries
-from pretrain.storage.retry import Settled, insist, is_permanent
+from pretrain.storage.retry import FinalError, is_permanent, retry
 
 
 class Failing:
@@ -33,7 +33,7 @@ class NoCredentialsError(Exception):
 
 
 def ask(once: Callable[[], int], attempts: int = 4, timeout_s: float = 20.0) -> int:
-    return insist(once, what="s3://b/x", attempts=attempts, timeout_s=timeout_s, hint="look")
+    return retry(once, what="s3://b/x", attempts=attempts, timeout_s=timeout_s, hint="look")
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_waits_double_to_a_limit_and_differ(waits: list[float]) -> None:
 
 
 def test_a_settled_answer_is_raised_as_it_is(waits: list[float]) -> None:
-    once = Failing(Settled(DataError("not a manifest", hint="encode")))
+    once = Failing(FinalError(DataError("not a manifest", hint="encode")))
     with pytest.raises(DataError) as caught:
         ask(once)
     assert (caught.value.message, caught.value.hint, once.calls) == ("not a manifest", "encode", 1)

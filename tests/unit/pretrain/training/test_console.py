@@ -6,15 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from pretrain.training.console import Reporter, format_count, format_seconds
+from pretrain.training.console import ConsoleReporter, format_count, format_seconds
 
 
 def reporter(
     folder: Path, *, terminal: bool = False, total: int = 100, every: int = 10
-) -> tuple[Reporter, io.StringIO]:
+) -> tuple[ConsoleReporter, io.StringIO]:
     screen = io.StringIO()
     console = Console(file=screen, force_terminal=terminal, width=60, highlight=False)
-    return Reporter(folder / "train.log", total_steps=total, every_steps=every, console=console), screen
+    return ConsoleReporter(folder / "train.log", total_steps=total, every_steps=every, console=console), screen
 
 
 def values(step: int, speed: float = 1_000.0, seconds: float = 0.5) -> dict[str, float]:

@@ -7,7 +7,7 @@ from torch import Tensor
 from pretrain.config.schema import Config, DataConfig, EvalConfig, LogConfig, ModelConfig
 from pretrain.errors import ConfigError
 from pretrain.generation.prompts import sample_prompts
-from pretrain.model.kv_cache import Cache
+from pretrain.model.kv_cache import KVCache
 from pretrain.model.logits_fn import decoder_logits
 from pretrain.run_folder import RunFolder
 from pretrain.training.metrics import MetricsWriter, read_lines
@@ -23,7 +23,7 @@ def test_forwards_do_not_depend_on_what_the_weights_write() -> None:
     for seed in range(3):
         reader, seen = decoder_logits(small_decoder(seed)), []
 
-        def logits(tokens_BT: Tensor, cache: Cache, reader=reader, seen=seen) -> Tensor:
+        def logits(tokens_BT: Tensor, cache: KVCache, reader=reader, seen=seen) -> Tensor:
             seen.append(tuple(tokens_BT.shape))
             return reader.logits(tokens_BT, cache)
 

@@ -14,9 +14,9 @@ from tokenizer.encoding import deduplicate as duplicates
 from tokenizer.encoding.deduplicate import HashWorker, find_repeated, hashed_documents, known_of
 from tokenizer.encoding.encode_options import describe
 from tokenizer.encoding.run import Run, encode_corpus
-from tokenizer.encoding.shared_counts import Board
+from tokenizer.encoding.shared_counts import SharedCounts
 from tokenizer.encoding.work_folder import WorkFolder
-from tokenizer.models.sentencepiece import load_tokenizer
+from tokenizer.models.sentencepiece import load_sentencepiece_model
 
 
 def some_texts(n: int, distinct: int, seed: int = 0) -> list[str]:
@@ -47,7 +47,7 @@ def test_the_first_of_equal_texts_is_kept_however_they_are_cut(
     monkeypatch.setattr(duplicates, "RANGE_DOCUMENTS", range_documents)
     worker, tasks = HashWorker(ReadOptions(), run.work, 0), run.plan.tasks
     for task in reversed(tasks):
-        worker(task, Board(1), 0)
+        worker(task, SharedCounts(1), 0)
     find_repeated(run.work, len(tasks))
     kept = []
     for task in tasks:
@@ -71,7 +71,7 @@ def test_duplicates_are_left_out_and_counted_whatever_the_number_of_workers(
         outputs.append(files_of(out))
     assert outputs[0] == outputs[1]
     texts = some_texts(150, 100) + some_texts(150, 100, seed=1)
-    sp = load_tokenizer(sentencepiece_model)
+    sp = load_sentencepiece_model(sentencepiece_model)
     assert sorted(sp.decode(ids) for ids in documents_of(out, manifest)) == sorted(set(texts))
     repeated = len(texts) - len(set(texts))
     assert manifest.skipped == {"duplicate": repeated}

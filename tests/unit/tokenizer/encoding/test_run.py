@@ -27,8 +27,8 @@ from tokenizer.corpus.task_plan import plan_tasks
 from tokenizer.encoding import encode_task as tasks
 from tokenizer.encoding.encode_options import describe
 from tokenizer.encoding.run import Run, encode_corpus
-from tokenizer.encoding.shared_counts import Board, Progress, Watch
-from tokenizer.models.sentencepiece import load_tokenizer, tokenizer_sha256
+from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, Watch
+from tokenizer.models.sentencepiece import load_sentencepiece_model, tokenizer_sha256
 from tokenizer.training.train_bpe import SETTINGS, train_model
 
 BLOCK = 64
@@ -58,7 +58,7 @@ def test_every_document_comes_back_from_the_shards(
     Source("a", SourceConfig(str(out)), BLOCK).check_shards()
     for _, problems in verify_shards(open_store(str(out)), manifest, workers=1):
         assert problems == []
-    sp = load_tokenizer(tokenizer)
+    sp = load_sentencepiece_model(tokenizer)
     decoded = [sp.decode(document) for document in documents_of(out, manifest)]
     assert sorted(decoded) == sorted(TEXTS)
     assert decoded != TEXTS  # shuffled
@@ -129,8 +129,8 @@ def test_an_array_gives_the_bytes_of_one_process_and_names_what_is_missing(
 def test_a_large_vocabulary_is_stored_in_four_bytes(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
     encoding = replace(describe(tokenizer), vocab_size=70_000)
     run = Run(encoding, [corpus], tmp_path / "out")
-    sp = load_tokenizer(tokenizer)
-    watch = Watch(Board(1), 0, 0)
+    sp = load_sentencepiece_model(tokenizer)
+    watch = Watch(SharedCounts(1), 0, 0)
 
     def encode(text: str) -> np.ndarray:
         return np.array(sp.encode(text), np.int32) + 66_000
@@ -238,10 +238,10 @@ def test_a_failed_overwrite_leaves_no_manifest_for_shards_that_are_gone(
 
 
 def test_progress_ends_with_the_sums(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
-    seen: list[Progress] = []
+    seen: list[EncodeProgress] = []
     options = {"reading": ReadOptions(task_bytes=2_000), "progress": seen.append}
     manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, **options)
-    total = Progress(len(TEXTS), manifest.text_bytes, manifest.tokens + 7, 0, 7, 7, 1.0)
+    total = EncodeProgress(len(TEXTS), manifest.text_bytes, manifest.tokens + 7, 0, 7, 7, 1.0)
     assert seen[-1] == total
     assert all(earlier <= later for a, b in itertools.pairwise(seen) for earlier, later in zip(a, b, strict=True))
 
@@ -296,7 +296,7 @@ def test_bins_hold_every_document_and_the_counts_are_those_of_training(
     manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, **options)
     assert manifest == read_manifest(tmp_path / "out")
     assert (manifest.layout, manifest.packed_seq_len, manifest.pad_id) == ("packed", seq_len, 3)
-    sp = load_tokenizer(tokenizer)
+    sp = load_sentencepiece_model(tokenizer)
     documents = [[sp.bos_id(), *sp.encode(text), sp.eos_id()] for text in TEXTS]
     expected = [tuple(ids[i : i + seq_len]) for ids in documents for i in range(0, len(ids), seq_len)]
     source = Source("a", SourceConfig(str(tmp_path / "out")), seq_len)

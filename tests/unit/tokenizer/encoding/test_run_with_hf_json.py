@@ -23,8 +23,8 @@ from tokenizer.corpus.readers import ReadOptions
 from tokenizer.encoding.foreign.framing import Reading
 from tokenizer.encoding.foreign.text_bytes import bytes_of_ids
 from tokenizer.encoding.run import encode_corpus
-from tokenizer.encoding.shuffle import Window
-from tokenizer.models.base import load_codec
+from tokenizer.encoding.shuffle import ShuffleWindow
+from tokenizer.models.base import load_tokenizer
 from tokenizer.models.sentencepiece import tokenizer_sha256
 
 BLOCK = 64
@@ -54,7 +54,7 @@ def test_every_document_comes_back_from_the_shards(
     options: dict[str, Any] = {"block_tokens": BLOCK, "shard_bytes": 20 * BLOCK}
     manifest = encode_corpus(kinds[name], [corpus], tmp_path / "out", workers=1, **options)
     assert manifest == read_manifest(tmp_path / "out")
-    codec, texts = load_codec(kinds[name]), [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
+    codec, texts = load_tokenizer(kinds[name]), [json.loads(line)["text"] for line in corpus.read_text().splitlines()]
     # A control symbol in a text ends no document: there are as many as there were.
     assert sorted(documents_of(tmp_path / "out", manifest)) == sorted(map(codec.encode, texts))
     assert manifest.documents == len(texts) and manifest.vocab_size == codec.vocab_size()
@@ -100,7 +100,7 @@ def test_packed_shards_need_a_padding_token_of_their_own(kinds: dict[str, Path],
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>", "pad_token": "<|pad|>"}')
     manifest = encode_corpus(path, [corpus], tmp_path / "out", **options)
     assert (manifest.pad_id, manifest.eos_id, manifest.bos_id, manifest.layout) == (905, 900, 900, "packed")
-    codec, found = load_codec(path), []
+    codec, found = load_tokenizer(path), []
     source = Source("a", SourceConfig(str(tmp_path / "out")), 32)
     tokens = np.empty((len(source), 33), np.int64)
     source.read(np.arange(len(source)), tokens)
@@ -125,7 +125,7 @@ def test_another_end_beside_the_same_file_is_another_encoding(
 
 @pytest.mark.parametrize(("bos", "expected"), [(7, [7, 1, 2, 8]), (-1, [1, 2, 8])])
 def test_a_document_is_framed_by_what_there_is(bos: int, expected: list[int]) -> None:
-    window = Window(16, "<u2")
+    window = ShuffleWindow(16, "<u2")
     window.add(bos, np.array([1, 2]), 8)
     window.add(bos, np.array([], np.int64), 8)
     ((ids, lengths),) = window.drain(0)
@@ -173,7 +173,7 @@ def test_inspect_says_what_a_file_is(name: str, shown: list[str], failed: set[st
 
 def test_inspect_shows_tokens_and_ids_of_a_text(kinds: dict[str, Path]) -> None:
     result = run("inspect", kinds["gpt2"], "def <|endoftext|>")
-    ids = load_codec(kinds["gpt2"]).encode("def <|endoftext|>")
+    ids = load_tokenizer(kinds["gpt2"]).encode("def <|endoftext|>")
     shown = result.stdout.splitlines()[-3]
     assert [int(word) for word in shown.split() if word.isdigit()] == ids
     assert f"{len(ids)} tokens, 17 bytes" in result.stdout
@@ -197,7 +197,7 @@ def test_foreign_ids_are_measured_by_the_tokenizer_that_made_them(
     name: str, before: int, kinds: dict[str, Path]
 ) -> None:
     """`before` bytes of each text are the space that the tokenizer puts there."""
-    codec = load_codec(kinds[name])
+    codec = load_tokenizer(kinds[name])
     reading = Reading(vocab_size=codec.vocab_size(), eos_id=codec.eos_id())
     sizes = bytes_of_ids(kinds[name], reading)
     assert sizes.shape == (codec.vocab_size(),) and sizes[codec.eos_id()] == 0

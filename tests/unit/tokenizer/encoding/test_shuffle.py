@@ -3,7 +3,7 @@ import pytest
 
 from pretrain.errors import DataError
 from tokenizer.encoding import shuffle as windows
-from tokenizer.encoding.shuffle import Window, shuffled, window_seed
+from tokenizer.encoding.shuffle import ShuffleWindow, shuffled, window_seed
 
 
 @pytest.mark.parametrize("n", [0, 1, 2, 1_000])
@@ -27,7 +27,7 @@ def test_every_window_has_a_seed_of_its_own() -> None:
     assert len(seeds) == 512
 
 
-def drained(window: Window, seed: int = 0) -> list[list[int]]:
+def drained(window: ShuffleWindow, seed: int = 0) -> list[list[int]]:
     documents = []
     for ids, lengths in window.drain(seed):
         assert ids.dtype == window.dtype
@@ -44,7 +44,7 @@ def test_a_window_gives_each_document_once_framed_and_shuffled(
     monkeypatch.setattr(windows, "_CHUNK_IDS", chunk_ids)
     monkeypatch.setattr(windows, "BATCH_IDS", batch_ids)
     documents = [[10 + i] * (i % 7) for i in range(80)]
-    window = Window(1_000, "<u2")
+    window = ShuffleWindow(1_000, "<u2")
     for _ in range(2):  # it can be used again
         for document in documents:
             window.add(1, np.array(document, np.int32), 2)
@@ -58,7 +58,7 @@ def test_a_window_gives_each_document_once_framed_and_shuffled(
 def test_a_window_is_full_by_ids_or_by_documents(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(windows, "WINDOW_IDS", 30)
     monkeypatch.setattr(windows, "WINDOW_DOCUMENTS", 5)
-    window = Window(100, "<u2")
+    window = ShuffleWindow(100, "<u2")
     full = []
     for length in (8, 8, 8, 0, 0, 0, 0, 0):
         window.add(1, np.full(length, 5, np.int32), 2)
@@ -71,4 +71,4 @@ def test_a_window_is_full_by_ids_or_by_documents(monkeypatch: pytest.MonkeyPatch
 def test_an_id_outside_the_vocabulary_is_refused_before_the_cast() -> None:
     for wrong in (-1, 100, 65_541):
         with pytest.raises(DataError, match=f"token id {wrong} is not between 0 and vocab_size-1 = 99"):
-            Window(100, "<u2").add(1, np.array([5, wrong], np.int64), 2)
+            ShuffleWindow(100, "<u2").add(1, np.array([5, wrong], np.int64), 2)

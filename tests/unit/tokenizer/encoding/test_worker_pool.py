@@ -9,7 +9,7 @@ from pretrain.errors import DataError, PretrainError
 from tokenizer.corpus.readers import Document, Part, Task
 from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import Problems
-from tokenizer.encoding.shared_counts import Board, Progress, StoppedError, Watch
+from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, StoppedError, Watch
 from tokenizer.encoding.worker_pool import run_all
 
 
@@ -34,7 +34,7 @@ class Counting:
     bad: tuple[int, ...] = ()
     limit: int = 1_000
 
-    def __call__(self, task: Task, board: Board, row: int) -> Done:
+    def __call__(self, task: Task, board: SharedCounts, row: int) -> Done:
         watch = Watch(board, row, self.limit)
         order = time.monotonic()
         for _ in range(task.text_bytes):
@@ -50,7 +50,7 @@ class Counting:
 class Failing:
     how: Callable[[], None]
 
-    def __call__(self, task: Task, board: Board, row: int) -> Done:
+    def __call__(self, task: Task, board: SharedCounts, row: int) -> Done:
         if task.number == 11:
             self.how()
         watch = Watch(board, row, 0)
@@ -69,10 +69,10 @@ def refuse() -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_task_is_done_once_and_counted(workers: int) -> None:
-    seen: list[Progress] = []
+    seen: list[EncodeProgress] = []
     outcome = run_all(tasks_of(5, 0, 30, 10), Counting(), workers=workers, max_bad=0, show=seen.append)
     assert sorted(outcome.results) == [10, 11, 12, 13] and outcome.stopped == {}
-    assert seen[-1] == Progress(45, 45, 135, 0, 4, 4, 1.0)
+    assert seen[-1] == EncodeProgress(45, 45, 135, 0, 4, 4, 1.0)
     inside = {result.process for result in outcome.results.values()} == {os.getpid()}
     assert inside == (workers == 1)
 
@@ -113,7 +113,7 @@ def test_a_process_that_dies_is_an_error_that_names_the_tasks_and_not_a_hang() -
 
 
 def test_what_says_stop_is_seen_at_the_next_document() -> None:
-    board = Board(1)
+    board = SharedCounts(1)
     watch = Watch(board, 0, 5)
     watch.reject("file", Rejection("place", "broken", ""))
     board.stop()
@@ -123,8 +123,8 @@ def test_what_says_stop_is_seen_at_the_next_document() -> None:
 
 
 def test_counts_in_shared_memory_are_those_of_another_board() -> None:
-    board = Board(3)
-    watch = Watch(Board(3, board.memory), 1, 0)
+    board = SharedCounts(3)
+    watch = Watch(SharedCounts(3, board.memory), 1, 0)
     watch.count(Document("place", "abc", 3), 7)
     assert board.unfinished() == [1] and board.row(1).tolist() == [1, 3, 7, 0, 0]
     watch.done()

@@ -17,10 +17,10 @@ from tests.support.tokenizers import (
     source_chunks,
 )
 from tokenizer.models import base as codec
-from tokenizer.models.base import codec_of, load_codec, read_tokenizer
-from tokenizer.models.hf_json import JsonCodec
+from tokenizer.models.base import load_tokenizer, read_tokenizer, tokenizer_from_files
+from tokenizer.models.hf_json import HFTokenizer
 from tokenizer.models.round_trip import describe_part, losses
-from tokenizer.models.stress_texts import nasty_texts
+from tokenizer.models.stress_texts import stress_texts
 
 
 @pytest.fixture(scope="session", name="kinds")
@@ -29,9 +29,9 @@ def kinds_fixture(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make(folder / name) for name, make in KINDS.items()}
 
 
-def opened(path: Path) -> JsonCodec:
-    found = load_codec(path)
-    assert isinstance(found, JsonCodec)
+def opened(path: Path) -> HFTokenizer:
+    found = load_tokenizer(path)
+    assert isinstance(found, HFTokenizer)
     return found
 
 
@@ -53,21 +53,21 @@ def copy(path: Path, folder: Path) -> Path:
 def test_special_ids_are_those_that_the_files_name(
     name: str, bos: int, eos: int, pad: int, size: int, kinds: dict[str, Path]
 ) -> None:
-    found = load_codec(kinds[name])
+    found = load_tokenizer(kinds[name])
     assert (found.bos_id(), found.eos_id(), found.pad_id(), found.vocab_size()) == (bos, eos, pad, size)
 
 
 def test_a_sentencepiece_model_is_a_codec(sentencepiece_model: Path) -> None:
-    found = load_codec(sentencepiece_model)
+    found = load_tokenizer(sentencepiece_model)
     assert (found.bos_id(), found.eos_id(), found.pad_id(), found.vocab_size()) == (1, 2, 3, 1_009)
     assert found.decode(found.encode("a <s> b")) == "a <s> b"
-    assert codec_of(read_tokenizer(sentencepiece_model)).encode("def f") == found.encode("def f")
+    assert tokenizer_from_files(read_tokenizer(sentencepiece_model)).encode("def f") == found.encode("def f")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "llama2"])
 def test_texts_come_back_from_their_ids(name: str, kinds: dict[str, Path]) -> None:
     found = opened(kinds[name])
-    for text in [*nasty_texts(list(found.special.values())), *source_chunks(20_000)]:
+    for text in [*stress_texts(list(found.special.values())), *source_chunks(20_000)]:
         assert found.decode(found.encode(text)) in (text, text.replace("▁", " "))
     assert losses(found) == []
 
@@ -76,7 +76,7 @@ def test_texts_come_back_from_their_ids(name: str, kinds: dict[str, Path]) -> No
 def test_ids_are_the_library_s_own_where_no_special_token_is_spelt(name: str, kinds: dict[str, Path]) -> None:
     found, plain = opened(kinds[name]), Tokenizer.from_file(str(kinds[name]))
     spellings = list(found.special.values())
-    texts = [text for text in nasty_texts(spellings) if not any(spelling in text for spelling in spellings)]
+    texts = [text for text in stress_texts(spellings) if not any(spelling in text for spelling in spellings)]
     assert len(texts) > 880
     for text in texts:
         assert found.encode(text) == plain.encode(text, add_special_tokens=False).ids
@@ -98,7 +98,7 @@ def test_decoding_leaves_special_tokens_out_as_sentencepiece_does(
     kinds: dict[str, Path], sentencepiece_model: Path
 ) -> None:
     for path in (*kinds.values(), sentencepiece_model):
-        found = load_codec(path)
+        found = load_tokenizer(path)
         assert found.decode([*found.encode("one"), found.eos_id()]) == "one"
 
 
@@ -127,7 +127,7 @@ def test_truncation_and_padding_of_the_file_have_no_effect(kinds: dict[str, Path
     tokenizer.enable_padding(length=64)
     tokenizer.save(str(path))
     text = "def function(argument):\n    return argument\n"
-    assert load_codec(path).encode(text) == load_codec(kinds["gpt2"]).encode(text)
+    assert load_tokenizer(path).encode(text) == load_tokenizer(kinds["gpt2"]).encode(text)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_the_end_of_a_document_is_the_first_that_is_named(
         (tmp_path / name).write_text(json.dumps(value))
     if eos is None:
         with pytest.raises(DataError, match=r"which token ends a document\n.*hint: \"eos_token\""):
-            load_codec(path)
+            load_tokenizer(path)
         return
     found = opened(path)
     assert found.eos_id() == (eos if isinstance(eos, int) else found.tokenizer.token_to_id(eos))
@@ -157,7 +157,7 @@ def test_the_end_of_a_document_is_the_first_that_is_named(
     assert set(kept) == {"tokenizer.json"} | {
         name for name in files if isinstance(eos, str) or kept_for_ids(name, files)
     }
-    assert codec_of(kept).eos_id() == found.eos_id()
+    assert tokenizer_from_files(kept).eos_id() == found.eos_id()
 
 
 def kept_for_ids(name: str, files: dict[str, Any]) -> bool:
@@ -182,14 +182,14 @@ def test_a_document_begins_as_the_template_begins_a_text(
     path = copy(kinds["llama3"], tmp_path)
     edit(path, post_processor=template_of(path, *filter(None, [template])))
     edit(tmp_path / "tokenizer_config.json", add_bos_token=stated, bos_token=None)
-    assert load_codec(path).bos_id() == (900 if "begin" in template else -1)
+    assert load_tokenizer(path).bos_id() == (900 if "begin" in template else -1)
 
 
 def test_two_tokens_before_each_text_are_refused(kinds: dict[str, Path], tmp_path: Path) -> None:
     path = copy(kinds["llama3"], tmp_path)
     edit(path, post_processor=template_of(path, "<|begin_of_text|>", "<|reserved_special_token_0|>"))
     with pytest.raises(DataError, match=r"puts the tokens \[900, 902\] before each text"):
-        load_codec(path)
+        load_tokenizer(path)
 
 
 def template_of(path: Path, *tokens: str) -> Any:
@@ -214,7 +214,7 @@ def test_an_end_that_a_text_can_spell_is_refused(kinds: dict[str, Path], tmp_pat
     path = copy(kinds["gpt2"], tmp_path)
     edit(tmp_path / "tokenizer_config.json", eos_token="self")
     with pytest.raises(DataError, match="a text that spells 'self' would become that token"):
-        load_codec(path)
+        load_tokenizer(path)
 
 
 def bad(kinds: dict[str, Path], folder: Path, damage: str) -> Path:
@@ -282,7 +282,7 @@ def test_a_file_that_cannot_be_right_is_refused_with_the_reason(
 ) -> None:
     path = bad(kinds, tmp_path, damage)
     with pytest.raises(DataError, match=message) as caught:
-        load_codec(path)
+        load_tokenizer(path)
     assert str(path) in str(caught.value)
 
 
@@ -291,7 +291,7 @@ def test_a_file_that_is_no_tokenizer_is_refused(content: bytes, tmp_path: Path) 
     (tmp_path / "tokenizer.json").write_bytes(content)
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "x"}')
     with pytest.raises(DataError, match=r"tokenizer\.json"):
-        load_codec(tmp_path / "tokenizer.json")
+        load_tokenizer(tmp_path / "tokenizer.json")
 
 
 def test_flipped_bytes_end_in_one_error_or_in_a_tokenizer(kinds: dict[str, Path], tmp_path: Path) -> None:
@@ -305,7 +305,7 @@ def test_flipped_bytes_end_in_one_error_or_in_a_tokenizer(kinds: dict[str, Path]
             damaged[int(generator.random() ** 2 * len(damaged))] = generator.randrange(32, 127)
         path.write_bytes(damaged)
         try:
-            load_codec(path).encode("def f(x):\n    return x")
+            load_tokenizer(path).encode("def f(x):\n    return x")
         except DataError:
             refused += 1
     assert refused > 20
@@ -313,16 +313,16 @@ def test_flipped_bytes_end_in_one_error_or_in_a_tokenizer(kinds: dict[str, Path]
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no such tokenizer"):
-        load_codec(tmp_path / "tokenizer.json")
+        load_tokenizer(tmp_path / "tokenizer.json")
     with pytest.raises(DataError, match="is a folder"):
-        load_codec(tmp_path)
+        load_tokenizer(tmp_path)
 
 
 def test_a_file_without_an_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(codec, "LARGEST_BYTES", 1_000)
     (tmp_path / "tokenizer.model").write_bytes(bytes(1_001))
     with pytest.raises(DataError, match="is longer than 1000 bytes"):
-        load_codec(tmp_path / "tokenizer.model")
+        load_tokenizer(tmp_path / "tokenizer.model")
 
 
 def test_without_the_library_the_error_says_what_to_install(
@@ -330,7 +330,7 @@ def test_without_the_library_the_error_says_what_to_install(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tokenizers", None)
     with pytest.raises(UserError, match=r"needs the package tokenizers\n.*pretrain-toolkit\[export\]") as caught:
-        load_codec(kinds["gpt2"])
+        load_tokenizer(kinds["gpt2"])
     assert not isinstance(caught.value, DataError)
 
 
@@ -352,4 +352,4 @@ def test_a_unigram_model_whose_end_is_a_piece_is_refused(tmp_path: Path) -> None
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     path = write(tmp_path, tokenizer, {"eos_token": "</s>"}, "llama")
     with pytest.raises(DataError, match="'</s>' would become that token"):
-        load_codec(path)
+        load_tokenizer(path)

@@ -21,9 +21,9 @@ from tests.support.tokenizers import (
 from tokenizer.models import fast
 from tokenizer.models.fast import GigatokenEncoder, TextEncoder, WordEncoder, load_encoder
 from tokenizer.models.probe_texts import probe_texts
-from tokenizer.models.sentencepiece import load_tokenizer, read_proto
+from tokenizer.models.sentencepiece import load_sentencepiece_model, read_proto
 from tokenizer.models.splitting import cut, words
-from tokenizer.models.stress_texts import nasty_texts
+from tokenizer.models.stress_texts import stress_texts
 
 NORMAL, UNUSED = 1, 5
 SYMBOLS = ["<unk>", "<s>", "</s>", "<pad>", *CONTROL_SYMBOLS, "<0x0A>", "<0x00>", "<0xFF>", "<0xE2><0x96><0x81>"]
@@ -49,7 +49,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 def changed(path: Path, change: Callable[[Any], None]) -> bytes:
     """The model at `path` as bytes, its `ModelProto` changed."""
-    proto = read_proto(load_tokenizer(path))
+    proto = read_proto(load_sentencepiece_model(path))
     change(proto)
     return bytes(proto.SerializeToString())
 
@@ -80,7 +80,7 @@ def wide_model_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", name="wide", params=[GigatokenEncoder, WordEncoder])
 def wide_fixture(request: pytest.FixtureRequest, wide_model: Path) -> TextEncoder:
     """Either encoder with that model."""
-    model = load_tokenizer(wide_model)
+    model = load_sentencepiece_model(wide_model)
     encode = WordEncoder(model) if request.param is WordEncoder else GigatokenEncoder(read_proto(model))
     return TextEncoder(model, "", "", encode)
 
@@ -100,7 +100,7 @@ def test_ids_are_a_row_of_int32_whatever_encodes(encoder: TextEncoder, text: str
 
 
 def test_ids_equal_on_every_nasty_string(wide: TextEncoder) -> None:
-    texts = nasty_texts(SYMBOLS)
+    texts = stress_texts(SYMBOLS)
     assert len(texts) > 832
     assert differing(wide, texts) == []
     assert differing(wide, ["\n".join(texts), " ".join(reversed(texts))]) == []
@@ -153,7 +153,7 @@ def test_a_model_trained_on_text_that_spells_symbols_and_bytes_is_encoded_exactl
     encoder = load_encoder(train_sentencepiece(tmp_path / "m.model", 800, texts, **whole))
     assert encoder.name.startswith("gigatoken")
     assert encoder.model.piece_to_id("<0x0A") != encoder.model.unk_id()
-    assert differing(encoder, [*nasty_texts(SYMBOLS), spelt * 3, "".join(SYMBOLS) * 3]) == []
+    assert differing(encoder, [*stress_texts(SYMBOLS), spelt * 3, "".join(SYMBOLS) * 3]) == []
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_other_models_that_gigatoken_encodes_are_encoded_exactly(tmp_path: Path,
     encoder = load_encoder(train_sentencepiece(tmp_path / "m.model", 900, **changes))
     assert encoder.name.startswith("gigatoken")
     symbols = [*SYMBOLS, *changes.get("control_symbols", []), "unknown"]
-    assert differing(encoder, [*nasty_texts(symbols), *source_chunks(50_000)]) == []
+    assert differing(encoder, [*stress_texts(symbols), *source_chunks(50_000)]) == []
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_a_model_that_gigatoken_may_encode_otherwise_is_left_to_sentencepiece(
     encoder = load_encoder(train_sentencepiece(tmp_path / "m.model", **options))
     assert encoder.name == name
     assert note in encoder.note
-    assert differing(encoder, [*nasty_texts([*SYMBOLS, "<x>"], mixes=100), "a\u00a0 b", *source_chunks(20_000)]) == []
+    assert differing(encoder, [*stress_texts([*SYMBOLS, "<x>"], mixes=100), "a\u00a0 b", *source_chunks(20_000)]) == []
 
 
 def two_of_one_score(proto: Any) -> None:
@@ -228,7 +228,7 @@ def test_a_model_with_an_odd_vocabulary_is_left_to_sentencepiece(
     encoder = load_encoder(changed(sentencepiece_model, change))
     assert encoder.name == "SentencePiece, word by word"
     assert note in encoder.note
-    assert differing(encoder, nasty_texts(SYMBOLS, mixes=100)) == []
+    assert differing(encoder, stress_texts(SYMBOLS, mixes=100)) == []
 
 
 def test_a_piece_that_begins_as_a_byte_is_spelt_is_never_made_of_that_byte(sentencepiece_model: Path) -> None:
@@ -270,11 +270,11 @@ def test_a_difference_is_found_when_the_model_is_loaded(
     encoder = load_encoder(sentencepiece_model)
     assert encoder.name == "SentencePiece, word by word"
     assert "gigatoken gives other ids than SentencePiece for" in encoder.note
-    assert differing(encoder, nasty_texts(SYMBOLS, mixes=50)) == []
+    assert differing(encoder, stress_texts(SYMBOLS, mixes=50)) == []
 
 
 def test_each_merge_that_is_missing_is_found(sentencepiece_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = load_tokenizer(sentencepiece_model)
+    model = load_sentencepiece_model(sentencepiece_model)
     proto = read_proto(model)
     for number in range(3, len(normal_pieces(proto)), 40):
         less = read_proto(model)

@@ -10,11 +10,11 @@ import pytest
 
 from tests.support.json_tokenizers import KINDS, QWEN_SPLIT, SPLIT, edit
 from tests.support.tokenizers import source_chunks
-from tokenizer.models.base import load_codec
+from tokenizer.models.base import load_tokenizer
 from tokenizer.models.fast import load_encoder
-from tokenizer.models.hf_json import JsonCodec
+from tokenizer.models.hf_json import HFTokenizer
 from tokenizer.models.splitting_json import PATTERNS, can_cut, cut_at_words
-from tokenizer.models.stress_texts import nasty_texts
+from tokenizer.models.stress_texts import stress_texts
 
 
 @pytest.fixture(scope="module", name="kinds")
@@ -23,9 +23,9 @@ def kinds_fixture(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: make(folder / name) for name, make in KINDS.items()}
 
 
-def opened(path: Path) -> JsonCodec:
-    found = load_codec(path)
-    assert isinstance(found, JsonCodec)
+def opened(path: Path) -> HFTokenizer:
+    found = load_tokenizer(path)
+    assert isinstance(found, HFTokenizer)
     return found
 
 
@@ -34,7 +34,7 @@ def test_parts_have_the_ids_of_the_whole(name: str, kinds: dict[str, Path]) -> N
     codec, generator = opened(kinds[name]), random.Random(3)
     assert can_cut(codec)
     pieces = [
-        *nasty_texts(list(codec.special.values()), mixes=0),
+        *stress_texts(list(codec.special.values()), mixes=0),
         "a ",
         " b",
         "c\u0301 \u0301d",
@@ -55,15 +55,15 @@ def test_parts_have_the_ids_of_the_whole(name: str, kinds: dict[str, Path]) -> N
 
 
 def test_the_encoder_cuts_and_joins(kinds: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    text, sizes, whole = "".join(source_chunks(40_000)), [], JsonCodec.encode
+    text, sizes, whole = "".join(source_chunks(40_000)), [], HFTokenizer.encode
 
-    def counted(codec: JsonCodec, part: str) -> list[int]:
+    def counted(codec: HFTokenizer, part: str) -> list[int]:
         sizes.append(len(part))
         return whole(codec, part)
 
     encoder = load_encoder(kinds["llama3"])
     monkeypatch.setattr(cut_at_words, "__defaults__", (1_000,))
-    monkeypatch.setattr(JsonCodec, "encode", counted)
+    monkeypatch.setattr(HFTokenizer, "encode", counted)
     ids = encoder.encode(text)
     assert len(sizes) > 30 and max(sizes) < 1_200
     assert ids.dtype == np.int32 and ids.tolist() == whole(opened(kinds["llama3"]), text)

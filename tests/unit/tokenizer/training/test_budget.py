@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import DataError
-from tokenizer.training.budget import Budget, Source, parse_size, parse_source_bytes, parse_sources
+from tokenizer.training.budget import Budget, SampleSource, parse_size, parse_source_bytes, parse_sources
 
 
 @pytest.mark.parametrize(
@@ -20,7 +20,7 @@ from tokenizer.training.budget import Budget, Source, parse_size, parse_source_b
     ],
 )
 def test_a_name_begins_a_source(arguments: str, sources: dict[str, tuple[str, ...]]) -> None:
-    assert parse_sources(arguments.split()) == [Source(name, paths) for name, paths in sources.items()]
+    assert parse_sources(arguments.split()) == [SampleSource(name, paths) for name, paths in sources.items()]
 
 
 def test_a_folder_that_reads_as_a_named_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -28,7 +28,7 @@ def test_a_folder_that_reads_as_a_named_source_is_refused(tmp_path: Path, monkey
     (tmp_path / "lang=de").mkdir()
     with pytest.raises(DataError, match=r"also reads as the source lang of de\n  hint: write ./lang=de"):
         parse_sources(["lang=de"])
-    assert parse_sources(["./lang=de"]) == [Source("corpus", ("./lang=de",))]
+    assert parse_sources(["./lang=de"]) == [SampleSource("corpus", ("./lang=de",))]
     with pytest.raises(DataError, match="no path follows the name"):
         parse_sources(["de="])
 

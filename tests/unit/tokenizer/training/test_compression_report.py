@@ -6,7 +6,7 @@ import pytest
 
 from pretrain.errors import DataError
 from tests.support.tokenizers import train_sentencepiece
-from tokenizer.models.stress_texts import nasty_texts
+from tokenizer.models.stress_texts import stress_texts
 from tokenizer.training.compression_report import (
     TokenizerReport,
     fallback_characters,
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
 
 def report_on(model: Model, **texts: list[str]) -> TokenizerReport:
     return make_report(
-        model, measure_sources(model, texts), nasty_texts(model.control_symbols, mixes=20), left_out={"empty": 2}
+        model, measure_sources(model, texts), stress_texts(model.control_symbols, mixes=20), left_out={"empty": 2}
     )
 
 

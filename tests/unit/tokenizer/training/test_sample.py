@@ -9,7 +9,7 @@ from pretrain.errors import DataError
 from tokenizer.corpus.readers import ReadOptions
 from tokenizer.corpus.rejection_log import Problems
 from tokenizer.training import sample
-from tokenizer.training.budget import Budget, Source
+from tokenizer.training.budget import Budget, SampleSource
 from tokenizer.training.sample import SourceSample, draw_samples, without_duplicates
 
 
@@ -23,8 +23,8 @@ def write_jsonl(path: Path, numbers: Sequence[int]) -> Path:
 
 
 def draw(*paths: Path, total: int, held_out: int = 0, seed: int = 0, **sources: Path) -> list[SourceSample]:
-    named = [Source(name, (str(path),)) for name, path in sources.items()]
-    corpus = [Source("corpus", tuple(map(str, paths)))] if paths else []
+    named = [SampleSource(name, (str(path),)) for name, path in sources.items()]
+    corpus = [SampleSource("corpus", tuple(map(str, paths)))] if paths else []
     return draw_samples(
         [*corpus, *named],
         ReadOptions(),
@@ -147,11 +147,11 @@ def test_bad_documents_are_counted_once_and_limited(tmp_path: Path) -> None:
     path.write_text('{"text": "good"}\nbroken\n{"txt": "a"}\n' * 5)
     problems = Problems()
     options = {"budget": Budget(10**6, {}), "held_out_bytes": 0, "seed": 0, "problems": problems}
-    [drawn] = draw_samples([Source("a", (str(path),))], ReadOptions(), max_bad_documents=10, **options)
+    [drawn] = draw_samples([SampleSource("a", (str(path),))], ReadOptions(), max_bad_documents=10, **options)
     assert drawn.documents == 5 and problems.counts == {"broken JSON": 5, "no text field": 5}
     with pytest.raises(DataError, match="more than max_bad_documents=9"):
         draw_samples(
-            [Source("a", (str(path),))], ReadOptions(), max_bad_documents=9, **{**options, "problems": Problems()}
+            [SampleSource("a", (str(path),))], ReadOptions(), max_bad_documents=9, **{**options, "problems": Problems()}
         )
 
 
@@ -163,7 +163,7 @@ def test_conditions_and_fields_choose_what_is_sampled(tmp_path: Path) -> None:
     options = ReadOptions(text_field="meta.body", where=("lang=de",))
     problems = Problems()
     [drawn] = draw_samples(
-        [Source("a", (str(path),))],
+        [SampleSource("a", (str(path),))],
         options,
         budget=Budget(10**6, {}),
         held_out_bytes=0,

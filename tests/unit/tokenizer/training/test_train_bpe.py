@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 
 from pretrain.cli.cmd_tokenizer import repeat_option
 from pretrain.errors import DataError
-from tokenizer.models.sentencepiece import can_cut, load_tokenizer, tokenizer_sha256
+from tokenizer.models.sentencepiece import can_cut, load_sentencepiece_model, tokenizer_sha256
 from tokenizer.models.splitting import cut, cut_hard
 from tokenizer.training import train_bpe as train
-from tokenizer.training.budget import Source
+from tokenizer.training.budget import SampleSource
 from tokenizer.training.sample import CHUNK_CHARACTERS, SourceSample
 from tokenizer.training.train_bpe import CONTROL_SYMBOLS, Sentences, Training, train_model, train_tokenizer
 
@@ -50,7 +50,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def train_on(*paths: Path, vocab_size: int = VOCAB, output: Path, **options: Any) -> Training:
-    return train_tokenizer([Source("corpus", tuple(map(str, paths)))], vocab_size, output, **options)
+    return train_tokenizer([SampleSource("corpus", tuple(map(str, paths)))], vocab_size, output, **options)
 
 
 @pytest.fixture(scope="module")
@@ -65,24 +65,24 @@ def trained(training: Training) -> Path:
 
 @pytest.mark.parametrize("text", NASTY)
 def test_round_trip_is_lossless(trained: Path, text: str) -> None:
-    model = load_tokenizer(trained)
+    model = load_sentencepiece_model(trained)
     assert model.decode(model.encode(text)) == text
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\u2581")))
 def test_round_trip_of_any_text_is_lossless(trained: Path, text: str) -> None:
-    model = load_tokenizer(trained)
+    model = load_sentencepiece_model(trained)
     assert model.decode(model.encode(text)) == text
 
 
 def test_the_one_character_that_does_not_come_back(trained: Path) -> None:
     # U+2581 is the sign by which SentencePiece itself writes a space.
-    model = load_tokenizer(trained)
+    model = load_sentencepiece_model(trained)
     assert model.decode(model.encode("a\u2581b")) == "a b"
 
 
 def test_special_ids_are_fixed_and_text_never_becomes_one(trained: Path) -> None:
-    model = load_tokenizer(trained)
+    model = load_sentencepiece_model(trained)
     special = ["<unk>", "<s>", "</s>", "<pad>", *CONTROL_SYMBOLS]
     assert [model.id_to_piece(i) for i in range(len(special))] == special
     assert model.get_piece_size() == VOCAB
@@ -94,7 +94,7 @@ def test_special_ids_are_fixed_and_text_never_becomes_one(trained: Path) -> None
 
 
 def test_newlines_and_indentation_are_learned(trained: Path) -> None:
-    model = load_tokenizer(trained)
+    model = load_sentencepiece_model(trained)
     pieces = {model.id_to_piece(i) for i in range(model.get_piece_size())}
     assert {"\n", "\n\n", ":\n", "▁▁▁▁", "▁▁▁▁▁▁▁▁"} <= pieces
     assert [model.id_to_piece(i) for i in model.encode("    self:\n        self")] == [
@@ -107,7 +107,7 @@ def test_newlines_and_indentation_are_learned(trained: Path) -> None:
 
 
 def test_digits_are_split(trained: Path) -> None:
-    model = load_tokenizer(trained)
+    model = load_sentencepiece_model(trained)
     assert [model.id_to_piece(i) for i in model.encode("1024")] == list("1024")
 
 
@@ -117,8 +117,8 @@ def test_same_arguments_give_the_same_bytes_on_any_number_of_threads(
     again = train_on(corpus, output=tmp_path / "again").path.parent
     assert all((again / path.name).read_bytes() == path.read_bytes() for path in trained.parent.iterdir())
     monkeypatch.setitem(train.SETTINGS, "num_threads", 1)
-    one = load_tokenizer(train_on(corpus, output=tmp_path / "one").path)
-    model = load_tokenizer(trained)
+    one = load_sentencepiece_model(train_on(corpus, output=tmp_path / "one").path)
+    model = load_sentencepiece_model(trained)
     ids = range(VOCAB)
     assert [(one.id_to_piece(i), one.get_score(i)) for i in ids] == [
         (model.id_to_piece(i), model.get_score(i)) for i in ids
@@ -180,7 +180,7 @@ def test_a_text_with_the_sign_of_the_unknown_is_learned_around_it_and_the_sign_i
     (tmp_path / "a.txt").write_text("zebra ▅ zebra ▅▅ " * 300)
     training = train_on(tmp_path / "a.txt", vocab_size=285, output=tmp_path / "out")
     assert training.record["unknown_signs_left_out"] == 900
-    model = load_tokenizer(training.path)
+    model = load_sentencepiece_model(training.path)
     pieces = {model.id_to_piece(i) for i in range(285)}
     assert "▁zebra" in pieces and "▅" not in pieces
     assert model.decode(model.encode("a ▅ zebra")) == "a ▅ zebra"
@@ -191,14 +191,14 @@ def test_rare_characters_get_a_piece_where_all_are_to_be_covered(tmp_path: Path)
     for coverage, covered in ((0.9995, False), (1.0, True)):
         output = tmp_path.parent / f"out-{tmp_path.name}-{covered}"
         training = train_on(tmp_path / "a.txt", vocab_size=300, output=output, character_coverage=coverage)
-        model = load_tokenizer(training.path)
+        model = load_sentencepiece_model(training.path)
         assert ("漢" in {model.id_to_piece(i) for i in range(300)}) == covered
         assert training.record["settings"]["character_coverage"] == coverage
 
 
 def test_control_symbols_are_added_after_the_usual_ones(corpus: Path, tmp_path: Path) -> None:
     added = ["<|tool|>", "<|a,b|>", '<|"q"|>']
-    model = load_tokenizer(train_on(corpus, output=tmp_path / "m", control_symbols=added).path)
+    model = load_sentencepiece_model(train_on(corpus, output=tmp_path / "m", control_symbols=added).path)
     assert [model.id_to_piece(i) for i in range(4, 15)] == [*CONTROL_SYMBOLS, *added]
     assert all(model.is_control(i) for i in range(4, 15))
     assert min(model.encode("".join(added))) >= 15
@@ -215,7 +215,7 @@ def test_a_control_symbol_that_text_could_be_or_that_is_there_is_refused(tmp_pat
 def test_long_documents_are_learned_from_to_their_end(tmp_path: Path) -> None:
     # One line of 40,000 characters without a space, then the only place where "qz" occurs.
     (tmp_path / "a.txt").write_text("ab" * 20_000 + "qzqzqzqzqzqz" * 2_000)
-    model = load_tokenizer(train_on(tmp_path / "a.txt", vocab_size=285, output=tmp_path / "out").path)
+    model = load_sentencepiece_model(train_on(tmp_path / "a.txt", vocab_size=285, output=tmp_path / "out").path)
     assert "qz" in {model.id_to_piece(i) for i in range(285)}
 
 
@@ -234,7 +234,7 @@ def test_cutting_loses_nothing_and_cuts_only_before_a_space_after_a_non_space(te
 
 @given(st.text(alphabet="ab :\n\u2581<s>漢\t1", max_size=60) | st.sampled_from(NASTY), st.integers(1, 8))
 def test_ids_of_the_parts_are_the_ids_of_the_whole(trained: Path, text: str, size: int) -> None:
-    model = load_tokenizer(trained)
+    model = load_sentencepiece_model(trained)
     assert [token for part in cut(text, size) for token in model.encode(part)] == model.encode(text)
 
 
@@ -264,8 +264,8 @@ def foreign(path: Path, **changes: object) -> Path:
 def test_models_for_which_cutting_may_change_ids_are_not_cut(
     trained: Path, tmp_path: Path, changes: dict[str, object]
 ) -> None:
-    assert can_cut(load_tokenizer(trained))
-    assert not can_cut(load_tokenizer(foreign(tmp_path / "m.model", **changes)))
+    assert can_cut(load_sentencepiece_model(trained))
+    assert not can_cut(load_sentencepiece_model(foreign(tmp_path / "m.model", **changes)))
 
 
 @pytest.mark.parametrize(
@@ -278,18 +278,18 @@ def test_models_for_which_cutting_may_change_ids_are_not_cut(
 )
 def test_a_model_that_would_lose_something_is_refused(tmp_path: Path, changes: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        load_tokenizer(foreign(tmp_path / "m.model", **changes))
+        load_sentencepiece_model(foreign(tmp_path / "m.model", **changes))
 
 
 @pytest.mark.parametrize("content", [b"", b"{}", b"\0" * 100, b"\x7fELF\x02", bytes(range(256)) * 8])
 def test_a_file_that_is_no_model_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.model").write_bytes(content)
     with pytest.raises(DataError, match="not a SentencePiece model"):
-        load_tokenizer(tmp_path / "m.model")
+        load_sentencepiece_model(tmp_path / "m.model")
 
 
 def test_a_missing_model_and_a_folder_are_refused(tmp_path: Path) -> None:
-    for read in (load_tokenizer, tokenizer_sha256):
+    for read in (load_sentencepiece_model, tokenizer_sha256):
         with pytest.raises(DataError, match="no such tokenizer"):
             read(tmp_path / "m.model")
         with pytest.raises(DataError, match="is a folder"):
@@ -313,7 +313,7 @@ def test_an_existing_model_is_replaced_only_on_request(corpus: Path, tmp_path: P
     assert "--overwrite" in str(caught.value)
     assert (tmp_path / "tokenizer.model").read_bytes() == b"precious"
     train_on(corpus, vocab_size=400, output=tmp_path, overwrite=True, sample_bytes=50_000)
-    assert load_tokenizer(tmp_path / "tokenizer.model").get_piece_size() == 400
+    assert load_sentencepiece_model(tmp_path / "tokenizer.model").get_piece_size() == 400
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "sample.digests",
         "tokenizer.model",

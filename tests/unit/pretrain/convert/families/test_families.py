@@ -12,7 +12,7 @@ from pretrain.convert.families.choose import FAMILIES, choose_family, config_jso
 from pretrain.convert.families.llama import LLAMA
 from pretrain.convert.files.weight_files import expected_shapes
 from pretrain.errors import DataError, UserError
-from tests.support.held import HELD, IDS
+from tests.support.exportable_models import HELD, IDS
 from tests.support.weight_source import small_model
 
 MODEL = ModelConfig(vocab_size=11, n_layers=1, d_model=8, n_heads=2, n_kv_heads=1, d_ff=12, rope_theta=123_456.0)

@@ -17,7 +17,7 @@ from pretrain.convert.files.weight_files import write_weights
 from pretrain.convert.import_hf import import_hf
 from pretrain.convert.weight_sources import open_weights
 from pretrain.errors import DataError, UserError
-from tests.support.held import FULLEST
+from tests.support.exportable_models import FULLEST
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import memory_source, small_model
 

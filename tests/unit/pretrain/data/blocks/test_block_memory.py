@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pretrain.config.schema import StoreConfig
-from pretrain.data.blocks.block_memory import AHEAD, URGENT, Block, BlockMemory
+from pretrain.data.blocks.block_memory import AHEAD, URGENT, BlockMemory, CachedBlock
 from pretrain.errors import DataError
 
 
@@ -20,8 +20,8 @@ class Store:
         self.open = threading.Event()
         self.open.set()
 
-    def block(self, number: int) -> Block:
-        return Block((0, 0, number), 10, lambda: self.fetch(number))
+    def block(self, number: int) -> CachedBlock:
+        return CachedBlock((0, 0, number), 10, lambda: self.fetch(number))
 
     def fetch(self, number: int) -> np.ndarray:
         self.open.wait(60)
@@ -172,7 +172,7 @@ def test_no_more_requests_at_a_time_than_connections(connections: int) -> None:
             running -= 1
         return np.zeros(1)
 
-    blocks = [Block((0, 0, number), 1, fetch) for number in range(12)]
+    blocks = [CachedBlock((0, 0, number), 1, fetch) for number in range(12)]
     for block in blocks:
         memory.hold(block)
     for block in blocks:

@@ -12,7 +12,7 @@ import pytest
 
 from pretrain.data.blocks import block_reader as module
 from pretrain.data.blocks.block_memory import BlockMemory
-from pretrain.data.blocks.block_reader import Budget, Kept, LocalBlocks, RemoteBlocks
+from pretrain.data.blocks.block_reader import EvictionLimit, LocalBlocks, OpenShards, RemoteBlocks
 from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.errors import DataError
 from pretrain.shards.format import CRC32, OFFSET, TOKENS, read_index
@@ -97,7 +97,7 @@ def test_an_id_outside_the_vocabulary_is_an_error_even_with_its_crc32(folder: Pa
 def test_a_block_is_checked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked, check = [], module.check_block
     monkeypatch.setattr(module, "check_block", lambda *a: (checked.append(a[3]), check(*a)))
-    monkeypatch.setattr(module, "MAPS", Budget(2))
+    monkeypatch.setattr(module, "MAPS", EvictionLimit(2))
     found = local(folder)
     for _ in range(3):
         for shard, block in places(found.manifest):
@@ -106,7 +106,7 @@ def test_a_block_is_checked_once(folder: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_a_file_that_was_exchanged_is_checked_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAPS", Budget(1))
+    monkeypatch.setattr(module, "MAPS", EvictionLimit(1))
     found = local(folder)
     found.tokens(0, 1)
     found.tokens(1, 1)  # shard 0 is closed
@@ -120,7 +120,7 @@ def test_a_file_that_was_exchanged_is_checked_again(folder: Path, monkeypatch: p
 
 
 def test_no_more_shards_are_open_than_the_budget_has(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAPS", Budget(3))
+    monkeypatch.setattr(module, "MAPS", EvictionLimit(3))
     one, other = local(folder), local(folder)
 
     def open_files() -> int:
@@ -168,7 +168,7 @@ def test_an_index_with_a_block_that_is_not_full_is_refused(folder: Path) -> None
 
 
 def test_budgets_forget_who_is_gone() -> None:
-    budget, one, other = Budget(2), Kept(), Kept()
+    budget, one, other = EvictionLimit(2), OpenShards(), OpenShards()
     budget.keep(one, 1, "a")
     budget.keep(other, 1, "b")
     del one

@@ -14,9 +14,9 @@ import pytest
 from pretrain.config import load_config
 from pretrain.errors import PretrainError
 from pretrain.health.nodes.check_nodes import collect, needs_of, send, to_exclude, write_exclude
-from pretrain.health.nodes.compare import Finding
+from pretrain.health.nodes.compare import NodeFinding
 from pretrain.health.nodes.node_report import Report
-from pretrain.health.nodes.slurm_step import Place
+from pretrain.health.nodes.slurm_step import SlurmStep
 
 NODES = ("n1", "n2", "n3", "n4")
 
@@ -33,11 +33,11 @@ def report_of(node: str, torch: str = "2.13") -> Report:
 
 def meet(
     reports: dict[int, Report], wait_s: float = 30, disturb: Callable[[int], None] | None = None
-) -> dict[int, list[Finding]]:
+) -> dict[int, list[NodeFinding]]:
     """What each node is told, by rank, where those of `reports` come to the head."""
     port = free_port()
-    places = {rank: Place(NODES, rank, "127.0.0.1", port, "7-0") for rank in range(len(NODES))}
-    told: dict[int, list[Finding]] = {}
+    places = {rank: SlurmStep(NODES, rank, "127.0.0.1", port, "7-0") for rank in range(len(NODES))}
+    told: dict[int, list[NodeFinding]] = {}
 
     def come(rank: int) -> None:
         told[rank] = send(places[rank], lambda: replace(reports[rank], clock=time.time()), 30)
@@ -59,7 +59,7 @@ def test_all_nodes_hear_that_all_are_fit() -> None:
 
 def test_all_nodes_hear_who_is_at_fault() -> None:
     told = meet({rank: report_of(node, "2.12" if rank == 2 else "2.13") for rank, node in enumerate(NODES)})
-    assert told == {rank: [Finding("n3", "torch 2.12, and 2.13 on the others")] for rank in range(4)}
+    assert told == {rank: [NodeFinding("n3", "torch 2.12, and 2.13 on the others")] for rank in range(4)}
 
 
 def test_the_head_does_not_wait_for_ever_and_names_who_is_missing() -> None:
@@ -85,7 +85,7 @@ def test_strangers_at_the_port_change_nothing() -> None:
 
 
 def test_a_node_without_a_head_says_so() -> None:
-    place = Place(NODES, 1, "127.0.0.1", free_port(), "7-0")
+    place = SlurmStep(NODES, 1, "127.0.0.1", free_port(), "7-0")
     with pytest.raises(PretrainError, match=r"n2 does not reach the head, 127\.0\.0\.1:\d+: .*refused"):
         send(place, lambda: report_of("n2"), 0.3)
 
@@ -115,7 +115,7 @@ def test_a_run_needs_room_for_a_checkpoint(tmp_path: Path) -> None:
     [([], []), (["n2"], ["n2"]), (["n2", "n1", "n2"], ["n1", "n2"]), (["n1", "n2", "n3"], [])],
 )
 def test_no_more_than_half_of_the_nodes_are_left_out(bad: list[str], excluded: list[str]) -> None:
-    assert to_exclude([Finding(node, "") for node in bad], NODES) == excluded
+    assert to_exclude([NodeFinding(node, "") for node in bad], NODES) == excluded
 
 
 def test_nodes_that_were_left_out_before_stay_out(tmp_path: Path) -> None:

@@ -1,14 +1,14 @@
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.health.nodes.slurm_step import Place, expand, find_place
+from pretrain.health.nodes.slurm_step import SlurmStep, expand, find_place
 
 STEP = {"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "n[1-2]", "SLURM_JOB_ID": "7"}
 
 
 def test_the_place_is_that_of_the_step() -> None:
     place = find_place({**STEP, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "1234", "SLURM_RESTART_COUNT": "2"})
-    assert place == Place(("n1", "n2"), 1, "10.0.0.1", 1234, "7-2")
+    assert place == SlurmStep(("n1", "n2"), 1, "10.0.0.1", 1234, "7-2")
     assert place.node == "n2"
     assert find_place(STEP).head == "n1"
 

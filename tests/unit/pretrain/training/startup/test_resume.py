@@ -11,7 +11,7 @@ from pretrain.checkpoint.layout import MANIFEST
 from pretrain.config import load_config
 from pretrain.config.load import config_text
 from pretrain.errors import CheckpointError
-from pretrain.training.startup.preflight import Found, Prepared, find_resume, open_data, prepare
+from pretrain.training.startup.preflight import Found, OpenedData, find_resume, open_data, prepare
 from tests.support.checkpoints import WEIGHTS, flip_a_bit, save
 from tests.support.runs import make_run
 
@@ -118,7 +118,7 @@ def test_an_address_is_checked_before_anything_starts(tmp_path: Path) -> None:
     with pytest.raises(Exception, match="is not one of s3://"):
         prepare(config, 1)
     config = load_config(make_run(tmp_path), ["checkpoint.upload=memory://run", "checkpoint.resume=must"]).config
-    assert isinstance(prepare(config, 1), Prepared)
+    assert isinstance(prepare(config, 1), OpenedData)
 
 
 def test_a_state_of_another_version_is_refused_with_what_it_lacks(run: Run) -> None:

@@ -43,7 +43,7 @@ from tokenizer.encoding.foreign import framing as foreign_documents
 from tokenizer.encoding.foreign.framing import Reading, document_lengths, frame, read_documents
 from tokenizer.encoding.foreign.rewrite import UNKNOWN_TOKENIZER, Indexed, index_foreign
 from tokenizer.encoding.foreign.tars import find_tars
-from tokenizer.models.sentencepiece import load_tokenizer, tokenizer_sha256
+from tokenizer.models.sentencepiece import load_sentencepiece_model, tokenizer_sha256
 
 EOS, BOS, PAD, VOCAB = 2, 1, 3, 1_000
 READING = Reading(vocab_size=VOCAB, eos_id=EOS)
@@ -394,7 +394,7 @@ TEXTS = ["def f(x):\n    return x  # ü中\U0001f600\n", "  two  spaces\t", "\u2
 
 
 def test_a_tokenizer_tells_how_much_text_there_is(tmp_path: Path, sentencepiece_model: Path) -> None:
-    model = load_tokenizer(sentencepiece_model)
+    model = load_sentencepiece_model(sentencepiece_model)
     texts = [text.replace("\u2581", "") for text in TEXTS]
     documents = [[model.bos_id(), *model.encode(text), model.eos_id()] for text in texts]
     assert [model.decode(ids) for ids in documents] == texts

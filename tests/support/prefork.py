@@ -19,20 +19,20 @@ from typing import Any
 
 import pytest
 
-from tests.support.children import Child, say
+from tests.support.helper_processes import Child, say
 
 CHAOS = str(Path(__file__).parent / "chaos")
 
 
 class Born:
-    """A process of the nursery, with the part of `subprocess.Popen` that the tests use."""
+    """A process of the prefork, with the part of `subprocess.Popen` that the tests use."""
 
-    def __init__(self, nursery: "Nursery", pid: int) -> None:
-        self.pid, self.returncode, self._nursery = pid, None, nursery
+    def __init__(self, prefork: "Prefork", pid: int) -> None:
+        self.pid, self.returncode, self._prefork = pid, None, prefork
 
     def poll(self) -> int | None:
         if self.returncode is None:
-            self.returncode = self._nursery.ask({"poll": self.pid})["returncode"]
+            self.returncode = self._prefork.ask({"poll": self.pid})["returncode"]
         return self.returncode
 
     def wait(self, timeout: float = 300) -> int:
@@ -50,12 +50,12 @@ class Born:
             os.kill(self.pid, number)
 
 
-class Nursery(Child):
+class Prefork(Child):
     """The process from which they are forked. Several threads may ask."""
 
     def __init__(self) -> None:
         self._turn = threading.Lock()
-        super().__init__("tests.support.nursery")
+        super().__init__("tests.support.prefork")
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         with self._turn:
@@ -67,12 +67,12 @@ class Nursery(Child):
         return Born(self, born["pid"])
 
 
-@pytest.fixture(name="nursery", scope="module")
-def nursery_fixture() -> Iterator[Nursery]:
+@pytest.fixture(name="prefork", scope="module")
+def prefork_fixture() -> Iterator[Prefork]:
     """One for all tests of a file."""
-    nursery = Nursery()
-    yield nursery
-    nursery.stop()
+    prefork = Prefork()
+    yield prefork
+    prefork.stop()
 
 
 def serve() -> None:
