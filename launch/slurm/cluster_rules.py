@@ -7,10 +7,8 @@ are lines of the user's own.
 
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from launch.slurm.cluster import Cluster
+from launch.slurm.cluster import Cluster
 
 DIRECTIVES = (
     "account partition qos constraint reservation nodelist exclude gres hint mem job_name comment mail_user mail_type log"
@@ -24,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 _RESERVED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 
 
-def find_problems(cluster: "Cluster") -> list[str]:
+def find_problems(cluster: Cluster) -> list[str]:
     """Each broken rule, with a hint where there is one."""
     return [problem for part in (_directives, _sizes, _lines, _environment, _container) for problem in part(cluster)]
 
@@ -56,7 +54,7 @@ def unsafe_path(path: str) -> bool:
     return bool(_UNSAFE.search(path)) or "%" in path
 
 
-def _directives(cluster: "Cluster") -> Iterator[str]:
+def _directives(cluster: Cluster) -> Iterator[str]:
     for key in DIRECTIVES:
         value = getattr(cluster, key)
         if value is None:
@@ -84,7 +82,7 @@ def _directives(cluster: "Cluster") -> Iterator[str]:
         yield "mail_user and mail_type go together"
 
 
-def _sizes(cluster: "Cluster") -> Iterator[str]:
+def _sizes(cluster: Cluster) -> Iterator[str]:
     if cluster.gres is not None:
         count = re.search(r"gpu(?::[\w.-]+)?:(\d+)\b", cluster.gres)
         if cluster.gpus_per_node and (count is None or int(count[1]) != cluster.gpus_per_node):
@@ -101,7 +99,7 @@ def _sizes(cluster: "Cluster") -> Iterator[str]:
         )
 
 
-def _lines(cluster: "Cluster") -> Iterator[str]:
+def _lines(cluster: Cluster) -> Iterator[str]:
     for line in cluster.extra:
         if not re.fullmatch(r"-[-\w][^\x00-\x1f\x7f]*", line):
             yield f"extra: {line!r} is not one option of sbatch\n    hint: e.g. --switches=1, without #SBATCH"
@@ -115,7 +113,7 @@ def _lines(cluster: "Cluster") -> Iterator[str]:
             yield f"{key}={value!r} is empty or has a line end in it"
 
 
-def _environment(cluster: "Cluster") -> Iterator[str]:
+def _environment(cluster: Cluster) -> Iterator[str]:
     for name, value in cluster.environment.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
             yield f"environment: {name!r} is not the name of a variable"
@@ -127,7 +125,7 @@ def _environment(cluster: "Cluster") -> Iterator[str]:
             yield f"environment.{name} holds a zero byte"
 
 
-def _container(cluster: "Cluster") -> Iterator[str]:
+def _container(cluster: Cluster) -> Iterator[str]:
     container = cluster.container
     if container.kind == "none":
         if container.image is not None or container.mounts or container.arguments:

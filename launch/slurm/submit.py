@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 
 from launch.slurm import commands as slurm
 from launch.slurm.checks import find_problems
-from launch.slurm.cluster import Cluster, load_cluster, resize, split_overrides
+from launch.slurm.cluster import Cluster
+from launch.slurm.cluster_file import load_cluster, resize, split_overrides
 from launch.slurm.job_record import JobRecord, LaunchFolder
 from launch.slurm.script import Job, render_train
 from pretrain.config.load import config_text, load_config

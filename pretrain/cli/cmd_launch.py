@@ -152,7 +152,7 @@ def slurm_encode(
     arguments: tuple[str, ...], cluster: str, tasks: int, records: Path, changes: tuple[str, ...], dry_run: bool
 ) -> None:
     """Tokenize a corpus on SLURM: a plan, an array of K elements, and a merge, each after the one before."""
-    from launch.slurm.cluster import load_cluster
+    from launch.slurm.cluster_file import load_cluster
     from launch.slurm.encode_jobs import encode_scripts, submit_scripts
 
     scripts = encode_scripts(arguments, load_cluster(cluster, changes), tasks=tasks, records=records)

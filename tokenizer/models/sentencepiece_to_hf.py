@@ -62,7 +62,7 @@ def read_model(path: Path) -> "ModelProto":
         raise UserError(
             f"export needs the package {error.name}", hint="pip install 'pretrain-toolkit[export]'"
         ) from error
-    model = sentencepiece_model_pb2.ModelProto()
+    model = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
     try:
         model.ParseFromString(path.read_bytes())
     except (OSError, DecodeError) as error:

@@ -8,7 +8,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launch.slurm.cluster import Cluster, ContainerConfig, find_file, load_cluster, resize, split_overrides
+from launch.slurm.cluster import Cluster, ContainerConfig
+from launch.slurm.cluster_file import find_file, load_cluster, resize, split_overrides
 from launch.slurm.cluster_rules import parse_time, quote_directive, unsafe_path
 from launch.slurm.submit import cluster_text
 from pretrain.config.build import known_keys

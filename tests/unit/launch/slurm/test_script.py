@@ -16,7 +16,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from launch.slurm.cluster import Cluster, ContainerConfig, RequeueConfig, load_cluster
+from launch.slurm.cluster import Cluster, ContainerConfig, RequeueConfig
+from launch.slurm.cluster_file import load_cluster
 from launch.slurm.encode_jobs import encode_scripts
 from launch.slurm.script import Job, exports, render_train
 from pretrain.errors import UserError

@@ -1,0 +1,71 @@
+"""Loading a cluster file: finding it, applying `cluster.KEY=VALUE`, and checking its rules."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from launch.slurm.cluster import Cluster
+from launch.slurm.cluster_rules import find_problems
+from pretrain.config.build import build_section
+from pretrain.config.load import read_tree
+from pretrain.errors import ConfigError, UserError
+
+PREFIX = "cluster."
+SHIPPED = Path(__file__).parents[2] / "configs" / "cluster"
+
+
+def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
+    """A file, or the NAME of one in configs/cluster; `overrides` are `KEY=VALUE`.
+
+    Raises UserError for a file that is missing, and ConfigError with every other problem at once.
+    """
+    problems: list[str] = []
+    tree, _ = read_tree(find_file(name), [text for text in overrides if not _is_time(text)], problems)
+    for text in filter(_is_time, overrides):
+        tree["time"] = text.partition("=")[2]
+    _refuse_numbers(tree, problems)
+    cluster = build_section(Cluster, tree, "", problems, root=Cluster)
+    assert isinstance(cluster, Cluster)
+    problems += find_problems(cluster)
+    if problems:
+        raise ConfigError(problems, source=str(find_file(name)))
+    return cluster
+
+
+def find_file(name: str) -> Path:
+    """`name` itself, or configs/cluster/NAME.yaml here or beside the package. Raises UserError with the names there are."""
+    folders = (Path("configs") / "cluster", SHIPPED)
+    for path in (Path(name), *(folder / f"{name}.yaml" for folder in folders)):
+        if path.is_file():
+            return path
+    known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
+    raise UserError(
+        f"--cluster {name} is neither a file nor a name in configs/cluster",
+        hint=f"there are: {', '.join(known) or 'none'}",
+    )
+
+
+def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Those of the run, and those of the cluster without `cluster.`, which no section of a run is called."""
+    run = [text for text in overrides if not text.startswith(PREFIX)]
+    return run, [text.removeprefix(PREFIX) for text in overrides if text.startswith(PREFIX)]
+
+
+def resize(cluster: Cluster, nodes: int | None) -> Cluster:
+    """With another number of nodes, where one is given."""
+    return cluster if nodes is None else dataclasses.replace(cluster, nodes=nodes)
+
+
+def _is_time(override: str) -> bool:
+    """YAML would read 1:30:00 as a number of base 60."""
+    return override.startswith("time=")
+
+
+def _refuse_numbers(tree: dict[str, Any], problems: list[str]) -> None:
+    """A time or a size that YAML took for a number: what was written can't be known any more."""
+    for key, example in (("time", "1:30:00"), ("mem", "900G")):
+        if isinstance(tree.get(key), int | float):
+            problems.append(
+                f'{key}={tree.pop(key)} was read as a number\n    hint: put it in quotes, e.g. {key}: "{example}"'
+            )
