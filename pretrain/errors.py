@@ -1,15 +1,15 @@
-"""Every exception that the toolkit raises on purpose, and the exit code it ends a command with.
+"""Exceptions of the toolkit, and the exit codes of commands that end with them.
 
-    PretrainError                    1  something failed that the user did not type
+    PretrainError                    1  a failure that is not the user's input
     ├── UserError                    2  the user's input is at fault; nothing was started
     │   ├── ConfigError                 one or more problems of a configuration, reported together
-    │   ├── DataError                   a corpus, a tokenizer, a shard or a manifest is unusable
-    │   └── CheckpointError             a checkpoint is missing, damaged, or does not fit the run
-    ├── TrainingError                3  training cannot go on (a loss that is not finite, …)
-    └── ExportError                  4  an export did not prove itself and was not published
+    │   ├── DataError                   an unusable corpus, tokenizer, shard or manifest
+    │   └── CheckpointError             a checkpoint that is missing, corrupt, or does not fit the run
+    ├── TrainingError                3  training cannot continue (loss not finite, …)
+    └── ExportError                  4  an export failed its verification and was not published
 
-An error says the value, the rule that it breaks, and what to do next (`hint`). A process that hangs is ended with 75, for
-which nothing is raised (watchdog.py).
+An error names the value, the rule that it breaks, and what to do next (`hint`). A hanging process exits with 75, without an
+exception (health/watchdog.py).
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class PretrainError(Exception):
     """Base of the tree. `hint` is printed on a line of its own."""
 
     exit_code = 1
-    everywhere = False  # raised on every rank alike: one of them prints it
+    everywhere = False  # raised on every rank: only rank 0 prints it
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
         super().__init__(message)
@@ -31,13 +31,13 @@ class PretrainError(Exception):
 
 
 class UserError(PretrainError):
-    """The input is at fault. Raised before any process group starts."""
+    """The user's input is at fault. Raised before any process group starts."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """All problems of a configuration at once, each with its own hint."""
+    """All problems of a configuration, each with its own hint."""
 
     def __init__(self, problems: Sequence[str], *, source: str = "") -> None:
         self.problems = list(problems)
@@ -47,20 +47,20 @@ class ConfigError(UserError):
 
 
 class DataError(UserError):
-    """A corpus, a tokenizer, a shard or a manifest that cannot be used as it is."""
+    """An unusable corpus, tokenizer, shard or manifest."""
 
 
 class CheckpointError(UserError):
-    """A checkpoint that is missing, damaged, or does not fit the run."""
+    """A checkpoint that is missing, corrupt, or does not fit the run."""
 
 
 class TrainingError(PretrainError):
-    """Training cannot go on."""
+    """Training cannot continue."""
 
     exit_code = 3
 
 
 class ExportError(PretrainError):
-    """An export that did not prove itself. Nothing was published."""
+    """An export failed its verification. Nothing was published."""
 
     exit_code = 4

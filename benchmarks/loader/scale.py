@@ -17,7 +17,7 @@ from pretrain.data.loader import PLANNED_SAMPLES, Position, rank_samples
 from pretrain.data.order import Order, OrderedSource, Stage
 from pretrain.distributed.world import World
 from pretrain.shards.format import index_name
-from pretrain.shards.manifest import read_manifest, write_manifest
+from pretrain.shards.manifest_file import read_manifest, write_manifest
 from pretrain.shards.table import TABLE_NAME, ShardTable, shard_name
 
 SHARDS = 78_000

@@ -186,7 +186,7 @@ def check_file(folder: Path, entry: FileEntry, *, hashes: bool = True) -> None:
     if hashes:
         with path.open("rb") as file:
             if hashlib.file_digest(file, "sha256").hexdigest() != entry.sha256:
-                raise CheckpointError(f"{path} is damaged: its sha256 is not the one it was written with")
+                raise CheckpointError(f"{path} is corrupt: its sha256 is not the one it was written with")
 
 
 def listed_files(folder: Path, ending: str) -> list[Path]:

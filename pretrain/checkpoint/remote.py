@@ -48,7 +48,7 @@ class RemoteRun(RemoteStore):
     def list_saves(self, kind: str) -> dict[int, Names]:
         """Everything under `checkpoints` or `weights` by step, oldest first, complete or not."""
         top = f"{self._root}/{kind}"
-        found = self._insist(lambda: self._files.find(top, detail=True), f"{kind}: its listing", LISTING_TRIES)
+        found = self._retry(lambda: self._files.find(top, detail=True), f"{kind}: its listing", LISTING_TRIES)
         saves: dict[int, Names] = {}
         for path, entry in found.items():
             folder, _, name = path.removeprefix(top).strip("/").partition("/")
@@ -80,7 +80,7 @@ class RemoteRun(RemoteStore):
             self.delete(f"{place}/{name}")
         check()
         target = self._path(f"{place}/{layout.MANIFEST}")
-        self._insist(lambda: self._files.pipe_file(target, manifest), f"{place}/{layout.MANIFEST}")
+        self._retry(lambda: self._files.pipe_file(target, manifest), f"{place}/{layout.MANIFEST}")
         if folder.parent.name == "checkpoints":
             self.damaged.discard(layout.parse_name(folder.name) or 0)
 
@@ -114,7 +114,7 @@ class RemoteRun(RemoteStore):
             except FileNotFoundError:
                 return  # an earlier try was heard, though not its answer
 
-        self._insist(once, name)
+        self._retry(once, name)
 
     def download(self, step: int, names: Names, checkpoints: Path, attempt: int) -> Path:
         """Bring a checkpoint into the run, by the commit of a save. Raises CheckpointError where it is damaged."""
@@ -160,7 +160,7 @@ class RemoteRun(RemoteStore):
             os.fsync(file.fileno())
         if digest.hexdigest() != entry.sha256:
             raise CheckpointError(
-                f"{self.address}/{place}/{entry.name} is damaged: its sha256 is not the one it was written with"
+                f"{self.address}/{place}/{entry.name} is corrupt: its sha256 is not the one it was written with"
             )
 
     def _put(self, path: Path, name: str) -> None:
@@ -172,7 +172,7 @@ class RemoteRun(RemoteStore):
             if found != size:
                 raise DataError(f"{found} of {size} bytes arrived")
 
-        self._insist(once, name, 1 + size // CHUNK_BYTES)
+        self._retry(once, name, 1 + size // CHUNK_BYTES)
 
     def _path(self, name: str) -> str:
         return "/".join([self._root, *map(check_name, name.split("/"))])
@@ -184,7 +184,7 @@ class RemoteRun(RemoteStore):
             attempts=self.config.attempts,
             timeout_s=self.config.timeout_s * timeouts,
             hint="check checkpoint.upload, network, and credentials that may list, read, write and delete; "
-            "data.store.attempts and data.store.timeout_s bear a slower store",
+            "data.store.attempts and data.store.timeout_s raise",
         )
 
 

@@ -17,7 +17,7 @@ def data() -> None:
 @ADDRESS
 def info(address: str) -> None:
     """Print what a manifest says."""
-    from pretrain.shards.manifest import load_manifest
+    from pretrain.shards.manifest_file import load_manifest
     from pretrain.storage.store import open_store
 
     manifest = load_manifest(open_store(address))
@@ -48,7 +48,7 @@ def verify(address: str, workers: int) -> None:
     from rich.progress import Progress
 
     from pretrain.shards.integrity import verify_shards
-    from pretrain.shards.manifest import load_manifest
+    from pretrain.shards.manifest_file import load_manifest
     from pretrain.storage.store import open_store
 
     store = open_store(address)

@@ -177,7 +177,7 @@ def _weights(config: Config) -> list[str]:
             )
     used = {name for stage in data.stages.values() for name, weight in stage.weights.items() if weight}
     problems += [
-        f"data.train.{name}.weight=0, and no stage of data.stages reads it\n    hint: leave the source out"
+        f"data.train.{name}.weight=0, and no stage of data.stages reads it\n    hint: remove the source"
         for name, source in data.train.items()
         if not source.weight and name not in used
     ]

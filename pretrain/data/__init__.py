@@ -1,1 +1,1 @@
-"""From shards to micro-batches: manifest.py and shards.py (format), order.py (which), source.py and stream.py (reading)."""
+"""From shards to micro-batches: order.py decides which sequences, source.py and loader.py read them."""

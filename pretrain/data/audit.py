@@ -1,7 +1,7 @@
-"""A digest of what a step really consumed: the same for any number of ranks, different for any other sequence.
+"""Digest of the sequences that a step consumed: equal for any number of ranks, different for any other sequence.
 
 Each sequence is hashed with its global sample id g: blake2b over g, inputs and targets, 16 bytes. The digest of a step is the
-sum of these, as two integers modulo 2^64, over all micro-batches and ranks. A sum does not depend on who adds first.
+sum of these, as two integers modulo 2^64, over all micro-batches and ranks. A sum does not depend on the order of addition.
 """
 
 import hashlib
@@ -25,5 +25,5 @@ def sequence_sums(batches: Sequence[Mapping[str, Any]]) -> list[int]:
 
 
 def digest(sums: Sequence[int]) -> str:
-    """The sums of all ranks together as 32 hexadecimal digits."""
+    """Sums over all ranks as 32 hexadecimal digits."""
     return np.array(sums, dtype="<i8").tobytes().hex()

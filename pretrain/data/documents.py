@@ -1,4 +1,4 @@
-"""Which document each position of a row belongs to.
+"""Document number of each position of a row.
 
 A row of `seq_len` tokens is cut out of a stream of documents, each written as bos + ids + eos (without bos where
 the tokenizer has none):
@@ -7,8 +7,8 @@ the tokenizer has none):
     documents      0  0  0     1   1  1  1  1     2   2  2          mark_documents
     positions      0  1  2     0   1  2  3  4     0   1  2          pretrain/model/positions.py, made from documents
 
-The first document of a row may have begun in an earlier row: its positions count from where it goes on in this one. Only
-`documents` travels with a batch.
+The first document of a row may have begun in an earlier row; its positions count from the start of this one. A batch carries
+`documents` only.
 """
 
 import torch

@@ -1,12 +1,12 @@
 """Micro-batches of one rank, from the order to the model, as stages of a WebDataset pipeline.
 
-    g of this rank     →  plan_batches   which sequences make up each micro-batch   (order.py)
-    sequence numbers   →  fetch_ahead    blocks of remote stores are on their way   (ahead.py)
+    g of this rank     →  plan_batches   sequences of each micro-batch              (order.py)
+    sequence numbers   →  fetch_ahead    prefetch blocks of remote stores           (prefetch.py)
                        →  read_tokens    (B, T + 1) tokens                          (source.py)
-    tokens             →  split_targets  inputs and targets (B, T), and the documents of positions where asked for
+    tokens             →  split_targets  inputs and targets (B, T), and document numbers for data.document_mask
                        →  prefetch       a thread keeps a few micro-batches ready
 
-Each stage is a function from an iterator to an iterator; `stream.append(stage)` adds one of your own.
+Each stage is a function from an iterator to an iterator; `stream.append(stage)` adds another one.
 """
 
 import queue
@@ -29,21 +29,21 @@ from pretrain.model.loss import IGNORE
 from pretrain.optim.schedule import batch_levels
 
 Item = dict[str, Any]
-PLANNED_SAMPLES = 4_096  # of a rank, in one vectorized call; more does not fit the processor's cache
+PLANNED_SAMPLES = 4_096  # per rank and vectorized call; more does not fit into the processor's cache
 
 
 class Position(NamedTuple):
-    """Where a run stands: optimizer steps taken, and samples consumed."""
+    """Position of a run: optimizer steps done and samples consumed."""
 
     step: int
     samples: int
 
 
 def rank_samples(batch: BatchConfig, world: World, position: Position) -> Iterator[I64]:
-    """The g of this rank from a position on, for ever: arrays (steps, micro-batches, micro_batch_size).
+    """Global sample ids g of this rank from a position on, endless: arrays (steps, micro-batches, micro_batch_size).
 
-    A step is as many consecutive g as its batch is large; each rank takes a contiguous part of them. The batch is the same
-    within an array.
+    A step reads global_batch_size consecutive g; each rank takes a contiguous part. The batch size is constant within an
+    array.
     """
     step, samples = position
     levels = batch_levels(batch)
@@ -74,7 +74,7 @@ def plan_batches(order: Order, batch: BatchConfig, world: World, position: Posit
 
 
 def read_tokens(sources: Sequence[Source]) -> Callable[[Iterator[Item]], Iterator[Item]]:
-    """Adds `tokens`, int64 (B, T + 1)."""
+    """Add `tokens`, int64 (B, T + 1)."""
 
     def read(items: Iterator[Item]) -> Iterator[Item]:
         for item in items:
@@ -92,10 +92,10 @@ def read_tokens(sources: Sequence[Source]) -> Callable[[Iterator[Item]], Iterato
 def split_targets(
     sources: Sequence[Source], *, document_mask: bool = False, pin: bool = False
 ) -> Callable[[Iterator[Item]], Iterator[Item]]:
-    """Adds `inputs` and `targets`: each position's target is the next token, or IGNORE beside padding.
+    """Add `inputs` and `targets`: the target of a position is the next token, or IGNORE beside padding.
 
-    `document_mask` adds `documents`, the number of each position's document; `pin` puts all into page-locked memory, from
-    which a GPU copies while it computes.
+    `document_mask` adds `documents`, the document number of each position. `pin` copies to page-locked memory, from which a
+    GPU copies asynchronously.
     """
     manifests = [source.manifest for source in sources]
     packed = np.array([manifest.layout == "packed" for manifest in manifests])
@@ -118,7 +118,7 @@ def split_targets(
 
 
 def _without_padding(tokens: torch.Tensor, pad: torch.Tensor, packed: np.ndarray) -> torch.Tensor:
-    """Targets of rows of packed sources: none is padding, follows padding, or belongs to the next row's document."""
+    """Targets of packed rows, with IGNORE for padding, after padding, and for the first token of the next row."""
     targets = tokens[:, 1:].clone()
     padding = tokens == pad[:, None]
     ignored = padding[:, 1:] | padding[:, :-1]
@@ -133,11 +133,7 @@ class _Failed:
 
 
 def prefetch(depth: int) -> Callable[[Iterator[Item]], Iterator[Item]]:
-    """Read ahead in one thread, `depth` items at most; an error in it is raised where the items are used.
-
-    A thread and not DataLoader workers: reading is a copy out of the page cache, and sending int64 between processes cost
-    10–20 times as much.
-    """
+    """Read ahead in a thread, `depth` items at most; its errors are raised in the consumer."""
 
     def ahead(items: Iterator[Item]) -> Iterator[Item]:
         ready: queue.Queue = queue.Queue(maxsize=depth)
@@ -161,6 +157,8 @@ def prefetch(depth: int) -> Callable[[Iterator[Item]], Iterator[Item]]:
             except BaseException as error:
                 put(_Failed(error))
 
+        # A thread, not DataLoader workers: reading is a copy out of the page cache, and sending int64 tensors between
+        # processes took 10–20 times as long.
         threading.Thread(target=fill, name="prefetch", daemon=True).start()
         try:
             while (item := ready.get()) is not None:
@@ -183,7 +181,7 @@ def build_stream(
     *,
     pin: bool = False,
 ) -> webdataset.DataPipeline:
-    """The whole pipeline of one rank, from a position on."""
+    """The pipeline of one rank, from a position on."""
     return webdataset.DataPipeline(
         plan_batches(order, batch, world, position),
         fetch_ahead(sources),

@@ -1,14 +1,14 @@
-"""How samples are shared among sources, in closed form.
+"""Mixing sources by weight, in closed form.
 
     weights  →  whole numbers of slots that sum to `period`            quanta
              →  a table of slots, as even as any table can be          spread
     sample g of a stage belongs to owner[g % period]
 
-Evenness: among the first n slots, a source has less than one slot more or less than n · its share; in any window, less than
-two. That is the pfair property of Baruah et al. 1996, "Proportionate Progress", https://doi.org/10.1007/BF01940883.
+Evenness: among the first n slots, a source has n · its share of them, ± less than one; in any window, ± less than two. This
+is the pfair property of Baruah et al. 1996, "Proportionate Progress", https://doi.org/10.1007/BF01940883.
 
-A lane is every lanes-th sample. The period is a prime, so that each lane visits every slot before it sees one again; among
-the primes one is taken for which lanes visit the slots of a source at about the same pace, whatever its share.
+A lane is every lanes-th sample. The period is a prime, so that each lane visits every slot before it repeats one; the prime
+is chosen so that lanes visit the slots of a source at about the same rate, whatever its share.
 """
 
 import heapq
@@ -24,9 +24,9 @@ ENOUGH_SLOTS = 25  # rounding changes a weight by 2 % at most
 
 
 class SlotTable:
-    """`period` slots that repeat for ever, in the order of samples and in the order in which a lane sees them.
+    """`period` slots that repeat forever, in sample order and in the order of a lane.
 
-    Samples are counted from the start of the stage, as lanes are: sample g is the (g // lanes)-th of lane g % lanes.
+    Samples and lanes are counted from the start of the stage: sample g is number g // lanes of lane g % lanes.
     """
 
     def __init__(self, weights: Sequence[float], lanes: int) -> None:
@@ -43,16 +43,16 @@ class SlotTable:
         self._before_phase = np.stack([np.searchsorted(place, self._phase) for place in places])  # (sources, lanes)
 
     def source(self, g: I64) -> I64:
-        """Whose sample g is."""
+        """Source of each sample g."""
         return self.owner[g % self.period]
 
     def count(self, g: I64) -> I64:
-        """How many samples before g have the same source as g."""
+        """Number of samples before g with the same source as g."""
         whole, slot = np.divmod(g, self.period)
         return whole * self.quanta[self.owner[slot]] + self._earlier[slot]
 
     def lane_count(self, g: I64) -> I64:
-        """How many samples before g have the same source and the same lane as g."""
+        """Number of samples before g with the same source and lane as g."""
         turn, lane = np.divmod(g, self.lanes)
         whole, slot = np.divmod(turn + self._phase[lane], self.period)
         source = self._walk[slot]
@@ -72,22 +72,22 @@ class SlotTable:
 
 
 def choose_period(weights: Sequence[float], lanes: int) -> int:
-    """The smaller table that does the weights justice. Raises DataError for a weight below one slot of the larger."""
+    """The smallest period that represents the weights. Raises DataError for a weight below one slot of the larger."""
     smallest = min(weight for weight in weights if weight > 0) / sum(weights)
     small, large = (best_period(lanes, limit) for limit in PERIODS)
     if smallest * large < 1:
         raise DataError(
             f"the smallest weight is {smallest:.2g} of all weights, less than one sample in {large}",
-            hint="leave the source out, or give it more weight",
+            hint="remove the source, or raise its weight",
         )
     return small if smallest * small >= ENOUGH_SLOTS else large
 
 
 def best_period(lanes: int, limit: int) -> int:
-    """A prime between limit / 2 and limit; a lane's next round through the table starts about 0.38 lanes further on.
+    """A prime between limit / 2 and limit, for which a lane's next pass through the table is shifted by about 0.38 lanes.
 
-    That is the golden section: it spreads a lane's slots evenly for every share. The shift has no factor in common with small
-    numbers, because shares of 1/2, 1/3 … are what people choose.
+    The golden section spreads a lane's slots evenly for every share. The shift is coprime to small numbers, because shares
+    of 1/2, 1/3 … are common.
     """
     primes = [prime for prime in _primes(limit) if prime > max(limit // 2, lanes)]
     shifts = {prime: -prime % lanes for prime in primes}
@@ -96,11 +96,11 @@ def best_period(lanes: int, limit: int) -> int:
 
 
 def quanta(weights: Sequence[float], period: int) -> list[int]:
-    """Integers in proportion to the weights that sum to `period`; a source with a weight never gets none."""
+    """Integers in proportion to the weights, with sum `period`; at least 1 for a positive weight."""
     exact = np.asarray(weights, dtype=np.float64) / np.sum(weights) * period
     floor = np.maximum(np.floor(exact).astype(np.int64), exact > 0)
     missing = period - int(floor.sum())
-    for _ in range(-missing):  # what tiny sources got is taken from the largest, one by one
+    for _ in range(-missing):  # slots given to tiny sources are taken from the largest, one by one
         floor[int(np.argmax(floor))] -= 1
     floor[np.argsort(-(exact - floor), kind="stable")[: max(0, missing)]] += 1
     return [int(value) for value in floor]
@@ -126,7 +126,7 @@ def spread(quanta: Sequence[int]) -> I64:
 
 
 def _earlier(owner: I64) -> I64:
-    """For each slot, how many earlier ones have the same owner."""
+    """For each slot, the number of earlier slots with the same owner."""
     by_owner = np.argsort(owner, kind="stable")
     first = np.searchsorted(owner[by_owner], owner[by_owner])
     earlier = np.empty(len(owner), dtype=np.int64)

@@ -1,19 +1,19 @@
-"""The one order that all ranks share: a pure function of the global sample id g.
+"""The data order of all ranks: a pure function of the global sample id g.
 
-    1. stage, then source = owner of g's slot              weights hold from a sample on; mixture.py
-    2. lane = g % lanes                                    parallel read streams, pinned for the run
+    1. stage, then source = owner of g's slot              weights apply from a sample on; mixture.py
+    2. lane = g % lanes                                    parallel read streams, fixed for the run
        c = samples of that source in the lane before g     closed form, over all stages
     3. v = (c // span · lanes + lane) · span + c % span    the sample's place in the endless stream of the source
     4. epoch = v // N, place = v % N                       N sequences in the source
        sequence = place, its whole spans permuted          keyed by seed, source and epoch; permute.py
-    5. a small source counts over all lanes in step 2, with spans of 1: lanes of a small source would otherwise start
-       the next epoch before others have finished this one, and early batches repeat
+    5. a small source counts over all lanes in step 2, with spans of 1: otherwise some lanes would start the next epoch
+       before others finish this one, and early batches would repeat sequences
 
-There is no state but g: resuming is a subtraction, for any number of ranks and any batch size. Nothing before g depends on
-a stage that starts at g or later, so weights can be changed in the middle of a run.
+The only state is g: resuming is a subtraction, for any number of ranks and any batch size. Samples before g do not depend on
+a stage that starts at g or later, so weights can change in the middle of a run.
 
-Glossary: a source's sequences are numbered 0 … N - 1 in the order in which they lie on disk; a span is `span` consecutive
-ones that a lane reads before it jumps (what makes range reads of a remote store efficient).
+Glossary: a source's sequences are numbered 0 … N - 1 in their order on disk; a span is `span` consecutive ones that a lane
+reads before it jumps, which makes range reads of a remote store efficient.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ from pretrain.data.permute import I64, hash64, permute
 
 
 class OrderedSource(NamedTuple):
-    """What the order needs to know of a source."""
+    """The facts of a source that the order depends on."""
 
     name: str
     sequences: int
@@ -44,7 +44,7 @@ class Stage(NamedTuple):
 
 
 class Samples(NamedTuple):
-    """Where samples come from: source number, epoch of that source, and sequence number in it."""
+    """Source number, epoch of that source, and sequence number in it, of each sample."""
 
     source: I64
     epoch: I64
@@ -82,7 +82,7 @@ class Order:
 
     @property
     def description(self) -> dict[str, Any]:
-        """Everything that the order depends on, as plain values."""
+        """All inputs of the order, as plain values."""
         return {
             "format": "pretrain-order/2",
             "seq_len": self.seq_len,
@@ -93,7 +93,7 @@ class Order:
             "stages": [
                 {
                     "start": int(start),
-                    # Of a list: which of two sources comes first decides ties between their slots.
+                    # A list: the position of a source decides ties between slots.
                     "slots": [[s.name, int(q)] for s, q in zip(self.sources, table.quanta, strict=True) if q],
                 }
                 for start, table in zip(self.starts, self.tables, strict=True)
@@ -108,14 +108,14 @@ class Order:
     def is_small(self, source: int) -> bool:
         """Whether the source is counted over all lanes and permuted by sequence (step 5).
 
-        Lanes may be a few spans apart, and as many samples as the table is uneven; an epoch must be longer than that. The
-        table that counts is the first one that holds the source: what comes later must not change what has been.
+        Lanes may be a few spans apart, plus the unevenness of the slot table; an epoch of a large source must be longer.
+        The first table that holds the source decides: later stages must not change samples of the past.
         """
         first = next((table for table in self.tables if table.quanta[source]), self.tables[0])
         return bool(self.sequences[source] < 4 * (self.lanes * self.span + first.period))
 
     def __call__(self, g: ArrayLike) -> Samples:
-        """The samples of each g, in one vectorized call."""
+        """Samples of an array of g, vectorized."""
         g = np.atleast_1d(np.asarray(g, dtype=np.int64))
         stage = np.searchsorted(self.starts, g, side="right") - 1
         source, place = np.empty_like(g), np.empty_like(g)
@@ -126,12 +126,12 @@ class Order:
         return Samples(source, epoch, sequence)
 
     def counts(self, g: int) -> I64:
-        """How many samples before g come from each source."""
+        """Number of samples before g, by source."""
         stage = int(np.searchsorted(self.starts, g, side="right")) - 1
         return self._before[stage] + self.tables[stage].counts(g - int(self.starts[stage]))
 
     def _base_counts(self) -> tuple[I64, I64]:
-        """What the stages before each stage have used: by source, and by source and lane of the run."""
+        """Samples used before each stage: by source, and by source and lane of the run."""
         before = np.zeros((len(self.starts), len(self.sources)), dtype=np.int64)
         by_lane = np.zeros((*before.shape, self.lanes), dtype=np.int64)
         for number, (table, start, end) in enumerate(zip(self.tables, self.starts, self.starts[1:], strict=False)):
@@ -154,9 +154,9 @@ class Order:
         return source, place
 
     def _permuted(self, source: I64, place: I64) -> tuple[I64, I64]:
-        """Step 4. Spans go on across the end of an epoch, so an epoch begins with the rest of a span and ends with a part.
+        """Step 4. Spans continue across epochs, so an epoch begins with the rest of a span and ends with a part of one.
 
-        Both together are the sequences behind the last whole span on disk; the whole spans between them are permuted.
+        Both together are the sequences after the last full span on disk; the full spans between them are permuted.
         """
         size, span = self.sequences[source], self._spans[source]
         epoch, place = np.divmod(place, size)
@@ -171,7 +171,7 @@ class Order:
 
 
 def past_of(description: Mapping[str, Any], samples: int) -> dict[str, Any]:
-    """What of a description has decided the samples before `samples`: later stages, and sources only they read, are free."""
+    """The part of a description that decided the samples before `samples`, without later stages and their sources."""
     stages = [stage for stage in description.get("stages", []) if stage["start"] < max(1, samples)]
     used = {name for stage in stages for name, _ in stage["slots"]}
     sources = {name: content for name, content in description.get("sources", {}).items() if name in used}
@@ -179,7 +179,7 @@ def past_of(description: Mapping[str, Any], samples: int) -> dict[str, Any]:
 
 
 def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[str]:
-    """What differs between two descriptions of an order, a line each."""
+    """Differences between two descriptions of an order, a line each."""
     names = sorted({*expected, *found})
     return [
         f"{name}: {expected.get(name)} → {found.get(name)}" for name in names if expected.get(name) != found.get(name)

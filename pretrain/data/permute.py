@@ -1,11 +1,11 @@
-"""Random-looking permutations without a table, in our own integer arithmetic: the same on every platform, for ever.
+"""Pseudo-random permutations without a table, in integer arithmetic that is the same on every platform.
 
 - hash: splitmix64's finalizer, Steele et al. 2014, "Fast Splittable Pseudorandom Number Generators",
   https://doi.org/10.1145/2660193.2660195
 - permutation: a balanced Feistel network with cycle walking, Black & Rogaway 2002, "Ciphers with Arbitrary Finite
   Domains", https://doi.org/10.1007/3-540-45760-7_9
 
-NumPy's own shuffles are not promised to stay the same between versions; these are pinned by a golden digest test.
+NumPy does not promise equal shuffles between versions; a golden digest test pins these.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def _mix(x: U64) -> U64:
 
 
 def hash64(*values: ArrayLike) -> U64:
-    """One 64-bit hash of several non-negative integers, which broadcast against each other."""
+    """64-bit hash of several non-negative integers, which broadcast against each other."""
     state = np.zeros((), np.uint64)
     with np.errstate(over="ignore"):
         for value in values:
@@ -34,10 +34,10 @@ def hash64(*values: ArrayLike) -> U64:
 
 
 def permute(index: ArrayLike, size: ArrayLike, key: ArrayLike) -> I64:
-    """Where `index` in [0, size) lands under the permutation that `key` names. Arrays broadcast; O(1) each.
+    """Image of `index` in [0, size) under the permutation of `key`. Arrays broadcast; O(1) each.
 
-    A Feistel network permutes [0, 4^h) ⊇ [0, size); a result outside is permuted again until it falls inside, which takes
-    fewer than four rounds on average and keeps the whole a permutation of [0, size).
+    A Feistel network permutes [0, 4^h) ⊇ [0, size); a result outside is permuted again until it falls inside, fewer than
+    four rounds on average (cycle walking), which gives a permutation of [0, size).
     """
     value, sizes, keys = (
         part.astype(np.uint64).ravel()
@@ -55,7 +55,7 @@ def permute(index: ArrayLike, size: ArrayLike, key: ArrayLike) -> I64:
 
 
 def _half_bits(sizes: U64) -> U64:
-    """h of the smallest 4^h, h ≥ 1, that holds each size."""
+    """h of the smallest 4^h ≥ size, h ≥ 1, of each size."""
     distinct, where = np.unique(sizes, return_inverse=True)
     halves = [max(1, ((int(size) - 1).bit_length() + 1) // 2) for size in distinct]
     return np.array(halves, dtype=np.uint64)[where]

@@ -1,9 +1,9 @@
-"""A stage of the stream, between plan and read: blocks of remote sources are on their way before they are needed.
+"""Prefetching blocks of remote sources: a pipeline stage between plan and read.
 
-    plan ──► items with source and sequence ──► │ window: held items, in order │ ──► read, then released
+    plan ──► items with source and sequence ──► │ window: pinned items, in order │ ──► read, then unpinned
 
-The window is as long as the memory for blocks allows (`data.store.memory_mib`). The order has 256 lanes, and all of them may
-come to a new block at once: 64 MiB by the defaults, so the window should hold several times that.
+The window is as long as the block memory allows (`data.store.memory_mib`). The order has 256 lanes, which may all reach a new
+block at once: 64 MiB by default, so the window should hold several times that.
 """
 
 from collections import deque
@@ -13,13 +13,14 @@ from typing import Any
 from pretrain.data.source import Source
 
 Item = dict[str, Any]
-LONGEST = 32_768  # sequences in the window: a small corpus fits into memory, and its order has no end
-STRIDE = 8  # items that are added for each one that leaves, so that the first need not wait for a whole window
+LONGEST = 32_768  # sequences in the window; bounds it for a corpus that fits into memory, whose order is endless
+STRIDE = 8  # items added for each one removed, so that the first does not wait for a full window
 
 
 def fetch_ahead(sources: Sequence[Source]) -> Callable[[Iterator[Item]], Iterator[Item]]:
-    """Passes items (int64 arrays `source` and `sequence`, each (B,)) on in order; their blocks stay until the next is asked
-    for. Sources on local disks need nothing.
+    """Pass items (int64 arrays `source` and `sequence`, each (B,)) on in order, their blocks pinned until the next item.
+
+    A no-op for sources on local disks.
     """
     remote = [number for number, source in enumerate(sources) if source.memory]
     memories = {source.memory for source in sources if source.memory}
@@ -36,24 +37,24 @@ def fetch_ahead(sources: Sequence[Source]) -> Callable[[Iterator[Item]], Iterato
                     item = None if full and window else next(items, None)
                     if item is None:
                         break
-                    window.append((item, _hold(item)))
+                    window.append((item, _pin(item)))
                     sequences += len(item["sequence"])
                 if not window:
                     return
                 yield window[0][0]
-                item, held = window.popleft()
+                item, pinned = window.popleft()
                 sequences -= len(item["sequence"])
-                _release(held)
+                _unpin(pinned)
         finally:
-            for _, held in window:
-                _release(held)
+            for _, pinned in window:
+                _unpin(pinned)
 
-    def _hold(item: Item) -> list[Any]:
+    def _pin(item: Item) -> list[Any]:
         chosen = [(sources[number], item["sequence"][item["source"] == number]) for number in remote]
-        return [(source, source.hold(sequences)) for source, sequences in chosen if len(sequences)]
+        return [(source, source.pin(sequences)) for source, sequences in chosen if len(sequences)]
 
-    def _release(held: list[Any]) -> None:
-        for source, places in held:
-            source.release(places)
+    def _unpin(pinned: list[Any]) -> None:
+        for source, places in pinned:
+            source.unpin(places)
 
     return ahead

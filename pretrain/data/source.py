@@ -1,11 +1,11 @@
-"""One tokenized corpus, opened for reading: sequence numbers → tokens, by random access to checked blocks.
+"""One tokenized corpus: sequence numbers → tokens, by random access to verified blocks.
 
-    sequences 0 … N - 1     numbered in the order in which they lie on disk
+    sequences 0 … N - 1     numbered in their order on disk
       → shard, block, row   arithmetic on the manifest's counts: in a shard every block but the last is full
-      → ids of the block    blocks.py, which reads a shard's index when it is first touched
+      → ids of the block    blocks/block_reader.py, which reads a shard's index on first access
       → a row of the batch  a copy
 
-Opening reads the manifest and its table of shards and nothing else, whatever the size of the corpus.
+Opening reads only the manifest and its table of shards, whatever the size of the corpus.
 """
 
 from collections.abc import Mapping
@@ -21,17 +21,18 @@ from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.data.order import OrderedSource
 from pretrain.errors import DataError
 from pretrain.shards.format import check_folder
-from pretrain.shards.manifest import Manifest, fingerprint, load_manifest
+from pretrain.shards.manifest import Manifest, fingerprint
+from pretrain.shards.manifest_file import load_manifest
 from pretrain.storage.store import LocalStore, Store, open_store
 
 MANY_SHARDS = 4096
 
 Place = NDArray[np.int64]
-Held = tuple[list[int], list[int]]  # shards and blocks
+Pinned = tuple[list[int], list[int]]  # shards and blocks
 
 
 class Source:
-    """Sequences 0 … N - 1 of `seq_len` tokens (+ 1, the last target), in the order in which they lie on disk.
+    """Sequences 0 … N - 1 of `seq_len` tokens (+ 1, the last target), in their order on disk.
 
     A sequence never crosses a block. A block of n tokens holds (n - 1) // seq_len of them; only a shard's last block may
     have a remainder, which is not read (`dropped_tokens`).
@@ -50,7 +51,7 @@ class Source:
             raise DataError(
                 f"data source {name} ({self.folder}) holds {self.manifest.tokens} tokens, fewer than one sequence of "
                 f"data.seq_len={seq_len}",
-                hint="a smaller data.seq_len, or a larger corpus",
+                hint="use a smaller data.seq_len, or a larger corpus",
             )
 
     def __len__(self) -> int:
@@ -58,7 +59,7 @@ class Source:
 
     @property
     def dropped_tokens(self) -> int:
-        """Targets at the ends of shards that fill no whole sequence."""
+        """Targets at the ends of shards that do not fill a sequence."""
         return self.manifest.stored_targets - len(self) * self.seq_len
 
     @property
@@ -68,23 +69,23 @@ class Source:
 
     @cached_property
     def fingerprint(self) -> str:
-        """The manifest's: hashed once, since a manifest can have many shards."""
+        """Fingerprint of the manifest, computed once: a manifest can have many shards."""
         return fingerprint(self.manifest)
 
     def ordered(self) -> OrderedSource:
-        """What the order needs to know."""
+        """The facts that the order depends on."""
         return OrderedSource(self.name, len(self), self.fingerprint)
 
     def check_shards(self) -> None:
-        """Raise DataError with the shards and indexes that a listing of the folder lacks, or has with another size.
+        """Raise DataError with the shards and indexes that are missing from the folder or have the wrong size.
 
-        One request for a store. Sizes of files on a disk are asked for one by one, so not where there are very many: a
-        shard's size is checked in any case when it is first read.
+        One request to an object store. On a disk, sizes are not compared for very many shards: each takes a stat, and a
+        shard's size is checked on first access anyway.
         """
         check_folder(self.store, self.manifest, thorough=len(self.manifest.shards) <= MANY_SHARDS)
 
     def place(self, sequence: int) -> tuple[str, int, int]:
-        """Where a sequence lies: the shard's file name, the block's number in it, the row in the block."""
+        """Location of a sequence: shard file name, block number in it, row in the block."""
         shard, block, row = (int(part[0]) for part in self._locate(np.array([sequence])))
         return self.manifest.shards[shard].name, block, row
 
@@ -93,33 +94,33 @@ class Source:
     ) -> None:
         """Copy the seq_len + 1 tokens of sequences[i] to row rows[i] of `into` (m, seq_len + 1); rows default to 0 … n - 1.
 
-        Raises DataError where a block that holds one of them is missing or damaged.
+        Raises DataError if a block that holds one of them is missing or corrupt.
         """
         shards, blocks, starts = (part.tolist() for part in self._locate(sequences))
         tokens, length, seq_len = self._blocks.tokens, self.seq_len + 1, self.seq_len
         targets = range(len(shards)) if rows is None else rows.tolist()
-        self._blocks.hold(shards, blocks, urgent=True)
+        self._blocks.pin(shards, blocks, urgent=True)
         try:
             for shard, block, row, target in zip(shards, blocks, starts, targets, strict=True):
                 start = row * seq_len
                 into[target] = tokens(shard, block)[start : start + length]
         finally:
-            self._blocks.release(shards, blocks)
+            self._blocks.unpin(shards, blocks)
 
     @property
     def memory(self) -> BlockMemory | None:
-        """Where blocks are that had to be fetched; None for a corpus on a disk."""
+        """Memory cache of fetched blocks; None for a corpus on a disk."""
         return self._blocks.memory if isinstance(self._blocks, RemoteBlocks) else None
 
-    def hold(self, sequences: NDArray[np.int64]) -> Held:
-        """Have the blocks of these sequences fetched, and keep them until `release` gets what this returns."""
+    def pin(self, sequences: NDArray[np.int64]) -> Pinned:
+        """Fetch the blocks of these sequences and keep them until `unpin` is called with the result."""
         shards, blocks, _ = (part.tolist() for part in self._locate(sequences))
-        self._blocks.hold(shards, blocks)
+        self._blocks.pin(shards, blocks)
         return shards, blocks
 
-    def release(self, held: Held) -> None:
-        """Undo a `hold`."""
-        self._blocks.release(*held)
+    def unpin(self, pinned: Pinned) -> None:
+        """Undo a `pin`."""
+        self._blocks.unpin(*pinned)
 
     def _locate(self, sequences: NDArray[np.int64]) -> tuple[Place, Place, Place]:
         """Shard, block in the shard, and row in the block of each sequence."""
@@ -128,9 +129,9 @@ class Source:
         return shard, block, row
 
     def _first_sequences(self) -> NDArray[np.int64]:
-        """Of each shard the number of its first sequence, and after the last the number of sequences."""
+        """Number of the first sequence of each shard, then the number of sequences."""
         full = self.manifest.shards.blocks - 1
-        # A manifest is refused where a shard's tokens are not what its blocks can hold.
+        # A manifest whose shards' tokens do not match their blocks was refused on load.
         last = self.manifest.shards.tokens - full * self.manifest.block_tokens
         return np.concatenate([[0], np.cumsum(full * self._rows + last // self.seq_len)])
 
@@ -152,7 +153,7 @@ class Source:
 
 
 def open_sources(configs: Mapping[str, SourceConfig], seq_len: int, store: StoreConfig | None = None) -> list[Source]:
-    """Every source of a section, by name, so that the order does not depend on how the file lists them."""
+    """All sources of a section, sorted by name, so that the order does not depend on how the file lists them."""
     return [Source(name, configs[name], seq_len, store) for name in sorted(configs)]
 
 

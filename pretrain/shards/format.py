@@ -1,7 +1,7 @@
-"""The on-disk format that the writer (`pretrain/shards/writer.py`) and the reader share.
+"""The on-disk format of token shards, shared by the writer (`pretrain/shards/writer.py`) and the readers.
 
     FOLDER/
-      manifest.json            what the folder holds; written last            -> pretrain/shards/manifest.py
+      manifest.json            contents of the folder; written last           -> pretrain/shards/manifest.py
       shards.npy               size, counts and hash of each shard            -> pretrain/shards/table.py
       shard-000000.tar         plain USTAR, readable by `tar` and `webdataset.WebDataset`
       shard-000000.idx.npy     int64 [blocks, 4], one row a block
@@ -25,7 +25,7 @@
     ends: the positions, exclusive and increasing, at which documents end inside the block: 1 … T (n in the last block),
     so each document is counted in exactly one block, and ends[i] is where the next document starts.
 
-Nothing here trusts a file: no pickle, no extraction, and no allocation by a size that the file itself claims.
+No file is trusted: no pickle, no extraction, and no allocation by a size that a file claims.
 """
 
 import io
@@ -57,7 +57,7 @@ def index_name(shard: str) -> str:
 
 
 def block_key(part: int, block: int) -> str:
-    """WebDataset key of a block, by its part of the corpus (a shard, or the task that wrote it) and its number in that."""
+    """WebDataset key of a block: number of its shard, or of the task that wrote it, and its number in that."""
     return f"{part:06d}{block:06d}"
 
 
@@ -73,12 +73,12 @@ def read_index(store: Store, entry: ShardEntry, dtype: str = "<u2", *, block_tok
 
 
 def index_limit(entry: ShardEntry) -> int:
-    """Bytes that an index can have at most. Raises DataError for more blocks than a reader would hold in memory."""
+    """Largest size of an index in bytes. Raises DataError for more blocks than a reader would hold in memory."""
     size = entry.blocks * INDEX_COLUMNS * _INDEX_DTYPE.itemsize
     if size > LARGEST_INDEX:
         raise DataError(
             f"{entry.name}: {entry.blocks} blocks, and an index of more than {LARGEST_INDEX >> 20} MiB is not read",
-            hint="more and smaller shards",
+            hint="write more and smaller shards",
         )
     return size + _LARGEST_HEADER
 
@@ -88,9 +88,9 @@ def parse_index(
 ) -> np.ndarray:
     """The index in `data`: int64 [blocks, 4], columns OFFSET (bytes), TOKENS, DOCUMENTS, CRC32.
 
-    `dtype` and `block_tokens` are the manifest's; where the latter is given, every block but the last must be full. Each row
-    is checked against the manifest's entry, so that a reader can use offsets as they are. Raises DataError with the first
-    row that breaks a rule; `where` opens the message.
+    `dtype` and `block_tokens` are the manifest's; with the latter, every block but the last must be full. Each row is checked
+    against the manifest's entry, so that a reader can use offsets unchecked. Raises DataError with the first row that
+    breaks a rule; `where` opens the message.
     """
     index = _parse_array(data, entry.blocks, where)
     tokens, last = index[:, TOKENS], np.arange(len(index)) == len(index) - 1
@@ -126,7 +126,7 @@ def _between(values: np.ndarray, low: int, high: int | np.ndarray) -> np.ndarray
 
 
 def _parse_array(data: bytes, blocks: int, where: str) -> np.ndarray:
-    """The array of an index file, its header and size compared before it becomes an array."""
+    """The array of an index file; its header and size are compared first."""
     try:
         start = check_npy_header(data, _INDEX_DTYPE, (blocks, INDEX_COLUMNS))
         size = blocks * INDEX_COLUMNS * _INDEX_DTYPE.itemsize
@@ -145,19 +145,19 @@ def check_npy_header(data: bytes, dtype: np.dtype, shape: tuple[int, ...]) -> in
         raise ValueError("unknown npy version")
     try:
         found = np.lib.format.read_array_header_1_0(file)
-    # NumPy parses the header as Python: damage surfaces as SyntaxError, TokenError and others, not only as ValueError.
+    # NumPy parses the header as Python: corruption surfaces as SyntaxError, TokenError and others, not only as ValueError.
     except Exception as error:
-        raise ValueError(f"damaged header: {error}") from None
+        raise ValueError(f"corrupt header: {error}") from None
     if found != (shape, False, dtype):
         raise ValueError(f"found {found[2].str} {list(found[0])}")
     return file.tell()
 
 
 def check_folder(store: Store, manifest: Manifest, *, thorough: bool) -> None:
-    """Hold a listing of the folder against `manifest`: every shard and index is there. Raises one DataError.
+    """Compare a listing of the folder with `manifest`: all shards and indexes must exist. Raises one DataError.
 
-    Sizes are compared where the listing gives them, or if `thorough`. Hashes are not computed: that takes reading
-    everything. A store that cannot be listed passes.
+    Sizes are compared if the listing has them, or if `thorough`; hashes are not, which would read everything. A store that
+    cannot be listed passes.
     """
     found = store.list_names(sizes=thorough)
     if found is None:

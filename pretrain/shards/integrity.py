@@ -1,10 +1,10 @@
-"""Whether shards hold what their manifest says, byte by byte: `pretrain data verify`.
+"""Verification of shards against their manifest, byte by byte: `pretrain data verify`.
 
-    of the folder   the manifest is whole                                                   manifest.py
-    of each shard   its size, its sha256, its index                                         shards.py
-    of each block   the headers of its two members, the document ends, the crc32, the ids
+    the folder   manifest intact                                                      manifest.py
+    each shard   size, sha256, index                                                  format.py
+    each block   headers of its two members, document ends, crc32, ids
 
-A shard is read once, in pieces, from wherever it lies. Nothing is allocated by a size that it claims.
+A shard is streamed once. Nothing is allocated by a size that it claims.
 """
 
 import hashlib
@@ -22,13 +22,13 @@ from pretrain.shards.manifest import Manifest
 from pretrain.shards.table import ShardEntry
 from pretrain.storage.store import Store
 
-PIECE = 4 << 20  # bytes of a request; a multiple of what an id takes
+PIECE = 4 << 20  # bytes of a request; a multiple of the size of an id
 RECORD = 512  # of a tar
-LARGEST_HEADERS = 1 << 16  # bytes before a payload, beside the document ends
+LARGEST_HEADERS = 1 << 16  # bytes before a payload, without the document ends
 
 
 def verify_shards(store: Store, manifest: Manifest, *, workers: int) -> Iterator[tuple[str, list[str]]]:
-    """(shard, problems) as each shard is done, in any order; threads, because hashing leaves the interpreter's lock."""
+    """(shard, problems) as each shard is done, in any order. Threads suffice: hashing releases the GIL."""
     pool = ThreadPoolExecutor(workers)
     try:
         running = {pool.submit(verify_shard, store, entry, manifest): entry.name for entry in manifest.shards}
@@ -39,7 +39,7 @@ def verify_shards(store: Store, manifest: Manifest, *, workers: int) -> Iterator
 
 
 def verify_shard(store: Store, entry: ShardEntry, manifest: Manifest) -> list[str]:
-    """Everything that is wrong with one shard; an empty list where nothing is."""
+    """Problems of one shard; empty if it is intact."""
     where = f"{store.address}/{entry.name}"
     try:
         size = store.size(entry.name)
@@ -54,16 +54,16 @@ def verify_shard(store: Store, entry: ShardEntry, manifest: Manifest) -> list[st
         else:
             problems += [f"{where}: {problem}" for problem in _block_problems(shard, index, manifest)]
         if any(piece.strip(b"\0") for piece in shard.pieces(size - shard.position)) and not problems:
-            problems.append(f"{where}: what follows the last block is not empty")
+            problems.append(f"{where}: data after the last block")
     except DataError as error:
         return [error.message]
     if shard.sha256.hexdigest() != entry.sha256:
-        problems.append(f"{where}: its sha256 is not the manifest's")
+        problems.append(f"{where}: its sha256 is not the one in the manifest")
     return problems
 
 
 class _Reader:
-    """A shard from its first byte to its last, in pieces; `sha256` is of what was read."""
+    """A shard as a stream of pieces; `sha256` covers the bytes read so far."""
 
     def __init__(self, store: Store, entry: ShardEntry) -> None:
         self.store, self.entry, self.position, self.sha256 = store, entry, 0, hashlib.sha256()
@@ -109,15 +109,15 @@ def _block_problems(shard: _Reader, index: np.ndarray, manifest: Manifest) -> It
             piece = shard.read(min(PIECE, tokens * dtype.itemsize - start))
             found, largest = zlib.crc32(piece, found), max(largest, int(np.frombuffer(piece, dtype).max()))
         if found != crc32:
-            yield f"{named}: its crc32 is not the index's"
+            yield f"{named}: its crc32 is not the one in the index"
         if largest >= manifest.vocab_size:
             yield f"{named}: holds id {largest}, and the vocabulary has {manifest.vocab_size}"
 
 
 def _check_headers(data: bytes, position: int, tokens: int, documents: int, dtype: np.dtype) -> str:
-    """The key of a block, from what lies before its payload: padding, the member of document ends, the head of the tokens'.
+    """Key of a block, from the bytes before its payload: padding, the member of document ends, the header of the tokens.
 
-    `position` is that of `data` in the shard. Raises ValueError with what does not agree with the index.
+    `position` is the offset of `data` in the shard. Raises ValueError if something disagrees with the index.
     """
     start = -position % RECORD
     if data[:start].strip(b"\0"):
@@ -146,7 +146,7 @@ def _check_headers(data: bytes, position: int, tokens: int, documents: int, dtyp
 def _parse_member(header: bytes, expected: str) -> tuple[str, int]:
     """Key and size of a member, from its tar header. Raises ValueError for all but a plain file named KEY.`expected`."""
     if len(header) != RECORD or header[257:263] != b"ustar\0":
-        raise ValueError(f"no tar header stands where that of its .{expected} belongs")
+        raise ValueError(f"no tar header in the place of that of its .{expected}")
     found, size = (re.fullmatch(rb"[ 0]*([0-7]+)[ \0]*", header[place]) for place in (slice(148, 156), slice(124, 136)))
     if not found or int(found[1], 8) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
         raise ValueError(f"the checksum of the tar header of its .{expected} is wrong")
@@ -155,5 +155,5 @@ def _parse_member(header: bytes, expected: str) -> tuple[str, int]:
         raise ValueError(f"member {name!r} is not a plain file")
     key, _, member = name.partition(".")
     if member != expected:
-        raise ValueError(f"member {name!r} stands where one named .{expected} belongs")
+        raise ValueError(f"member {name!r} in the place of one named .{expected}")
     return key, int(size[1], 8)

@@ -1,36 +1,29 @@
-"""What the values of a manifest must be, beyond their types (`pretrain/shards/manifest.py` describes them).
+"""Rules for the values of a manifest, beyond their types (`pretrain/shards/manifest.py` describes the fields).
 
-A manifest is read from wherever a user points, and what follows computes with its numbers. Rules of shards hold for whole
-columns: there may be tens of thousands of rows.
+A manifest may come from anywhere, and readers compute with its numbers. Rules for shards are vectorized over columns: there
+may be tens of thousands of rows.
 """
-
-from __future__ import annotations
 
 import re
 import reprlib
 from collections.abc import Iterator, Sequence
 from dataclasses import fields
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pretrain.errors import DataError
+from pretrain.shards.manifest import LARGEST_VOCAB, LAYOUTS, PACKED, STREAM, Manifest
 from pretrain.shards.table import MOST_SHARDS, TABLE_NAME, shard_name
 
-if TYPE_CHECKING:
-    from pretrain.shards.manifest import Manifest
-
-STREAM, PACKED = LAYOUTS = ("stream", "packed")
 LARGEST_COUNT = 1 << 43  # of a shard: the sum over MOST_SHARDS stays inside int64
 LARGEST_INTEGER = 1 << 62
-LARGEST_VOCAB = {"<u2": 1 << 16, "<u4": 1 << 32}
 _SHOWN_PROBLEMS = 20
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 def check_manifest(manifest: Manifest, *, where: str) -> None:
-    """Raise one DataError with the rules that the values of `manifest` break; `where` opens the message."""
+    """Raise one DataError with all rules that `manifest` breaks; `where` opens the message."""
     problems = []
     for field in fields(manifest):
         value, least = getattr(manifest, field.name), -1 if field.name == "pad_id" else 0
@@ -55,7 +48,7 @@ def check_manifest(manifest: Manifest, *, where: str) -> None:
 
 
 def check_table_file(*, file: str, rows: int, sha256: str, where: str) -> None:
-    """Raise DataError unless these can be what a manifest says of its table: what is read depends on them."""
+    """Raise DataError unless the reference to the table is valid: the size of the read depends on it."""
     problems = []
     if file != TABLE_NAME:
         problems.append(f"shards: file={show(file)} must be {TABLE_NAME!r}")
@@ -88,7 +81,7 @@ def _shard_problems(manifest: Manifest) -> list[str]:
 
 
 def _total_problems(manifest: Manifest) -> Iterator[str]:
-    """What the totals break, given that each shard is in order."""
+    """Rules that the totals break, given valid shards."""
     documents = int(manifest.shards.documents.sum())
     if manifest.documents != documents:
         yield f"documents={manifest.documents} but its shards hold {documents}"
@@ -120,12 +113,12 @@ def _packed_problems(manifest: Manifest) -> Iterator[str]:
 
 
 def packed_tokens(stored_targets: int, packed_seq_len: int, padding_tokens: int) -> int:
-    """`tokens` of a packed corpus: of its bins · packed_seq_len + 1 ids, those that are targets (see `Manifest`)."""
+    """`tokens` of a packed corpus: the targets among its bins · packed_seq_len + 1 ids (see `Manifest`)."""
     return stored_targets + 1 - padding_tokens - stored_targets // packed_seq_len
 
 
 def show(value: object) -> str:
-    """The value for a message, cut where it is long: it may come from a file that nobody checked."""
+    """A value for a message, truncated: it may come from an unchecked file."""
     short = reprlib.Repr()
     short.maxstring = short.maxother = 90
     return short.repr(value)

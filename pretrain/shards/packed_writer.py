@@ -1,4 +1,4 @@
-"""Writing layout "packed": documents are packed window by window (`packing.py`), the bins go to the writer of shards."""
+"""Writer of layout "packed": documents are packed window by window (`packing.py`), and the bins written as shards."""
 
 from pathlib import Path
 
@@ -15,10 +15,10 @@ WINDOW_TOKENS = 1 << 20
 
 
 class BinWriter:
-    """Takes documents as `ShardWriter` does, and gives it bins of `seq_len` ids: see `packing.py`.
+    """Packs documents into bins of `seq_len` ids and writes them with a `ShardWriter`.
 
-    Windows follow from the documents alone, never from how they arrive. `tokens`, `padding_tokens` and `documents_cut` are
-    the manifest's, complete after `finish`.
+    Windows depend on the documents alone, not on the batches in which they arrive. `tokens`, `padding_tokens` and
+    `documents_cut` are the manifest's, complete after `finish`.
     """
 
     def __init__(self, shards: ShardWriter, *, seq_len: int, pad_id: int) -> None:
@@ -28,9 +28,9 @@ class BinWriter:
         self._lengths = np.empty(0, dtype=np.int64)
 
     def add(self, ids: NDArray[np.integer], lengths: Counts) -> None:
-        """Append whole documents: integer `ids` [N], and `lengths` [documents] that sum to N.
+        """Append complete documents: integer `ids` [N], and `lengths` [documents] that sum to N.
 
-        Raises DataError for a padding id in a document: it would not be trained on.
+        Raises DataError for a padding id in a document, which would not be trained on.
         """
         if (ids == self.pad_id).any():
             raise DataError(
@@ -44,7 +44,7 @@ class BinWriter:
             self._write(1 + int(np.searchsorted(ends, WINDOW_TOKENS)), keep_emptiest=True)
 
     def finish(self) -> tuple[ShardEntry, ...]:
-        """Write what is pending and one more padding id, so that the last bin is a sequence too; close the last shard."""
+        """Write pending documents and a final padding id, which makes the last bin a sequence; close the last shard."""
         if len(self._lengths):
             self._write(len(self._lengths), keep_emptiest=False)
         if self.tokens:
@@ -53,7 +53,7 @@ class BinWriter:
         return self.shards.finish()
 
     def _write(self, documents: int, *, keep_emptiest: bool) -> None:
-        """Pack the first `documents` of those that are pending, and write the bins."""
+        """Pack the first `documents` pending documents, and write the bins."""
         lengths = self._lengths[:documents]
         stop = int(lengths.sum())
         window = pack_window(self._ids[:stop], lengths, self.seq_len, self.pad_id, keep_emptiest=keep_emptiest)
@@ -71,14 +71,15 @@ def check_layout(layout: str, seq_len: int | None, block_tokens: int) -> None:
         raise DataError(f"layout={layout!r} is not one of {STREAM}, {PACKED}")
     if layout == STREAM and seq_len is not None:
         raise DataError(
-            f"seq_len={seq_len} has no meaning in layout {STREAM!r}, which any training length can read",
-            hint=f"leave --seq-len out, or add --layout {PACKED}",
+            f"seq_len={seq_len} has no meaning in layout {STREAM!r}, which any data.seq_len can read",
+            hint=f"omit --seq-len, or add --layout {PACKED}",
         )
     if layout == STREAM:
         return
     if seq_len is None:
         raise DataError(
-            f"layout {PACKED!r} needs the length of its bins", hint="--seq-len with the data.seq_len of the training"
+            f"layout {PACKED!r} needs the length of its bins",
+            hint="--seq-len N, where N is data.seq_len of the training",
         )
     if seq_len < 2 or block_tokens % seq_len:
         divisors = [n for n in (128 << i for i in range(11)) if block_tokens % n == 0]
@@ -90,7 +91,7 @@ def check_layout(layout: str, seq_len: int | None, block_tokens: int) -> None:
 
 
 def check_padding(tokenizer: Path, *, pad_id: int, bos_id: int, eos_id: int) -> None:
-    """Raise DataError unless the tokenizer has an id (-1: none) for padding and for nothing else."""
+    """Raise DataError unless the tokenizer has an id for padding alone (-1: none)."""
     if pad_id < 0 or pad_id in (bos_id, eos_id):
         rule = "has no padding id" if pad_id < 0 else f"pads with id {pad_id}, which also marks the documents"
         raise DataError(

@@ -1,15 +1,15 @@
-"""Packed layout: documents in bins of exactly `seq_len` ids, so that few of them are cut (`encode --layout packed`).
+"""Packed layout: documents in bins of exactly `seq_len` ids, so that few are cut (`encode --layout packed`).
 
 Best-fit packing as in "Fewer Truncations Improve Language Modeling" (Ding et al. 2024, https://arxiv.org/abs/2404.10830),
-in windows of about a million ids, so that it needs little memory and documents stay near their shuffled place:
+in windows of about a million ids, which bounds memory and keeps documents near their shuffled place:
 
     documents   A: bos … eos   B: bos …………… eos     C: bos . eos      5, 12 and 3 ids; seq_len 8
-    → pieces    A: bos … eos   B: bos ……… | … eos   C: bos . eos      5, 8 + 4 and 3: whole bins and a remainder
+    → pieces    A: bos … eos   B: bos ……… | … eos   C: bos . eos      5, 8 + 4 and 3: full bins and a remainder
     → bins      |A A A A A C C C|  |B B B B B B B B|  |B B B B pad pad pad pad|
     → stream    the bins one after the other, and at the very end one more pad
 
-Only a whole bin can hold a piece that does not end its document. So wherever pieces share a bin, each ends with its eos,
-and padding follows an eos.
+Only a full bin can hold a piece that does not end its document. So where pieces share a bin, each ends with its eos, and
+padding follows an eos.
 """
 
 from collections import defaultdict
@@ -22,10 +22,10 @@ Counts = NDArray[np.int64]
 
 
 class PackingWindow(NamedTuple):
-    """Bins of a window as they are written.
+    """Packed bins of a window.
 
-    `ids` [bins * seq_len], padding included; `ends` [documents], where in them documents end; `kept_ids` and
-    `kept_lengths`, documents for the next window; how many documents were `cut`, and the `padding` in the bins.
+    `ids` [bins * seq_len], with padding; `ends` [documents], positions of document ends; `kept_ids` and `kept_lengths`,
+    documents for the next window; the numbers of documents `cut` and of `padding` ids.
     """
 
     ids: NDArray[np.integer]
@@ -37,7 +37,7 @@ class PackingWindow(NamedTuple):
 
 
 def cut_pieces(lengths: Counts, capacity: int) -> tuple[Counts, NDArray[np.bool_]]:
-    """Lengths of the pieces of documents of `lengths` [documents], in order, and which of them end their document.
+    """Lengths of the pieces of documents of `lengths` [documents], in order, and whether each ends its document.
 
     A document longer than `capacity` becomes pieces of `capacity` and a shorter remainder, if there is one.
     """
@@ -52,10 +52,9 @@ def cut_pieces(lengths: Counts, capacity: int) -> tuple[Counts, NDArray[np.bool_
 def pack(lengths: Counts, capacity: int) -> Counts:
     """The bin (int64 [pieces]) of each piece, 1 <= `lengths` [pieces] <= `capacity`, by best-fit decreasing.
 
-    Pieces go from the longest to the shortest, each into the bin with the least room that it fits into, or else into a new
-    one. Bins are numbered in the order of the pieces that opened them, each its longest: so a corpus in random order gives
-    bins in an order that hardly depends on length, and the whole bins of a long document follow each other. Time: a sort,
-    and for each piece a look at `capacity` bits.
+    Pieces are placed from the longest to the shortest, each into the bin with the least sufficient room, or a new one. Bins
+    are numbered in the order of the pieces that opened them: so a corpus in random order gives bins in an order that hardly
+    depends on length, and the full bins of a long document are adjacent. Time: a sort, and `capacity` bits per piece.
     """
     by_length = np.argsort(-lengths, kind="stable")
     bin_of = np.empty(len(lengths), dtype=np.int64)
@@ -83,7 +82,7 @@ def pack_window(
 ) -> PackingWindow:
     """Pack documents: `ids` [N] one after the other, and their `lengths` [documents], which sum to N.
 
-    `keep_emptiest` leaves the documents of the emptiest of several bins to the next window, where they fit better.
+    `keep_emptiest` defers the documents of the emptiest of several bins to the next window, where they may fit better.
     """
     pieces, is_last = cut_pieces(lengths, seq_len)
     bins = pack(pieces, seq_len)

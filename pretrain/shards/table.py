@@ -1,14 +1,14 @@
-"""The table of shards: what the manifest says of each one, as rows of fixed width beside it.
+"""The table of shards, beside the manifest: one row of fixed width each.
 
-A corpus of 10^13 tokens has 78,000 shards, whose table is read and checked in a few milliseconds; as JSON they took more
-than a second. `shards.npy` is an npy file (version 1.0), so `numpy.load` shows it:
+A corpus of 10^13 tokens has 78,000 shards. Their table is read and checked in milliseconds; as JSON it took more than a
+second. `shards.npy` is an npy file (version 1.0), which `numpy.load` opens:
 
     header, 192 bytes    the columns and the number of rows; always the same bytes for the same number
     row 0, 64 bytes      bytes, blocks, tokens, documents: int64 · sha256: 32 bytes
     row 1  …
 
-The number of a row is the number of its shard, and gives the name. No part of the file is believed before its sha256 is
-that of the manifest; its header is compared, never parsed.
+The number of a row is the number of its shard, which gives the name. The file is not used before its sha256 matches the
+manifest; its header is compared, never parsed.
 """
 
 import hashlib
@@ -56,13 +56,13 @@ class ShardEntry:
 
 @dataclass(frozen=True, eq=False)
 class ShardTable:
-    """All shards of a corpus: a `ShardEntry` by number or in a loop, and int64 arrays of one column for arithmetic."""
+    """All shards of a corpus: `ShardEntry` by number or in a loop, and columns as int64 arrays."""
 
     rows: NDArray[np.void]
 
     @classmethod
     def of(cls, entries: Iterable[ShardEntry]) -> "ShardTable":
-        """The table of these shards. Raises DataError for a name that is not its number's, and for what is no sha256."""
+        """Table of `entries`. Raises DataError for a wrong name or an invalid sha256."""
         found = list(entries)
         for number, entry in enumerate(found):
             if entry.name != shard_name(number):
@@ -113,7 +113,7 @@ class ShardTable:
 
     @cached_property
     def digest(self) -> str:
-        """SHA-256 (hex) over what decides tokens and their places, column by column; file sizes follow from these."""
+        """SHA-256 (hex) over the columns that determine tokens and their locations; file sizes follow from these."""
         found = hashlib.sha256()
         for name in ("sha256", "blocks", "tokens", "documents"):
             found.update(np.ascontiguousarray(self.rows[name]).data)
@@ -129,7 +129,7 @@ def _entries(rows: NDArray[np.void], first: int) -> Iterator[ShardEntry]:
 
 
 def table_bytes(shards: int) -> int:
-    """Size of the file for so many shards."""
+    """Size of the file for N shards."""
     return _HEADER_BYTES + shards * _ROW.itemsize
 
 
@@ -139,7 +139,7 @@ def table_file(table: ShardTable) -> bytes:
 
 
 def parse_table(data: bytes, shards: int, sha256: str, where: str) -> ShardTable:
-    """The table in `data`, if it is the file that a manifest tells of: so many shards, this sha256 (hex).
+    """The table in `data`, if it has N = `shards` rows and this sha256 (hex).
 
     Raises DataError otherwise; `where` opens the message. The values follow rules of their own (`manifest_rules.py`).
     """
@@ -149,12 +149,12 @@ def parse_table(data: bytes, shards: int, sha256: str, where: str) -> ShardTable
     if data[:_HEADER_BYTES] != _header(shards):
         raise DataError(f"{where}: its header is not that of a table of {shards} shards", hint=_COPY)
     if hashlib.sha256(data).hexdigest() != sha256:
-        raise DataError(f"{where}: damaged: its sha256 is not the manifest's", hint=_COPY)
+        raise DataError(f"{where}: corrupt: its sha256 is not the one in the manifest", hint=_COPY)
     return ShardTable(np.frombuffer(data, _ROW, offset=_HEADER_BYTES))
 
 
 def _header(shards: int) -> bytes:
-    # Not NumPy's own: how it pads is not promised, and the same corpus must have the same bytes.
+    # Not NumPy's writer: its padding is unspecified, and the same corpus must have the same bytes.
     text = f"{{'descr': {_COLUMNS}, 'fortran_order': False, 'shape': ({shards},), }}"
     start = b"\x93NUMPY\x01\x00" + (_HEADER_BYTES - 10).to_bytes(2, "little")
     return start + text.encode().ljust(_HEADER_BYTES - 11) + b"\n"

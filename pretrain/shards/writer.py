@@ -1,7 +1,7 @@
-"""Writing token shards: the layout of `pretrain/shards/format.py`, committed so that a kill never leaves half a corpus.
+"""Writer of token shards (`pretrain/shards/format.py`). A kill never leaves half a corpus that looks complete.
 
-1. `ShardWriter.add` takes whole documents and cuts the stream into blocks.
-2. A full shard is closed: the tar is fsynced, read back against its index, the index written, both renamed into place.
+1. `ShardWriter.add` takes complete documents and cuts the stream into blocks.
+2. A full shard is closed: fsync, verification against its index, then index and tar are renamed into place.
 3. The caller writes the manifest last: a folder without one holds leftovers, which the next run removes.
 """
 
@@ -33,8 +33,8 @@ class ShardWriter:
     """Cuts documents into blocks of `block_tokens`+1 ids and writes them to tars of about `shard_bytes` in `folder`.
 
     Use as a context manager; `finish` returns the entries for the manifest. An exception removes the open temporary
-    file. The key of a block has the number of its shard and its own in that shard; with `task`, which does not know what
-    number its shards will get in the corpus, the task's number and its own in that task.
+    file. The key of a block is made of the number of its shard and its number in that; with `task`, whose shards are
+    numbered later, of the task's number and its number in that.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class ShardWriter:
             self._shard.abandon()
 
     def add(self, ids: np.ndarray, lengths: np.ndarray) -> None:
-        """Append whole documents: integer `ids` [N], and `lengths` [documents] that sum to N.
+        """Append complete documents: integer `ids` [N], and `lengths` [documents] that sum to N.
 
-        In bins (`write_bins.py`) `lengths` are from one document end to the next, padding between them included, and ids
+        In bins (`packed_writer.py`) `lengths` are from one document end to the next, padding between them included, and ids
         after the last end belong to none. Raises DataError for an id outside the vocabulary: a cast would wrap it into a
         valid one.
         """
@@ -81,13 +81,12 @@ class ShardWriter:
         self._pending.append(ids.astype(self.dtype))
         self._pending_ends.append(self._pending_tokens + np.cumsum(lengths, dtype=np.int64))
         self._pending_tokens += len(ids)
-        # Strictly more than a block: at least one more target must remain, so that the last block is never a lone
-        # token.
+        # Strictly more than a block: the last block must have at least one target.
         if self._pending_tokens > self.block_tokens + 1:
             self._write_blocks(at_end=False)
 
     def finish(self) -> tuple[ShardEntry, ...]:
-        """Write what is pending and close the last shard. Raises DataError if there was not a single target."""
+        """Write pending ids and close the last shard. Raises DataError if there was not a single target."""
         if self._pending_tokens < 2:
             raise DataError(f"the corpus has {self._pending_tokens} tokens; at least 2 are needed for one target")
         self._write_blocks(at_end=True)
@@ -114,7 +113,7 @@ class ShardWriter:
         if block >= MOST_BLOCKS:
             raise DataError(
                 f"more than {MOST_BLOCKS} blocks of {self.block_tokens} tokens in one part of the corpus",
-                hint="cut the largest file of the corpus into several",
+                hint="split the largest file of the corpus",
             )
         key = block_key(self._shard.number if self.task is None else self.task, block)
         self._shard.write(key, ids, ends.astype("<i4"))
@@ -139,7 +138,7 @@ class _OpenShard:
         self.rows: list[tuple[int, int, int, int]] = []
         self.position = 0  # bytes written to the tar, headers and padding included
         self.file: BinaryIO = self.temporary.open("wb")
-        # Byte for byte what webdataset's TarWriter makes (a test compares them), which would bring torch into each process.
+        # The bytes of webdataset's TarWriter (a test compares them), which would import torch in each process.
         self.tar = tarfile.TarFile(fileobj=self.file, mode="w", format=tarfile.USTAR_FORMAT)
 
     def write(self, key: str, ids: np.ndarray, ends: np.ndarray) -> None:
@@ -148,7 +147,7 @@ class _OpenShard:
         payload = ids.tobytes()
         for member, data in ((ENDS_MEMBER, ends_file), (TOKENS_MEMBER, ids_file)):
             header = tarfile.TarInfo(f"{key}.{member}")
-            # No time and no names of this machine: the same bytes everywhere.
+            # No time and no user names: the same bytes on every machine.
             header.size, header.mode, header.mtime = len(data), 0o444, 0
             self.tar.addfile(header, io.BytesIO(data))
         ids_end = self.position + _member_size(ends_file) + _TAR_RECORD + len(ids_file)
@@ -175,8 +174,8 @@ class _OpenShard:
         )
 
     def abandon(self) -> None:
-        """Drop what was written."""
-        # First the tar: it would flush into a closed file when it is collected. On a full disk that fails too.
+        """Remove the temporary file."""
+        # The tar first: when collected, it would flush into a closed file. On a full disk that fails too.
         with contextlib.suppress(OSError):
             self.tar.close()
         with contextlib.suppress(OSError):
@@ -185,9 +184,9 @@ class _OpenShard:
 
 
 def clear_output(folder: Path, *, problems: bool = False) -> None:
-    """Remove an earlier corpus, or leftovers of a killed run. The manifest goes before its shards: no folder is half new.
+    """Remove an earlier corpus, or leftovers of a killed run; the manifest first, so that a kill leaves no mixture.
 
-    A `problems.jsonl` is ours beside a manifest, or where the caller knows it.
+    A `problems.jsonl` is removed beside a manifest, or if the caller says that it is ours (`problems`).
     """
     if problems or (folder / MANIFEST_NAME).exists():
         (folder / PROBLEMS_NAME).unlink(missing_ok=True)
@@ -201,13 +200,13 @@ def clear_output(folder: Path, *, problems: bool = False) -> None:
 
 
 def _verify(path: Path, index: np.ndarray, *, itemsize: int) -> str:
-    """SHA-256 (hex) of a finished tar. Raises PretrainError unless each payload lies where the index says."""
+    """SHA-256 (hex) of a finished tar. Raises PretrainError unless each payload is at its offset in the index."""
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         for block, (offset, tokens, _, crc32) in enumerate(index.tolist()):
             if zlib.crc32(data[offset : offset + tokens * itemsize]) != crc32:
                 raise PretrainError(
                     f"{path}: block {block} is not at offset {offset} as it was written",
-                    hint="the disk may be failing; if it repeats, report it with the versions of Python and NumPy",
+                    hint="check the disk; if it repeats, report it with the versions of Python and NumPy",
                 )
         return hashlib.sha256(data).hexdigest()
 
@@ -220,5 +219,5 @@ def _npy(array: np.ndarray) -> bytes:
 
 
 def _member_size(data: bytes) -> int:
-    """Bytes that a member takes in a tar: its header, its data, and zeros up to a whole record."""
+    """Size of a member in a tar: header, data, and zeros up to a full record."""
     return _TAR_RECORD + -(-len(data) // _TAR_RECORD) * _TAR_RECORD

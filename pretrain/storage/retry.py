@@ -1,4 +1,4 @@
-"""Asking again: every request to a store goes through `retry`, which ends with a result or with one error."""
+"""Retries with exponential backoff: every request to a store ends with a result or one error."""
 
 import queue
 import random
@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 
 from pretrain.errors import DataError
 
-FIRST_WAIT_S = 0.25  # doubled after each try
+FIRST_WAIT_S = 0.25  # doubled after each attempt
 LONGEST_WAIT_S = 20.0
 
 PERMANENT_STATUS = (400, 401, 403, 404, 405, 410, 416, 501)
@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 class FinalError(Exception):
-    """Raised by what is tried: `error` is the answer, and another try would not change it."""
+    """Raise inside a retried function to stop retrying; `error` is raised instead."""
 
     def __init__(self, error: DataError) -> None:
         super().__init__(error.message)
@@ -36,17 +36,17 @@ class FinalError(Exception):
 
 
 def retry(once: Callable[[], T], *, what: str, attempts: int, timeout_s: float, hint: str) -> T:
-    """The result of `once`, tried up to `attempts` times of at most `timeout_s` seconds each, with growing waits between.
+    """The result of `once`, retried up to `attempts` times with a timeout of `timeout_s` each.
 
-    Whatever `once` raises counts as a failed try; what would fail again, such as a missing file or a refused permission, ends
-    it at once. Raises one DataError that says `what` failed, how often, and the last reason, which is its cause. A try that
-    takes too long is left to itself in its thread: `once` must not have effects that a second run would hurt.
+    Any exception is retried, except a permanent one such as a missing file or a refused permission. Raises one DataError that
+    says `what` failed, how often, and the last reason (also its cause). An attempt that times out keeps running in its
+    thread: `once` must be safe to run twice.
     """
     last: Exception | None = None
     for number in range(attempts):
         if number:
             wait = min(LONGEST_WAIT_S, FIRST_WAIT_S * 2.0 ** (number - 1))
-            time.sleep(wait * random.uniform(0.5, 1.0))  # ranks that failed together do not come back together
+            time.sleep(wait * random.uniform(0.5, 1.0))  # jitter: ranks that failed together must not retry together
         try:
             return _within(timeout_s, once)
         except FinalError as answer:
@@ -56,11 +56,11 @@ def retry(once: Callable[[], T], *, what: str, attempts: int, timeout_s: float, 
                 raise DataError(f"{what}: {describe(error)}", hint=hint) from error
             last = error
     said = "" if last is None else describe(last)
-    raise DataError(f"{what}: no success in {attempts} tries; the last: {said}", hint=hint) from last
+    raise DataError(f"{what}: failed {attempts} times; the last error: {said}", hint=hint) from last
 
 
 def is_permanent(error: BaseException) -> bool:
-    """Whether another try would fail the same way."""
+    """Whether a retry would fail the same way."""
     if isinstance(error, FileNotFoundError | PermissionError | IsADirectoryError | NotADirectoryError | ImportError):
         return True
     status = error.status if hasattr(error, "status") else getattr(error, "code", None)  # aiohttp, gcsfs
@@ -68,7 +68,7 @@ def is_permanent(error: BaseException) -> bool:
 
 
 def describe(error: BaseException) -> str:
-    """One line for a message: what kind of error, and what it says."""
+    """One line: type and text of an error."""
     if isinstance(error, DataError):
         return error.message
     said = " ".join(str(error).split())[:300]
@@ -76,7 +76,7 @@ def describe(error: BaseException) -> str:
 
 
 def _within(timeout_s: float, once: Callable[[], T]) -> T:
-    """Run `once` in a thread of its own, because nothing else can leave a call that hangs. Raises TimeoutError."""
+    """Run `once` in its own thread, the only way to abandon a call that hangs. Raises TimeoutError."""
     answer: queue.SimpleQueue[tuple[T | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:

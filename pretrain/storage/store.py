@@ -1,11 +1,11 @@
-"""Where a corpus lies: `open_store(address)` gives a folder of a file system, or of an object store.
+"""Folders of a file system or an object store: `open_store(address)`.
 
     PATH, file:///PATH                                     LocalStore
     s3:// gs:// gcs:// az:// abfs:// http:// https://      RemoteStore, over fsspec; memory:// is for tests
-    anything else                                          refused: fsspec knows schemes that run commands or unpack archives
+    anything else                                          refused: fsspec has schemes that run commands or unpack archives
 
-Both give bytes of a plain file name in that folder, and nothing outside it. Credentials are the environment's: each
-package reads its own (s3fs: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, …).
+Both read files by plain name in that folder, and nothing outside it. Credentials come from the environment: each package
+reads its own (s3fs: AWS_ACCESS_KEY_ID, AWS_PROFILE, AWS_ENDPOINT_URL, …).
 """
 
 import hashlib
@@ -21,8 +21,8 @@ from pretrain.storage.retry import FinalError, describe, retry
 
 SCHEMES = ("s3", "gs", "gcs", "https", "http", "az", "abfs", "memory")
 EXTRAS = {"gs": "gcs", "az": "azure", "abfs": "azure", "https": "http"}  # the other extras are named as their scheme
-LISTING_TRIES = 10  # timeouts that a listing may take: a thousand names a page, one page after the other
-SAME_ANSWERS = 3  # a damaged answer that came so often is what the store holds
+LISTING_TRIES = 10  # timeouts that a listing may take: pages of a thousand names, one after the other
+SAME_ANSWERS = 3  # a corrupt answer that arrived this often is what the store holds
 
 _COPY = "copy the folder again, or encode the corpus again"
 
@@ -34,7 +34,7 @@ class LocalStore:
         self.folder, self.address = folder, str(folder)
 
     def read_file(self, name: str, limit_bytes: int, parse: Callable[[bytes], Any] = bytes) -> Any:
-        """`parse` of a whole file. Raises DataError where it is longer than `limit_bytes`, before it is read."""
+        """`parse` of a file. Raises DataError, before reading, if it is longer than `limit_bytes`."""
         size = self.size(name)
         if size > limit_bytes:
             raise _too_long(f"{self.folder / name}", size, limit_bytes)
@@ -43,7 +43,7 @@ class LocalStore:
     def read_range(self, name: str, start: int, length: int, parse: Callable[[bytes], Any] = bytes) -> Any:
         """`parse` of exactly `length` bytes from `start` on."""
         path, size = self.folder / check_name(name), self.size(name)
-        if start + length > size:  # before reading: no buffer of a size that only a manifest claims
+        if start + length > size:  # checked first: no buffer of a size that a manifest claims
             raise DataError(
                 f"{path}: ends at byte {size}, and {length} bytes at offset {start} were expected", hint=_COPY
             )
@@ -58,7 +58,7 @@ class LocalStore:
         return parse(data)
 
     def size(self, name: str) -> int:
-        """Bytes of a file. Raises DataError where it is missing or no regular file."""
+        """Size of a file in bytes. Raises DataError if it is missing or not a regular file."""
         path = self.folder / check_name(name)
         try:
             found = path.stat()
@@ -71,7 +71,7 @@ class LocalStore:
         return found.st_size
 
     def list_names(self, *, sizes: bool) -> dict[str, int | None]:
-        """Files of the folder, with their sizes where asked for: that costs a request each on a network file system."""
+        """Files of the folder, with `sizes` their sizes, which cost a request each on a network file system."""
         try:
             with os.scandir(self.folder) as entries:
                 files = [entry for entry in entries if entry.is_file()]
@@ -81,7 +81,7 @@ class LocalStore:
 
 
 class RemoteStore:
-    """A folder of an object store. Every request is repeated, limited in time, and checked by `parse` when it arrives."""
+    """A folder of an object store. Requests are retried, have a timeout, and are checked by `parse`."""
 
     def __init__(self, address: str, config: StoreConfig) -> None:
         self.address, self.config = address.rstrip("/"), config
@@ -90,11 +90,11 @@ class RemoteStore:
         self._root = self._files._strip_protocol(self.address)
 
     def read_file(self, name: str, limit_bytes: int, parse: Callable[[bytes], Any] = bytes) -> Any:
-        """`parse` of a whole file. Raises DataError above `limit_bytes`.
+        """`parse` of a file. Raises DataError above `limit_bytes`.
 
-        A DataError in `parse` counts as a failed try, until the same bytes came so often that the store must hold them.
+        A DataError in `parse` is retried, unless the same bytes arrived SAME_ANSWERS times.
         """
-        self._path(name)  # refused here, because what fails below is tried again
+        self._path(name)  # raises here: a failure below would be retried
         refused: list[bytes] = []
 
         def once() -> Any:
@@ -109,30 +109,30 @@ class RemoteStore:
                     raise FinalError(error) from None
                 raise
 
-        return self._insist(once, name)
+        return self._retry(once, name)
 
     def read_range(self, name: str, start: int, length: int, parse: Callable[[bytes], Any] = bytes) -> Any:
-        """`parse` of exactly `length` bytes from `start` on; a DataError in it counts as a failed try."""
+        """`parse` of exactly `length` bytes from `start` on; a DataError in it is retried."""
         self._path(name)
 
         def once() -> Any:
             data = self._raw(name, start, start + length)
             if len(data) != length:
-                raise DataError(f"{len(data)} bytes came")
+                raise DataError(f"{len(data)} bytes arrived")
             return parse(data)
 
-        return self._insist(once, f"{name}: {length} bytes at offset {start}")
+        return self._retry(once, f"{name}: {length} bytes at offset {start}")
 
     def size(self, name: str) -> int:
-        """Bytes of a file. Raises DataError where it is missing."""
+        """Size of a file in bytes. Raises DataError if it is missing."""
         path = self._path(name)
-        size = self._insist(lambda: self._files.info(path)["size"], name)
+        size = self._retry(lambda: self._files.info(path)["size"], name)
         if not isinstance(size, int):
             raise DataError(f"{self.address}/{name}: the store does not say its size")
         return size
 
     def list_names(self, *, sizes: bool) -> dict[str, int | None] | None:
-        """Files of the folder with their sizes, which every listing has; None where the store cannot or may not list."""
+        """Files of the folder with their sizes; None if the store cannot or may not list."""
         if self.scheme in ("http", "https"):
             return None
 
@@ -143,11 +143,11 @@ class RemoteStore:
                 return None
             return {entry["name"].rpartition("/")[2]: entry["size"] for entry in found if entry["type"] == "file"}
 
-        names: dict[str, int | None] | None = self._insist(once, "its listing", timeouts=LISTING_TRIES)
+        names: dict[str, int | None] | None = self._retry(once, "its listing", timeouts=LISTING_TRIES)
         return names
 
     def _raw(self, name: str, start: int, stop: int) -> bytes:
-        """One request: the bytes from `start` to `stop`, or what there is of them."""
+        """One request: the bytes from `start` to `stop`, fewer at the end of the file."""
         path = self._path(name)
         if self.scheme in ("http", "https"):
             # cat_file would take a whole shard from a server that ignores ranges; a file of fsspec refuses that.
@@ -159,14 +159,14 @@ class RemoteStore:
     def _path(self, name: str) -> str:
         return f"{self._root}/{check_name(name)}"
 
-    def _insist(self, once: Callable[[], Any], what: str, timeouts: int = 1) -> Any:
+    def _retry(self, once: Callable[[], Any], what: str, timeouts: int = 1) -> Any:
         return retry(
             once,
             what=f"{self.address}/{what}",
             attempts=self.config.attempts,
             timeout_s=self.config.timeout_s * timeouts,
-            hint=f"check address, credentials and network; `pretrain data verify {self.address}` finds damaged files; "
-            "data.store.attempts and data.store.timeout_s bear a slower store",
+            hint=f"check address, credentials and network; `pretrain data verify {self.address}` finds corrupt files; "
+            "for a slow store, raise data.store.attempts or data.store.timeout_s",
         )
 
 
@@ -174,8 +174,8 @@ Store = LocalStore | RemoteStore
 
 
 def open_store(address: str, config: StoreConfig | None = None) -> Store:
-    """The folder that a path or an address names. Nothing is read. Raises DataError for an address that is not allowed."""
-    rule = f"a corpus lies below a path or one of {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
+    """The folder of a path or an address. Nothing is read. Raises DataError for an address that is not allowed."""
+    rule = f"use a path or one of {', '.join(f'{scheme}://' for scheme in SCHEMES)}"
     scheme, separator, rest = address.partition("://")
     if "\0" in address:
         raise DataError(f"address {address!r} holds a NUL", hint=rule)
@@ -187,14 +187,14 @@ def open_store(address: str, config: StoreConfig | None = None) -> Store:
         )
     if scheme.lower() == "file":
         if not rest.startswith("/"):
-            raise DataError(f"address {address!r} must be file:/// and a whole path", hint="or the path itself")
+            raise DataError(f"address {address!r} must be file:/// and an absolute path", hint="use the path itself")
         return LocalStore(Path(rest))
     _check_remote(address, scheme.lower(), rest)
     return RemoteStore(address, config or StoreConfig())
 
 
 def check_name(name: str) -> str:
-    """`name`, if it is a plain file name. Raises DataError for what would leave the folder."""
+    """`name`, if it is a plain file name. Raises DataError if it would leave the folder."""
     if not name or name in (".", "..") or any(character in name for character in "/\\\0"):
         raise DataError(f"file name {name!r} is not a plain name of a file in the corpus' folder")
     return name
@@ -216,12 +216,12 @@ def _check_remote(address: str, scheme: str, rest: str) -> None:
 
 
 def _filesystem(scheme: str, config: StoreConfig) -> Any:
-    """The file system of fsspec, without caches of listings and, where that can be set, without retries of its own."""
-    import fsspec  # here: a corpus on a disk does not need it
+    """fsspec's file system, without listing caches and, where that can be set, without its own retries."""
+    import fsspec  # lazily: a corpus on a disk does not need it
 
     options: dict[str, Any] = {"use_listings_cache": False, "skip_instance_cache": True}
     if scheme in ("http", "https"):
-        options["headers"] = {"Accept-Encoding": "identity"}  # a range of a compressed file would be another range
+        options["headers"] = {"Accept-Encoding": "identity"}  # a range of a compressed body would be a different range
     if scheme == "s3":
         limits = {"connect_timeout": config.timeout_s, "read_timeout": config.timeout_s}
         pool = {"max_pool_connections": config.connections, "retries": {"max_attempts": 0}}

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.shards.manifest import read_manifest
+from pretrain.shards.manifest_file import read_manifest
 from tests.support.processes import ENVIRONMENT
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 

@@ -10,7 +10,7 @@ import yaml
 from pretrain.checkpoint.checkpoint_reader import CheckpointReader, open_checkpoint
 from pretrain.config import load_config
 from pretrain.errors import DataError
-from pretrain.shards.manifest import read_manifest
+from pretrain.shards.manifest_file import read_manifest
 from pretrain.training.startup.preflight import open_data
 from tests.support.encoded import TEXTS, write_jsonl
 from tests.support.json_tokenizers import edit, qwen

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from pretrain.shards.manifest import FORMAT, PACKED, STREAM, Manifest, token_dtype, write_manifest
+from pretrain.shards.manifest import FORMAT, PACKED, STREAM, Manifest, token_dtype
+from pretrain.shards.manifest_file import write_manifest
 from pretrain.shards.packed_writer import BinWriter
 from pretrain.shards.table import ShardEntry, ShardTable
 from pretrain.shards.writer import ShardWriter

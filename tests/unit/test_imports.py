@@ -74,7 +74,7 @@ TABLE = {
         pretrain.report tokenizer.models numpy rich torch""",
     "pretrain.training.startup": """pretrain.checkpoint pretrain.config pretrain.convert pretrain.convert.families
         pretrain.convert.files pretrain.data pretrain.distributed pretrain.errors pretrain.generation
-        pretrain.health pretrain.optim pretrain.run_folder pretrain.shards tokenizer.models numpy""",
+        pretrain.health pretrain.optim pretrain.run_folder pretrain.shards pretrain.storage tokenizer.models numpy""",
     "pretrain.training": """pretrain.checkpoint pretrain.config pretrain.data pretrain.distributed pretrain.errors
         pretrain.evaluation pretrain.generation pretrain.health pretrain.model pretrain.optim pretrain.plan
         pretrain.run_folder pretrain.storage pretrain.training.startup tokenizer.models numpy rich torch""",

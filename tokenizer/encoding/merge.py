@@ -13,16 +13,8 @@ from collections.abc import Iterator, Sequence
 
 from pretrain.errors import DataError
 from pretrain.shards.format import index_name
-from pretrain.shards.manifest import (
-    FORMAT,
-    MANIFEST_NAME,
-    PACKED,
-    STREAM,
-    Manifest,
-    read_manifest,
-    token_dtype,
-    write_manifest,
-)
+from pretrain.shards.manifest import FORMAT, MANIFEST_NAME, PACKED, STREAM, Manifest, token_dtype
+from pretrain.shards.manifest_file import read_manifest, write_manifest
 from pretrain.shards.table import MOST_SHARDS, TABLE_NAME, ShardEntry, ShardTable, shard_name
 from pretrain.shards.writer import PROBLEMS_NAME
 from pretrain.storage.files import move_into_place, sync, write_synced

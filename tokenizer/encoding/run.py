@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, PretrainError
-from pretrain.shards.manifest import MANIFEST_NAME, Manifest, read_manifest
+from pretrain.shards.manifest import MANIFEST_NAME, Manifest
+from pretrain.shards.manifest_file import read_manifest
 from pretrain.shards.writer import PROBLEMS_NAME, clear_output
 from tokenizer.corpus.readers import ReadOptions, Task
 from tokenizer.corpus.rejection_log import Problems

@@ -1,8 +1,8 @@
 """Blocks of remote sources in memory, and the threads that fetch them.
 
-hold     the block is fetched if it is not there, and stays
-get      its ids, waiting for them
-release  as often as held: then it may go, least recently used first, when there is more than `limit_bytes`
+pin      fetch a block unless it is there, and keep it
+get      wait for its ids
+unpin    once for each pin; then it may be evicted, least recently used first, above `limit_bytes`
 """
 
 import itertools
@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from pretrain.config.schema import StoreConfig
 
 Key = tuple[int, int, int]
-URGENT, AHEAD = 0, 1  # what is read now is fetched before what will be read
+URGENT, AHEAD = 0, 1  # a block that is read now is fetched before one that will be
 
 
 class CachedBlock(NamedTuple):
-    """A block as the memory knows it: source, shard and block by number, its bytes, and how to get it."""
+    """A block in memory: (source, shard, block) numbers, size in bytes, and a function that fetches it."""
 
     key: Key
     size: int
@@ -32,20 +32,20 @@ class CachedBlock(NamedTuple):
 
 class _Entry:
     def __init__(self, size: int) -> None:
-        self.size, self.holds = size, 0
+        self.size, self.pins = size, 0
         self.ids: Future[NDArray[Any]] = Future()
 
 
 class BlockMemory:
-    """At most `limit_bytes` of blocks, or as many as are held; fetched by `connections` threads. Safe to share by threads."""
+    """Cache of fetched blocks, `limit_bytes` or all pinned ones; `connections` threads fetch. Thread-safe."""
 
     _of_process: ClassVar[weakref.WeakValueDictionary[tuple[int, int], "BlockMemory"]] = weakref.WeakValueDictionary()
 
     def __init__(self, limit_bytes: int, connections: int) -> None:
         self.limit_bytes, self.connections = limit_bytes, connections
-        self._held: dict[Key, _Entry] = {}
-        self._idle: OrderedDict[Key, _Entry] = OrderedDict()  # whole blocks, least recently used first
-        self._held_bytes = self._idle_bytes = 0
+        self._pinned: dict[Key, _Entry] = {}
+        self._idle: OrderedDict[Key, _Entry] = OrderedDict()  # complete blocks, least recently used first
+        self._pinned_bytes = self._idle_bytes = 0
         self._lock = threading.Lock()
         self._threads = 0
         self._numbers = itertools.count()
@@ -54,19 +54,19 @@ class BlockMemory:
 
     @classmethod
     def of(cls, config: StoreConfig) -> "BlockMemory":
-        """The one that all sources of this process share, as long as any of them lives."""
+        """The instance that all sources of this process share, as long as one of them exists."""
         limits = config.memory_mib << 20, config.connections
         return cls._of_process.setdefault(limits, cls(*limits))
 
     @property
     def has_room(self) -> bool:
-        """Whether more can be held within the limit."""
-        return self._held_bytes < self.limit_bytes
+        """Whether more can be pinned within the limit."""
+        return self._pinned_bytes < self.limit_bytes
 
-    def hold(self, block: CachedBlock, priority: int = AHEAD) -> None:
-        """Keep a block, and have it fetched if it is neither there nor on its way."""
+    def pin(self, block: CachedBlock, priority: int = AHEAD) -> None:
+        """Pin a block; request it unless it is there or in flight."""
         with self._lock:
-            entry = self._held.get(block.key)
+            entry = self._pinned.get(block.key)
             if entry is None:
                 entry = self._idle.pop(block.key, None)
                 if entry is None:
@@ -74,30 +74,30 @@ class BlockMemory:
                     self._request(entry, block, priority)
                 else:
                     self._idle_bytes -= entry.size
-                self._held[block.key] = entry
-                self._held_bytes += entry.size
+                self._pinned[block.key] = entry
+                self._pinned_bytes += entry.size
                 self._trim()
-            entry.holds += 1
+            entry.pins += 1
 
     def get(self, block: CachedBlock) -> NDArray[Any]:
-        """The ids of a block that is held. Raises DataError where they cannot be had."""
+        """Ids of a pinned block. Raises DataError if they cannot be fetched."""
         with self._lock:
-            entry = self._held[block.key]
-            if entry.ids.done() and entry.ids.exception() is not None:  # while nobody needed it: the store may be back
+            entry = self._pinned[block.key]
+            if entry.ids.done() and entry.ids.exception() is not None:  # of a prefetch: retry now
                 entry.ids = Future()
                 self._request(entry, block, URGENT)
         return entry.ids.result()
 
-    def release(self, key: Key) -> None:
-        """Undo one `hold`."""
+    def unpin(self, key: Key) -> None:
+        """Undo one `pin`."""
         with self._lock:
-            entry = self._held[key]
-            entry.holds -= 1
-            if entry.holds:
+            entry = self._pinned[key]
+            entry.pins -= 1
+            if entry.pins:
                 return
-            del self._held[key]
-            self._held_bytes -= entry.size
-            # What has not begun is not fetched any more; what is on its way arrives for nobody.
+            del self._pinned[key]
+            self._pinned_bytes -= entry.size
+            # A request that has not begun is cancelled; the result of one in flight is dropped.
             if not entry.ids.cancel() and entry.ids.done() and entry.ids.exception() is None:
                 self._idle[key] = entry
                 self._idle_bytes += entry.size
@@ -110,13 +110,13 @@ class BlockMemory:
             threading.Thread(target=_work, args=(self._requests,), name="fetch-block", daemon=True).start()
 
     def _trim(self) -> None:
-        while self._idle and self._held_bytes + self._idle_bytes > self.limit_bytes:
+        while self._idle and self._pinned_bytes + self._idle_bytes > self.limit_bytes:
             _, entry = self._idle.popitem(last=False)
             self._idle_bytes -= entry.size
 
 
 def _work(requests: queue.PriorityQueue[Any]) -> None:
-    """Fetch until told to stop. A daemon thread that knows the queue alone: it keeps no memory and no process alive."""
+    """Fetch until told to stop. A daemon thread that references only the queue keeps neither memory nor process alive."""
     while (request := requests.get())[2] is not None:
         _, _, ids, fetch = request
         if ids.set_running_or_notify_cancel():

@@ -1,10 +1,10 @@
-"""Blocks of a corpus, checked: (shard, block) → the ids of its payload.
+"""Verified blocks of a corpus: (shard, block) → ids of its payload.
 
-    local    the shard's memory map, each block checked at its first touch      a view, nothing is copied
-    remote   memory, else the node's cache, else a range request to the store   memory.py, cache.py, store.py
+    local    memory map of the shard; each block is checked on first access    a view, no copy
+    remote   memory, else the node's disk cache, else a range request          block_memory.py, disk_cache.py, storage/store.py
 
-A payload is held against the index's crc32 and against the vocabulary before anything reads a token of it, so that damage
-on a disk or on the way is an error and never another token. An index is read and checked when its shard is first touched.
+The crc32 of the index and the vocabulary are checked before a token is read, so corruption on a disk or in transit is an
+error and never another token. An index is read and checked when its shard is first accessed.
 """
 
 import itertools
@@ -29,39 +29,39 @@ Ids = NDArray[Any]  # of the manifest's dtype
 
 
 class OpenShards(dict[int, Any]):
-    """What a source keeps of its shards, until a `EvictionLimit` takes it."""
+    """Open shards of one source; evicted by the shared `EvictionLimit`."""
 
 
 class EvictionLimit:
-    """At most `limit` values in all `OpenShards` of a process; the one that came first goes first."""
+    """At most `limit` values in all `OpenShards` of a process; first in, first evicted."""
 
     def __init__(self, limit: int) -> None:
         self.limit = limit
-        self._came: deque[tuple[weakref.ref[OpenShards], int]] = deque()
+        self._added: deque[tuple[weakref.ref[OpenShards], int]] = deque()
         self._lock = threading.Lock()
 
     def keep(self, kept: OpenShards, shard: int, value: Any) -> Any:
-        """Put a value that `kept` does not have."""
+        """Add a value to `kept`, evicting the oldest above the limit."""
         with self._lock:
             kept[shard] = value
-            self._came.append((weakref.ref(kept), shard))
-            while len(self._came) > self.limit:
-                owner, number = self._came.popleft()
+            self._added.append((weakref.ref(kept), shard))
+            while len(self._added) > self.limit:
+                owner, number = self._added.popleft()
                 found = owner()
                 if found is not None:
                     found.pop(number, None)
         return value
 
 
-MAPS = EvictionLimit(256)  # each holds a file descriptor, of which a process may often have 1,024
-INDEXES = EvictionLimit(4096)  # some 32 kB each
+MAPS = EvictionLimit(256)  # a map holds a file descriptor; the usual limit is 1,024 a process
+INDEXES = EvictionLimit(4096)  # about 32 kB each
 _NUMBERS = itertools.count()  # of the remote sources of this process
 
 
 class LocalBlocks:
-    """Blocks of a folder. Each is checked once, at its first touch by this process.
+    """Blocks of a local folder, each checked once per process, on first access.
 
-    A shard that becomes shorter while it is mapped ends the process with SIGBUS: replace files by renaming.
+    A shard that is truncated while it is mapped ends the process with SIGBUS: replace files by renaming.
     """
 
     def __init__(self, store: LocalStore, manifest: Manifest) -> None:
@@ -70,19 +70,19 @@ class LocalBlocks:
         self._checked: dict[int, tuple[tuple[int, ...], bytearray]] = {}
         self._lock = threading.Lock()
 
-    def hold(self, shards: Sequence[int], blocks: Sequence[int], *, urgent: bool = False) -> None:
-        """Nothing: the page cache decides."""
+    def pin(self, shards: Sequence[int], blocks: Sequence[int], *, urgent: bool = False) -> None:
+        """Do nothing: the page cache decides."""
 
-    def release(self, shards: Sequence[int], blocks: Sequence[int]) -> None:
-        """Nothing: the page cache decides."""
+    def unpin(self, shards: Sequence[int], blocks: Sequence[int]) -> None:
+        """Do nothing: the page cache decides."""
 
     def tokens(self, shard: int, block: int) -> Ids:
-        """The ids of a block, of the manifest's dtype. Raises DataError where it is missing or damaged."""
+        """Ids of a block, in the manifest's dtype. Raises DataError if it is missing or corrupt."""
         opened = self._opened.get(shard)
         ids = None if opened is None else opened.ids.get(block)
-        return self._first_touch(shard, block) if ids is None else ids
+        return self._first_access(shard, block) if ids is None else ids
 
-    def _first_touch(self, shard: int, block: int) -> Ids:
+    def _first_access(self, shard: int, block: int) -> Ids:
         with self._lock:
             opened: _MappedShard = self._opened.get(shard) or MAPS.keep(self._opened, shard, self._open(shard))
             offset, tokens, _, crc32 = opened.index[block].tolist()
@@ -109,7 +109,7 @@ class LocalBlocks:
         except OSError as error:
             raise DataError(f"{path}: cannot be read: {error.strerror}") from None
         file = found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
-        # A map may go and come back: what was checked stays checked as long as the file is the same.
+        # An evicted map may be opened again: blocks stay checked as long as the file is the same.
         if self._checked.get(shard, (None,))[0] != file:
             self._checked[shard] = file, bytearray(len(index))
         return _MappedShard(data, index, self._checked[shard][1])
@@ -122,29 +122,29 @@ class _MappedShard:
 
 
 class RemoteBlocks:
-    """Blocks of an object store. `tokens` wants them held; holding some that will be read later fetches them ahead."""
+    """Blocks of an object store. `tokens` needs them pinned; pinning ahead prefetches."""
 
     def __init__(self, store: RemoteStore, manifest: Manifest, memory: BlockMemory, cache: ShardCache | None) -> None:
         self.store, self.manifest, self.memory, self.cache = store, manifest, memory, cache
-        # Not the shard's hash: a manifest could claim that of another, whose blocks are in memory too.
+        # Not the shard's hash: a manifest could claim the hash of another shard, whose blocks are in memory too.
         self._number = next(_NUMBERS)
         self._largest = (manifest.block_tokens + 1) * np.dtype(manifest.dtype).itemsize
         self._indexes = OpenShards()
-        # One index is asked for once, however many of its blocks are wanted at the same time.
+        # An index is requested once, even if many of its blocks are needed at the same time.
         self._locks = [threading.Lock() for _ in range(64)]
 
-    def hold(self, shards: Sequence[int], blocks: Sequence[int], *, urgent: bool = False) -> None:
-        """Have blocks fetched, and keep them until `release`; one that is named twice is held twice."""
+    def pin(self, shards: Sequence[int], blocks: Sequence[int], *, urgent: bool = False) -> None:
+        """Fetch blocks and keep them until `unpin`; a block named twice is pinned twice."""
         for shard, block in zip(shards, blocks, strict=True):
-            self.memory.hold(self._block(shard, block), URGENT if urgent else AHEAD)
+            self.memory.pin(self._block(shard, block), URGENT if urgent else AHEAD)
 
-    def release(self, shards: Sequence[int], blocks: Sequence[int]) -> None:
-        """Undo a `hold` of the same blocks."""
+    def unpin(self, shards: Sequence[int], blocks: Sequence[int]) -> None:
+        """Undo a `pin` of the same blocks."""
         for shard, block in zip(shards, blocks, strict=True):
-            self.memory.release(self._key(shard, block))
+            self.memory.unpin(self._key(shard, block))
 
     def tokens(self, shard: int, block: int) -> Ids:
-        """The ids of a block that is held, of the manifest's dtype. Raises DataError where they cannot be had whole."""
+        """Ids of a pinned block, in the manifest's dtype. Raises DataError if it cannot be fetched intact."""
         return self.memory.get(self._block(shard, block))
 
     def _key(self, shard: int, block: int) -> tuple[int, int, int]:
@@ -158,7 +158,7 @@ class RemoteBlocks:
         try:
             return self._read(shard, block, *index[block].tolist())
         except DataError as error:
-            # An index has no hash of its own: if it came damaged, no payload fits it.
+            # An index has no hash of its own: if it arrived corrupt, no payload matches it.
             if not isinstance(error.__cause__, DataError):
                 raise
             self._indexes.pop(shard, None)
@@ -197,10 +197,10 @@ class RemoteBlocks:
 
 
 def check_block(payload: NDArray[np.uint8], crc32: int, manifest: Manifest, where: str) -> None:
-    """Raise DataError unless a payload has this crc32 and all its ids are in the vocabulary."""
-    hint = "`pretrain data verify` lists all damage; copy the shard again, or encode the corpus again"
+    """Raise DataError unless a payload has this crc32 and only ids of the vocabulary."""
+    hint = "`pretrain data verify` lists all corrupt blocks; copy the shard again, or encode the corpus again"
     if zlib.crc32(payload.data) != crc32:
-        raise DataError(f"{where}: damaged: its crc32 is not the index's", hint=hint)
+        raise DataError(f"{where}: corrupt: its crc32 is not the one in the index", hint=hint)
     largest = int(payload.view(manifest.dtype).max())
     if largest >= manifest.vocab_size:
         raise DataError(f"{where}: holds id {largest}, and the vocabulary has {manifest.vocab_size}", hint=hint)

@@ -2,9 +2,9 @@
 
     CACHE_DIR/SHA256.blocks    one sparse file a shard, by the shard's hash; each block at its own offset
 
-There is no lock and no list of what is there: a block counts as present if its crc32 is the index's. So processes share the
-folder, a torn write is a block that is not there, and what somebody else put there cannot become tokens. The file of the
-shard that was used longest ago makes room; a process that has it open goes on reading.
+There is no lock and no list of cached blocks: a block counts as cached if its crc32 matches the index. So processes share
+the folder, a torn write is a cache miss, and foreign content cannot become tokens. The file of the least recently used
+shard is evicted; a process that has it open keeps reading.
 """
 
 import contextlib
@@ -23,35 +23,35 @@ from pretrain.config.schema import StoreConfig
 from pretrain.errors import DataError
 
 SUFFIX = ".blocks"
-SLACK = 64  # the folder is looked through each time that a 64th of its size was written
-TOUCH_S = 60.0  # a file that was used counts as used for so long without being marked again
+SLACK = 64  # the folder is scanned after each 1/64 of its limit that was written
+TOUCH_S = 60.0  # the mtime of a file in use is updated this often
 
 _NAME = re.compile(r"[0-9a-f]{64}\.blocks")
 _FLAGS = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 class ShardCache:
-    """A folder of at most about `limit_bytes`; whatever fails in it is one warning, and never an error."""
+    """A cache folder of about `limit_bytes`. A failure in it is one warning, never an error."""
 
     _of_process: ClassVar[weakref.WeakValueDictionary[tuple[Path, int], "ShardCache"]] = weakref.WeakValueDictionary()
 
     def __init__(self, folder: Path, limit_bytes: int) -> None:
         self.folder, self.limit_bytes = folder, limit_bytes
         self._writable = True
-        self._unseen = limit_bytes  # bytes written since the folder was looked through; at first, by others
+        self._unseen = limit_bytes  # bytes written since the folder was scanned; others may have written before
         self._touched: dict[str, float] = {}
         self._lock = threading.Lock()
 
     @classmethod
     def of(cls, config: StoreConfig) -> "ShardCache | None":
-        """The one that all sources of this process share; None where none is asked for."""
+        """The instance that all sources of this process share; None without data.store.cache_dir."""
         if config.cache_dir is None:
             return None
         options = Path(config.cache_dir), int(config.cache_gib * (1 << 30))
         return cls._of_process.setdefault(options, cls(*options))
 
     def read(self, sha256: str, start: int, length: int, parse: Callable[[bytes], Any]) -> Any:
-        """`parse` of a block of a shard; None where it is not there, not whole, or `parse` raises a DataError."""
+        """`parse` of a cached block; None if it is absent or incomplete, or `parse` raises DataError."""
         try:
             descriptor = self._open(sha256, os.O_RDONLY)
         except OSError:
@@ -69,7 +69,7 @@ class ShardCache:
             os.close(descriptor)
 
     def write(self, sha256: str, start: int, data: bytes) -> None:
-        """Keep a block that was checked."""
+        """Cache a block that was checked."""
         if not self._writable:
             return
         try:
@@ -83,12 +83,12 @@ class ShardCache:
         except OSError as error:
             self._writable = False
             warnings.warn(
-                f"data.store.cache_dir={self.folder} cannot be written ({error.strerror}): blocks are no longer kept there",
+                f"data.store.cache_dir={self.folder} cannot be written ({error.strerror}): blocks are no longer cached",
                 stacklevel=2,
             )
 
     def _open(self, sha256: str, flags: int) -> int:
-        """A descriptor of the shard's file. Raises OSError for a link: what it leads to may be somebody's data."""
+        """A descriptor of the shard's file. Raises OSError for a link, which may lead to foreign data."""
         descriptor = os.open(self.folder / f"{sha256}{SUFFIX}", flags | _FLAGS, 0o644)
         if os.fstat(descriptor).st_nlink > 1:
             os.close(descriptor)
@@ -96,11 +96,11 @@ class ShardCache:
         return descriptor
 
     def _mark_used(self, sha256: str, descriptor: int) -> None:
-        """By mtime: many file systems do not record when a file was read."""
+        """Record use by mtime: many file systems do not record reads."""
         now = time.monotonic()
         if now - self._touched.get(sha256, -TOUCH_S) >= TOUCH_S:
             self._touched[sha256] = now
-            with contextlib.suppress(OSError):  # somebody else's file
+            with contextlib.suppress(OSError):  # a file of another user
                 os.utime(descriptor)
 
     def _make_room(self, size: int) -> None:
@@ -114,12 +114,12 @@ class ShardCache:
         for _, used, path in files:
             if total <= self.limit_bytes - self.limit_bytes // SLACK:
                 break
-            with contextlib.suppress(OSError):  # another process was faster, or it is not ours to remove
+            with contextlib.suppress(OSError):  # removed by another process, or not ours to remove
                 path.unlink()
                 total -= used
 
     def _files(self) -> Iterator[tuple[float, int, Path]]:
-        """When each shard's file was last used, the bytes that it takes on the disk, and its path."""
+        """(time of last use, bytes on the disk, path) of each shard's file."""
         for path in self.folder.iterdir():
             if _NAME.fullmatch(path.name):
                 with contextlib.suppress(OSError):

@@ -20,7 +20,8 @@ import numpy as np
 
 from pretrain.errors import DataError, PretrainError
 from pretrain.shards.format import BLOCK_TOKENS
-from pretrain.shards.manifest import FORMAT, STREAM, Manifest, token_dtype, write_manifest
+from pretrain.shards.manifest import FORMAT, STREAM, Manifest, token_dtype
+from pretrain.shards.manifest_file import write_manifest
 from pretrain.shards.table import ShardEntry, ShardTable
 from pretrain.shards.writer import SHARD_BYTES, ShardWriter, clear_output
 from tokenizer.corpus.readers.rejections import Rejection, RejectionLog

@@ -304,7 +304,7 @@ def test_a_store_that_fails_is_no_reason_for_an_older_checkpoint(store: Store, r
         return data
 
     store.answer = answer
-    with pytest.raises(DataError, match=f"200/{WEIGHTS}.* no success in 2 tries; the last: ConnectionReset") as caught:
+    with pytest.raises(DataError, match=f"200/{WEIGHTS}.* failed 2 tries; the last: ConnectionReset") as caught:
         fetched(store, run)
     assert "checkpoint.upload" in str(caught.value.hint)
     assert names(run.checkpoints) == []

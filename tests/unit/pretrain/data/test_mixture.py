@@ -86,7 +86,7 @@ def test_small_weights_get_the_larger_table_and_smaller_ones_are_refused() -> No
     assert choose_period([1, 0], 256) < PERIODS[0]
     with pytest.raises(DataError, match=r"smallest weight is 1e-05 of all weights.*one sample in") as caught:
         choose_period([1, 1e-5], 256)
-    assert "leave the source out" in str(caught.value.hint)
+    assert "remove the source" in str(caught.value.hint)
 
 
 # --- closed forms, held against counting ------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def test_items_come_in_order_with_their_tokens(sources: tuple[Source, Source], m
         starts = [*(sequences[4 * number : 4 * number + 4] * T), number % 60 * T]
         assert rows == [[token % 1000 for token in range(start, start + T + 1)] for start in starts]
     assert len(found) == 80
-    assert memory._held == {}
+    assert memory._pinned == {}
 
 
 def test_a_block_is_fetched_once_while_its_sequences_are_planned(sources: tuple[Source, Source]) -> None:
@@ -92,11 +92,11 @@ def test_the_window_is_as_long_as_memory_allows(sources: tuple[Source, Source]) 
     items = fetch_ahead(sources)(plan(np.arange(320), taken=taken))
     for _ in range(20):
         next(items)
-        assert memory._held_bytes <= 6 * BLOCK_BYTES
+        assert memory._pinned_bytes <= 6 * BLOCK_BYTES
     # 2 items a block: item 19 ends a block, 4 blocks follow whole, and the first item of the next one ends it.
     assert taken == list(range(20 + 2 * 4 + 1))
     items.close()
-    assert memory._held == {}
+    assert memory._pinned == {}
 
 
 def test_the_first_item_does_not_wait_for_a_whole_window(sources: tuple[Source, Source]) -> None:
@@ -147,4 +147,4 @@ def test_it_can_be_left_at_any_time(sources: tuple[Source, Source]) -> None:
         for _ in range(count):
             next(items)
         del items
-        assert memory._held == {}
+        assert memory._pinned == {}

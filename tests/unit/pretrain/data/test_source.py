@@ -10,7 +10,7 @@ from pretrain.config.schema import SourceConfig
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import DataError
 from pretrain.shards.format import OFFSET, index_name, read_index
-from pretrain.shards.manifest import read_manifest, write_manifest
+from pretrain.shards.manifest_file import read_manifest, write_manifest
 from pretrain.shards.table import ShardTable, shard_name
 from pretrain.storage.store import LocalStore
 from tests.support.shards import write_corpus
@@ -98,7 +98,7 @@ def test_an_id_outside_the_vocabulary_is_never_passed_on(tmp_path: Path) -> None
         file.write(np.array([1_000], "<u2").tobytes())
     source = open_source(tmp_path)
     for sequence in range(8, 16):  # the whole block is not to be trusted
-        with pytest.raises(DataError, match=r"shard-000000\.tar: block 1 at offset \d+: damaged"):
+        with pytest.raises(DataError, match=r"shard-000000\.tar: block 1 at offset \d+: corrupt"):
             read(source, sequence)
     read(source, 7)
     read(source, 16)

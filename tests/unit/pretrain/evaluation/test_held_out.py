@@ -14,7 +14,7 @@ from pretrain.distributed.engine import Batch
 from pretrain.distributed.world import World
 from pretrain.evaluation.held_out import BatchSums, Score, evaluation_values, held_out_batches, score_sources
 from pretrain.model.loss import IGNORE
-from pretrain.shards.manifest import read_manifest, write_manifest
+from pretrain.shards.manifest_file import read_manifest, write_manifest
 from tests.support.shards import BOS, EOS, write_corpus
 
 T, PAD = 8, 3

@@ -20,7 +20,7 @@ from pretrain.data.source import Source
 from pretrain.errors import DataError
 from pretrain.shards import integrity as verify
 from pretrain.shards.integrity import verify_shards
-from pretrain.shards.manifest import load_manifest, read_manifest, write_manifest
+from pretrain.shards.manifest_file import load_manifest, read_manifest, write_manifest
 from pretrain.shards.table import ShardTable
 from pretrain.storage.store import open_store
 from tests.support.shards import write_corpus
@@ -110,10 +110,10 @@ def change_header(path: Path, member: int, start: int, value: bytes) -> None:
         (3, 124, b"99999999999\0", "is not a plain file"),
         (2, 124, b"00000000201\0", "which do not fit"),
         (3, 124, b"00000001000\0", "does not hold 65 tokens where the index says"),
-        (3, 0, b"000000000001.doc.npy", "stands where one named .tok.npy belongs"),
+        (3, 0, b"000000000001.doc.npy", "in the place of one named .tok.npy"),
         (2, 0, b"000000000009", "its members have two keys, '000000000009' and '000001000001'"),
-        (3, 0, b"../../../../etc/x.py", "stands where one named .tok.npy belongs"),
-        (2, 257, b"nostar", "no tar header stands where that of its .doc.npy belongs"),
+        (3, 0, b"../../../../etc/x.py", "in the place of one named .tok.npy"),
+        (2, 257, b"nostar", "no tar header in the place of that of its .doc.npy"),
     ],
 )
 def test_a_member_that_is_not_what_the_index_says_is_named(
@@ -169,7 +169,7 @@ def test_what_stands_between_and_after_the_blocks_is_named(shards: Path) -> None
     path = shards / "shard-000000.tar"
     whole = path.read_bytes()
     second = members(path)[2][1]
-    for place, problem in ((second - 1, "the padding before it is not empty"), (-1, "what follows the last block")):
+    for place, problem in ((second - 1, "the padding before it is not empty"), (-1, "data after the last block")):
         content = bytearray(whole)
         content[place] = 1
         path.write_bytes(content)
@@ -238,7 +238,7 @@ def test_a_claimed_size_is_never_allocated(shards: Path) -> None:
         "import resource, sys; from pretrain.cli.main import main\n"
         "resource.setrlimit(resource.RLIMIT_CPU, (20, 20))\n"
         "resource.setrlimit(resource.RLIMIT_AS, (3 << 30, 3 << 30))\n"
-        "from pretrain.shards.manifest import load_manifest; from pretrain.storage.store import open_store\n"
+        "from pretrain.shards.manifest_file import load_manifest; from pretrain.storage.store import open_store\n"
         "from pretrain.shards.integrity import _Reader, _block_problems; from pretrain.shards.format import read_index\n"
         "store = open_store(sys.argv[1]); manifest = load_manifest(store)\n"
         "index = read_index(store, manifest.shards[0], manifest.dtype, block_tokens=manifest.block_tokens)\n"

@@ -10,15 +10,8 @@ import pytest
 
 from pretrain.errors import DataError
 from pretrain.shards import manifest as module
-from pretrain.shards.manifest import (
-    Manifest,
-    fingerprint,
-    load_manifest,
-    manifest_text,
-    read_manifest,
-    token_dtype,
-    write_manifest,
-)
+from pretrain.shards.manifest import Manifest, fingerprint, token_dtype
+from pretrain.shards.manifest_file import load_manifest, manifest_text, read_manifest, write_manifest
 from pretrain.shards.table import MOST_SHARDS, ShardEntry, ShardTable, table_file
 from pretrain.storage.files import temporary_name
 from pretrain.storage.store import open_store
@@ -117,7 +110,7 @@ def test_a_killed_replacement_is_no_mixture_of_two_corpora(tmp_path: Path) -> No
     write_manifest(tmp_path, PACKED)
     others = ShardTable.of(dataclasses.replace(entry, sha256="d" * 64) for entry in PACKED.shards)
     (tmp_path / "shards.npy").write_bytes(table_file(others))
-    with pytest.raises(DataError, match=r"shards\.npy: damaged: its sha256 is not the manifest's"):
+    with pytest.raises(DataError, match=r"shards\.npy: corrupt: its sha256 is not the one in the manifest"):
         read_manifest(tmp_path)
 
 
@@ -278,7 +271,7 @@ def test_a_changed_value_is_damage(tmp_path: Path, place: str) -> None:
     assert text.count(place) == 1
     other = {"0": "1", "1": "2", ".npy": ".npz", "pty": "pti", ': "': ': "0'}
     changed_place = next(place.replace(old, new) for old, new in other.items() if old in place)
-    with pytest.raises(DataError, match=r"manifest\.json: damaged: its values do not give its checksum") as caught:
+    with pytest.raises(DataError, match=r"manifest\.json: corrupt: its values do not match its checksum") as caught:
         read_text(tmp_path, text.replace(place, changed_place))
     assert "copy the folder again" in str(caught.value)
 
@@ -286,11 +279,11 @@ def test_a_changed_value_is_damage(tmp_path: Path, place: str) -> None:
 @pytest.mark.parametrize("checksum", ["", "0" * 64, None, 7, "x" * 5_000])
 def test_a_wrong_or_missing_checksum_is_damage(tmp_path: Path, checksum: object) -> None:
     document = {**json.loads(manifest_text(MANIFEST)), "checksum": checksum}
-    with pytest.raises(DataError, match="damaged") as caught:
+    with pytest.raises(DataError, match="corrupt") as caught:
         read_text(tmp_path, json.dumps(document))
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
     del document["checksum"]
-    with pytest.raises(DataError, match="damaged"):
+    with pytest.raises(DataError, match="corrupt"):
         read_text(tmp_path, json.dumps(document))
 
 

@@ -11,7 +11,7 @@ from pretrain.config.schema import SourceConfig
 from pretrain.data.source import Source
 from pretrain.errors import DataError
 from pretrain.shards.integrity import verify_shards
-from pretrain.shards.manifest import load_manifest
+from pretrain.shards.manifest_file import load_manifest
 from pretrain.storage.store import open_store
 from tests.support.shards import write_corpus
 

@@ -14,7 +14,8 @@ from pretrain.config.schema import SourceConfig
 from pretrain.data.source import Source
 from pretrain.errors import DataError
 from pretrain.shards import packed_writer as write_bins
-from pretrain.shards.manifest import Manifest, read_manifest
+from pretrain.shards.manifest import Manifest
+from pretrain.shards.manifest_file import read_manifest
 from pretrain.shards.packed_writer import BinWriter, check_layout
 from pretrain.shards.packing import cut_pieces, pack, pack_window
 from pretrain.shards.writer import ShardWriter
@@ -270,7 +271,7 @@ def test_no_document_at_all_is_refused(tmp_path: Path) -> None:
     [
         ("sorted", None, "layout='sorted' is not one of stream, packed", ""),
         ("stream", 2_048, "seq_len=2048 has no meaning in layout 'stream'", "--layout packed"),
-        ("packed", None, "layout 'packed' needs the length of its bins", "--seq-len with the data.seq_len"),
+        ("packed", None, "layout 'packed' needs the length of its bins", "--seq-len N, where N is data.seq_len"),
         ("packed", 1_000, "seq_len=1000 .* does not divide the blocks of 131072 tokens", "--seq-len 1024"),
         ("packed", 1 << 18, "does not divide", "--seq-len 131072"),
         ("packed", 1, "seq_len=1 is less than 2", "--seq-len 128"),

@@ -79,7 +79,7 @@ def test_a_table_of_another_corpus_is_refused() -> None:
     other = ShardTable.of([*ENTRIES[:2], ShardEntry(**{**vars(ENTRIES[2]), "tokens": 31})])
     with pytest.raises(DataError, match="here: 384 bytes, and a table of 2 shards has 320"):
         parsed(table_file(TABLE), 2)
-    with pytest.raises(DataError, match="here: damaged: its sha256 is not the manifest's") as caught:
+    with pytest.raises(DataError, match="here: corrupt: its sha256 is not the one in the manifest") as caught:
         parse_table(table_file(other), 3, "0" * 64, "here")
     assert caught.value.hint
 

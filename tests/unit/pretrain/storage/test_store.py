@@ -175,7 +175,7 @@ def test_a_store_that_may_not_be_listed_says_nothing(faulty: FaultyStore, monkey
 
 def refuse_changes(data: bytes) -> bytes:
     if data != CONTENT[: len(data)]:
-        raise DataError("its crc32 is not the index's")
+        raise DataError("its crc32 is not the one in the index")
     return data
 
 
@@ -208,7 +208,7 @@ def test_a_fault_that_stays_is_one_error_with_everything_in_it(faulty: FaultySto
     with pytest.raises(DataError) as caught:
         faulty.read_range("a.tar", 0, 64, refuse_changes)
     assert caught.value.message == (
-        f"{faulty.address}/a.tar: 64 bytes at offset 0: no success in 6 tries; the last: its crc32 is not the index's"
+        f"{faulty.address}/a.tar: 64 bytes at offset 0: failed 6 times; the last error: its crc32 is not the one in the index"
     )
     assert f"pretrain data verify {faulty.address}" in str(caught.value.hint)
     assert len(faulty.requests) == 6

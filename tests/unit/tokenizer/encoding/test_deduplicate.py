@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pretrain.errors import DataError
-from pretrain.shards.manifest import read_manifest
+from pretrain.shards.manifest_file import read_manifest
 from tests.support.encoded import documents_of, files_of, write_jsonl
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tokenizer.corpus.readers import ReadOptions

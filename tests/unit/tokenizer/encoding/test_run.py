@@ -18,7 +18,7 @@ from pretrain.errors import DataError, PretrainError
 from pretrain.model.loss import IGNORE
 from pretrain.shards import packed_writer as write_bins
 from pretrain.shards.integrity import verify_shards
-from pretrain.shards.manifest import read_manifest
+from pretrain.shards.manifest_file import read_manifest
 from pretrain.storage.store import open_store
 from tests.support.encoded import TEXTS, documents_of, files_of, task_streams, write_jsonl
 from tests.support.processes import pretrain

@@ -16,7 +16,7 @@ from pretrain.config.schema import SourceConfig
 from pretrain.data.documents import mark_documents
 from pretrain.data.source import Source
 from pretrain.errors import DataError
-from pretrain.shards.manifest import read_manifest
+from pretrain.shards.manifest_file import read_manifest
 from tests.support.encoded import TEXTS, documents_of, files_of, write_jsonl
 from tests.support.json_tokenizers import KINDS, edit
 from tokenizer.corpus.readers import ReadOptions

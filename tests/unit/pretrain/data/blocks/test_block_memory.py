@@ -39,15 +39,15 @@ def store() -> Store:
 def read(memory: BlockMemory, store: Store, *numbers: int) -> list[int]:
     """Hold, get and release; what the blocks said."""
     for number in numbers:
-        memory.hold(store.block(number))
+        memory.pin(store.block(number))
     found = [int(memory.get(store.block(number))[0]) for number in numbers]
     for number in numbers:
-        memory.release(store.block(number).key)
+        memory.unpin(store.block(number).key)
     return found
 
 
 def used(memory: BlockMemory) -> int:
-    return memory._held_bytes + memory._idle_bytes
+    return memory._pinned_bytes + memory._idle_bytes
 
 
 def test_a_block_is_fetched_once_while_there_is_room(store: Store) -> None:
@@ -75,26 +75,26 @@ def test_held_blocks_stay_whatever_the_limit(store: Store) -> None:
     memory = BlockMemory(20, connections=2)
     assert memory.has_room
     for number in range(5):
-        memory.hold(store.block(number))
+        memory.pin(store.block(number))
     assert not memory.has_room
     assert [int(memory.get(store.block(number))[0]) for number in range(5)] == list(range(5))
     read(memory, store, 9)
     assert [int(memory.get(store.block(number))[0]) for number in range(5)] == list(range(5))
     assert sorted(store.fetched) == [0, 1, 2, 3, 4, 9]
     for number in range(5):
-        memory.release(store.block(number).key)
+        memory.unpin(store.block(number).key)
     assert memory.has_room
     assert used(memory) == 20
 
 
 def test_a_block_held_twice_stays_until_it_is_released_twice(store: Store) -> None:
     memory = BlockMemory(0, connections=1)
-    memory.hold(store.block(1))
-    memory.hold(store.block(1))
-    memory.release(store.block(1).key)
+    memory.pin(store.block(1))
+    memory.pin(store.block(1))
+    memory.unpin(store.block(1).key)
     assert int(memory.get(store.block(1))[0]) == 1
     assert not memory.has_room
-    memory.release(store.block(1).key)
+    memory.unpin(store.block(1).key)
     assert used(memory) == 0
     assert store.fetched == [1]
 
@@ -103,10 +103,10 @@ def test_blocks_come_in_the_order_of_need_and_what_is_read_now_first(store: Stor
     memory = BlockMemory(1000, connections=1)
     store.open.clear()
     for number in (1, 2, 3):
-        memory.hold(store.block(number), AHEAD)
+        memory.pin(store.block(number), AHEAD)
     while memory._requests.qsize() == 3:  # until 1 is on its way
         pass
-    memory.hold(store.block(9), URGENT)
+    memory.pin(store.block(9), URGENT)
     store.open.set()
     for number in (1, 2, 3, 9):
         memory.get(store.block(number))
@@ -117,13 +117,13 @@ def test_an_error_surfaces_when_the_block_is_needed_and_only_then(store: Store) 
     memory = BlockMemory(1000, connections=1)
     store.broken = {2}
     for number in (1, 2, 3):
-        memory.hold(store.block(number))
+        memory.pin(store.block(number))
     assert int(memory.get(store.block(1))[0]) == 1
     assert int(memory.get(store.block(3))[0]) == 3
     with pytest.raises(DataError, match="block 2 is gone"):
         memory.get(store.block(2))
     for number in (1, 2, 3):
-        memory.release(store.block(number).key)
+        memory.unpin(store.block(number).key)
     assert used(memory) == 20  # a failure is not kept
     store.broken.clear()
     assert read(memory, store, 2) == [2]
@@ -132,8 +132,8 @@ def test_an_error_surfaces_when_the_block_is_needed_and_only_then(store: Store) 
 def test_a_block_that_failed_ahead_is_asked_for_again_when_it_is_needed(store: Store) -> None:
     memory = BlockMemory(1000, connections=1)
     store.broken = {2}
-    memory.hold(store.block(2))
-    memory.hold(store.block(3))
+    memory.pin(store.block(2))
+    memory.pin(store.block(3))
     memory.get(store.block(3))  # 2 has failed by now
     store.broken.clear()
     assert int(memory.get(store.block(2))[0]) == 2
@@ -144,11 +144,11 @@ def test_what_nobody_wants_any_more_is_not_fetched(store: Store) -> None:
     memory = BlockMemory(1000, connections=1)
     store.open.clear()
     for number in (1, 2, 3):
-        memory.hold(store.block(number))
+        memory.pin(store.block(number))
     while memory._requests.qsize() == 3:
         pass
     for number in (1, 2):
-        memory.release(store.block(number).key)
+        memory.unpin(store.block(number).key)
     store.open.set()
     memory.get(store.block(3))
     assert store.fetched == [1, 3]
@@ -174,7 +174,7 @@ def test_no_more_requests_at_a_time_than_connections(connections: int) -> None:
 
     blocks = [CachedBlock((0, 0, number), 1, fetch) for number in range(12)]
     for block in blocks:
-        memory.hold(block)
+        memory.pin(block)
     for block in blocks:
         memory.get(block)
     assert most == connections
@@ -196,8 +196,8 @@ def test_many_threads_share_it(store: Store) -> None:
     for thread in threads:
         thread.join()
     assert wrong == []
-    assert memory._held == {}
-    assert memory._held_bytes == 0
+    assert memory._pinned == {}
+    assert memory._pinned_bytes == 0
     assert used(memory) <= 60
 
 

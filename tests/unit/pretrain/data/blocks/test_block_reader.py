@@ -16,7 +16,8 @@ from pretrain.data.blocks.block_reader import EvictionLimit, LocalBlocks, OpenSh
 from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.errors import DataError
 from pretrain.shards.format import CRC32, OFFSET, TOKENS, read_index
-from pretrain.shards.manifest import Manifest, read_manifest, write_manifest
+from pretrain.shards.manifest import Manifest
+from pretrain.shards.manifest_file import read_manifest, write_manifest
 from pretrain.shards.table import ShardTable
 from pretrain.storage.store import LocalStore
 from tests.support.shards import write_corpus
@@ -56,11 +57,11 @@ def flip(path: Path, place: int, bit: int = 1) -> None:
 
 
 def held(blocks: RemoteBlocks, shard: int, block: int) -> np.ndarray:
-    blocks.hold([shard], [block])
+    blocks.pin([shard], [block])
     try:
         return blocks.tokens(shard, block)
     finally:
-        blocks.release([shard], [block])
+        blocks.unpin([shard], [block])
 
 
 # --- local ------------------------------------------------------------------------------------------------------------
@@ -80,7 +81,7 @@ def test_any_flipped_bit_in_a_payload_is_an_error_and_no_token(folder: Path, pla
     flip(path, (start if place >= 0 else stop) + place, bit=1 << (place % 3))
     found = local(folder)
     for _ in range(2):
-        with pytest.raises(DataError, match=rf"shard-000001\.tar: block 2 at offset {start}: damaged") as caught:
+        with pytest.raises(DataError, match=rf"shard-000001\.tar: block 2 at offset {start}: corrupt") as caught:
             found.tokens(1, 2)
         assert "pretrain data verify" in str(caught.value.hint)
     assert found.tokens(1, 1).tolist() == STREAM[64 * 4 : 64 * 5 + 1].tolist()
@@ -115,7 +116,7 @@ def test_a_file_that_was_exchanged_is_checked_again(folder: Path, monkeypatch: p
     new.write_bytes(path.read_bytes())
     flip(new, start)
     new.replace(path)
-    with pytest.raises(DataError, match=r"block 1 .*damaged"):
+    with pytest.raises(DataError, match=r"block 1 .*corrupt"):
         found.tokens(0, 1)
 
 
@@ -208,7 +209,7 @@ def test_a_store_gives_the_same_blocks_as_a_disk(faulty: FaultyStore, folder: Pa
 
 def test_an_index_is_asked_for_once_by_many_threads(faulty: FaultyStore, folder: Path) -> None:
     found = remote(faulty, folder)
-    found.hold([0, 0, 0], [0, 1, 2])
+    found.pin([0, 0, 0], [0, 1, 2])
     for block in range(3):
         found.tokens(0, block)
     assert [name for name, _, _ in faulty.requests if name.endswith(".npy")] == ["shard-000000.idx.npy"]
@@ -237,7 +238,12 @@ def test_damage_in_the_store_is_one_error_with_everything_in_it(faulty: FaultySt
     found = remote(faulty, folder)
     with pytest.raises(DataError) as caught:
         held(found, 1, 2)
-    for part in (f"{faulty.address}/shard-000001.tar", f"{stop - start} bytes at offset {start}", "6 tries", "crc32"):
+    for part in (
+        f"{faulty.address}/shard-000001.tar",
+        f"{stop - start} bytes at offset {start}",
+        "failed 6 times",
+        "crc32",
+    ):
         assert part in caught.value.message
     assert "pretrain data verify" in str(caught.value.hint)
     assert held(found, 1, 1)[0] == STREAM[64 * 4]
@@ -301,10 +307,10 @@ def test_what_is_read_now_does_not_wait_for_what_is_read_ahead(faulty: FaultySto
     found, until = remote(faulty, folder), threading.Event()
     found.memory = BlockMemory(1 << 20, connections=1)
     faulty.faults = [hangs(until)]
-    found.hold([1, 2, 3], [0, 0, 0])
+    found.pin([1, 2, 3], [0, 0, 0])
     while not faulty.requests:
         pass
-    found.hold([0], [0], urgent=True)
+    found.pin([0], [0], urgent=True)
     until.set()
     for shard in range(4):
         found.tokens(shard, 0)

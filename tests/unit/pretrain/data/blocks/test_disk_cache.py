@@ -20,7 +20,7 @@ GIB = 1 << 30
 
 def checked(data: bytes) -> bytes:
     if zlib.crc32(data) != zlib.crc32(BLOCK):
-        raise DataError("its crc32 is not the index's")
+        raise DataError("its crc32 is not the one in the index")
     return data
 
 

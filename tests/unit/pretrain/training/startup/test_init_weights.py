@@ -108,7 +108,7 @@ def test_what_is_missing_damaged_or_no_run_is_refused(tmp_path: Path) -> None:
     path = saved_run(tmp_path / "run")
     flip_a_bit(path / "weights" / "step-00000007" / "rank-00000.safetensors")
     find_initial_weights(run_with(path), hashes=False)  # compares sizes; rank 0 hashes
-    with pytest.raises(CheckpointError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is corrupt"):
         find_initial_weights(run_with(path), hashes=True)
     (path / "weights" / "step-00000007" / layout.MANIFEST).unlink()
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):

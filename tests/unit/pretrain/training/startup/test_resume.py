@@ -63,7 +63,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_store_not_asked(run: Run) 
         run.save(step)
     flip_a_bit(run.checkpoints / "step-00000012" / WEIGHTS)
     assert run.find("must", recover=run.store(20)) == 8
-    assert run.asked == 0 and len(run.skipped) == 1 and "is damaged" in run.skipped[0]
+    assert run.asked == 0 and len(run.skipped) == 1 and "is corrupt" in run.skipped[0]
     assert run.find("auto", hashes=False) == 12
 
 
@@ -93,8 +93,8 @@ def test_before_the_store_can_be_asked_nothing_is_decided(run: Run) -> None:
 
 
 def test_nothing_starts_again_silently_where_the_store_holds_only_damaged_ones(run: Run) -> None:
-    with pytest.raises(CheckpointError, match=r"no usable checkpoint among 2:\n  - one is damaged\n  - and two"):
-        run.find("auto", recover=run.store(None, "one is damaged", "and two"))
+    with pytest.raises(CheckpointError, match=r"no usable checkpoint among 2:\n  - one is corrupt\n  - and two"):
+        run.find("auto", recover=run.store(None, "one is corrupt", "and two"))
 
 
 def test_never_refuses_what_lies_in_the_run(run: Run) -> None:

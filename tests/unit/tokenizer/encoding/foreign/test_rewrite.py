@@ -23,7 +23,7 @@ from pretrain.cli.main import cli
 from pretrain.config.schema import SourceConfig
 from pretrain.data.source import Source
 from pretrain.errors import DataError
-from pretrain.shards.manifest import read_manifest
+from pretrain.shards.manifest_file import read_manifest
 from tests.support.processes import ENVIRONMENT, pretrain
 from tests.support.tars import (
     END,
