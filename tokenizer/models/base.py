@@ -80,7 +80,7 @@ def special_token(files: Mapping[str, bytes], name: str, where: str) -> str | in
         value = read_object(files[file], f"{where}: {file}").get(key)
         if isinstance(value, dict):
             value = value.get("content")
-        if isinstance(value, list) and value:  # several eos tokens: the first ends a document, the others a chat turn
+        if isinstance(value, list) and value:  # several eos tokens: the first ends a document
             value = value[0]
         if value is None or value == []:
             continue

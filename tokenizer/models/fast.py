@@ -61,7 +61,7 @@ _BYTE_LOOKALIKE = re.compile(r"<0x..>", re.DOTALL)
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """Encoder of one model, on one thread. Not picklable: each process loads its own."""
+    """Encoder of one model, on one thread. Each process loads its own."""
 
     model: Tokenizer
     name: str  # for reports

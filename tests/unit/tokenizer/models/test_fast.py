@@ -20,9 +20,7 @@ from tests.support.tokenizers import (
 )
 from tokenizer.models import fast
 from tokenizer.models.fast import GigatokenEncoder, TextEncoder, WordEncoder, load_encoder
-from tokenizer.models.probe_texts import probe_texts
 from tokenizer.models.sentencepiece import load_sentencepiece_model, proto_of
-from tokenizer.models.splitting import split_at_spaces, split_words
 from tokenizer.models.stress_texts import stress_texts
 
 NORMAL, UNUSED = 1, 5
@@ -399,25 +397,3 @@ def test_a_spawned_process_loads_its_own_and_gives_the_same(sentencepiece_model:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         name, ids = pool.submit(_encode_in_worker, sentencepiece_model, "def f(x): <s>").result(timeout=120)
     assert (name, ids) == (encoder.name, encoder.model.encode("def f(x): <s>"))
-
-
-@given(ANY_TEXT | st.text(alphabet="ab \n\u2581漢", max_size=200))
-@example("a\u2581 b \u2581  c\u2581\u2581 \u2581d ")
-def test_words_are_the_parts_of_a_split_and_an_empty_one(text: str) -> None:
-    assert split_words(text) == [part for part in split_at_spaces(text, 1) if part] + [""]
-
-
-def test_the_words_of_a_long_text_cost_one_pass(encoder: TextEncoder) -> None:
-    # Backtracking over these would take hours.
-    for unit in (" ", "\u2581", "\u2581 ", "a\u2581 ", "a", "a\u2581"):
-        text = unit * 300_000
-        assert "".join(split_words(text)) == text
-
-
-def test_probe_texts_are_the_same_each_time_and_spell_the_symbols() -> None:
-    texts = probe_texts(["\u2581the", "a", "b\n"], ["<s>"], chains=50)
-    assert texts == probe_texts(["\u2581the", "a", "b\n"], ["<s>"], chains=50)
-    assert "<s>" in texts
-    assert sum(set(text) <= set(" theab\n") for text in texts) >= 50
-    for text in texts:
-        text.encode()

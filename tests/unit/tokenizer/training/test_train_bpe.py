@@ -3,13 +3,12 @@ import io
 import json
 import sysconfig
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import sentencepiece
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pretrain.cli.cmd_tokenizer import repeat_option
@@ -218,19 +217,6 @@ def test_long_documents_are_learned_from_to_their_end(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("ab" * 20_000 + "qzqzqzqzqzqz" * 2_000)
     model = load_sentencepiece_model(train_on(tmp_path / "a.txt", vocab_size=285, output=tmp_path / "out").path)
     assert "qz" in {model.id_to_piece(i) for i in range(285)}
-
-
-@given(st.text(alphabet="ab \n\u2581漢", max_size=200), st.integers(1, 20))
-@example("a b\u2581 c  d", 1)
-def test_splitting_loses_nothing_and_splits_only_before_a_space_after_a_non_space(text: str, size: int) -> None:
-    parts = split_at_spaces(text, size)
-    assert "".join(parts) == text
-    for before, after in pairwise(parts):
-        assert after[0] == " " and before[-1] not in " \u2581"
-        assert len(before) >= size
-    hard = split_hard(text, size)
-    assert "".join(hard) == text
-    assert all(len(part) <= 2 * size for part in hard)
 
 
 @given(st.text(alphabet="ab :\n\u2581<s>漢\t1", max_size=60) | st.sampled_from(HARD_TEXTS), st.integers(1, 8))
