@@ -33,8 +33,8 @@ import numpy as np
 from tests.support.real_texts import code_texts, prose_texts, translated_texts
 from tests.support.tokenizers import train_sentencepiece
 from tokenizer.models.fast import WordEncoder, load_encoder
-from tokenizer.models.sentencepiece import load_sentencepiece_model
-from tokenizer.models.sentencepiece_to_hf import build_tokenizer, read_model
+from tokenizer.models.sentencepiece import load_sentencepiece_model, read_proto
+from tokenizer.models.sentencepiece_to_hf import build_tokenizer
 
 Encode = Callable[[str], Sequence[int] | np.ndarray]
 CHUNK = 4_000  # characters of a training sentence
@@ -54,7 +54,7 @@ def ours_word_by_word(path: Path) -> Encode:
 
 
 def huggingface(path: Path) -> Encode:
-    tokenizer = build_tokenizer(read_model(path))
+    tokenizer = build_tokenizer(read_proto(path))
     tokenizer.encode_special_tokens = True  # spelt symbols stay text, as in SentencePiece
     return lambda text: tokenizer.encode(text, add_special_tokens=False).ids
 
@@ -63,7 +63,7 @@ def tiktoken_of_the_same_pieces(path: Path) -> Encode:
     """Bytes, then the beginnings of characters (which SentencePiece has no need of), characters, pieces by score."""
     import tiktoken
 
-    proto = read_model(path)
+    proto = read_proto(path)
     normal = [(piece.score, token, piece.piece.replace("▁", " ")) for token, piece in enumerate(proto.pieces)]
     normal = [entry for entry in normal if proto.pieces[entry[1]].type == 1]
     id_of = {bytes([int(piece.piece[3:5], 16)]): i for i, piece in enumerate(proto.pieces) if piece.type == 6}

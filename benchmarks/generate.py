@@ -32,7 +32,7 @@ from pretrain.model.decoder import Decoder
 from pretrain.model.logits_fn import decoder_logits
 from tests.support.tokenizers import source_chunks, train_sentencepiece
 from tests.support.weight_source import decoder_of, memory_source
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 SHAPES = {
     "small": ModelConfig(4096, 4, 192, 6, 3, d_ff=512, max_seq_len=512, init_std=0.1),

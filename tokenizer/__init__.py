@@ -1,1 +1,1 @@
-"""From raw text to a SentencePiece model, and from both to token shards that `pretrain.data` reads."""
+"""Tokenizers: reading a corpus, training a SentencePiece model on it, and encoding it into shards for `pretrain.data`."""

@@ -177,10 +177,10 @@ def _warn_of_losses(model: Path) -> None:
     from tokenizer.models.base import is_tokenizer_json
 
     if is_tokenizer_json(model):
-        from tokenizer.models.round_trip import losses
+        from tokenizer.models.round_trip import round_trip_losses
         from tokenizer.training.inspect_hf import open_tokenizer_json
 
-        lost = losses(open_tokenizer_json(model))
+        lost = round_trip_losses(open_tokenizer_json(model))
         if lost:
             click.echo(f"warning: {model}: some texts do not come back from their ids: {'; '.join(lost)}", err=True)
 

@@ -1,4 +1,4 @@
-"""`pretrain tokenizer train`, `report` and `inspect`. What they need is imported when they run."""
+"""`pretrain tokenizer train`, `report` and `inspect`. Heavy modules are imported when a command runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ from pretrain.errors import DataError
 
 if TYPE_CHECKING:
     from tokenizer.training.compression_report import TokenizerReport
-    from tokenizer.training.inspect_sentencepiece import Checks
 
 REPORT_NAME = "report.json"
 PAGE_NAME = "report.html"
@@ -32,36 +31,40 @@ sources_option = click.option(
     required=True,
     multiple=True,
     metavar="[NAME=]PATH...",
-    help="Files, folders or addresses, as for `encode`; NAME= begins a source, which gets a row of its own.",
+    help="Files, folders or URLs, as for `encode`; NAME= begins a source with its own row in the report.",
 )
 held_out_option = click.option(
-    "--held-out-bytes", default="2MB", show_default=True, metavar="B", help="Text of each source to report on."
+    "--held-out-bytes",
+    default="2MB",
+    show_default=True,
+    metavar="B",
+    help="Text to hold out of each source for the report.",
 )
-seed_option = click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Of the sample.")
+seed_option = click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the sample."
+)
 
 
 class ManyValues(ManyInputs):
-    """`--source-bytes` and `--control-symbol` take several values too."""
+    """Command whose `--source-bytes` and `--control-symbol` also take several values."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse after expanding them."""
+        """Expand the repeated values, then parse."""
         for option in ("--source-bytes", "--control-symbol"):
             args = repeat_option(args, option)
         return super().parse_args(ctx, args)
 
 
 def reading_options(command: Callable[..., None]) -> Callable[..., None]:
-    """The fields of `ReadOptions` that a command line sets, by their names."""
+    """Options for the fields of `ReadOptions`, of the same names."""
     for option in (
-        click.option("--member", metavar="PATTERN", help="Members of a tar that hold text, such as '*.txt'."),
-        click.option(
-            "--separator", help="What separates the documents of a text file.  [default: a file is a document]"
-        ),
+        click.option("--member", metavar="PATTERN", help="Text members of a tar file, e.g. '*.txt'."),
+        click.option("--separator", help="Separator between documents in a text file.  [default: one document a file]"),
         click.option(
             "--where",
             multiple=True,
             metavar="FIELD=VALUE",
-            help="Only records for which this holds; also !=, >=, <=, >, <.",
+            help="Keep only records that satisfy this condition; also !=, >=, <=, >, <.",
         ),
         text_field_option,
     ):
@@ -71,31 +74,36 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(cls=ManyValues)
 @sources_option
-@click.option("--vocab-size", required=True, type=click.IntRange(min=1), help="Pieces, all special ones included.")
-@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the model.")
-@click.option("--sample-bytes", default="100MB", show_default=True, metavar="B", help="Text to train on, in all.")
 @click.option(
-    "--source-bytes", multiple=True, metavar="NAME=B...", help="Of it, text of one source; others share by their sizes."
+    "--vocab-size", required=True, type=click.IntRange(min=1), help="Number of pieces, special ones included."
+)
+@click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the model.")
+@click.option("--sample-bytes", default="100MB", show_default=True, metavar="B", help="Text to train on in total.")
+@click.option(
+    "--source-bytes",
+    multiple=True,
+    metavar="NAME=B...",
+    help="Text of one source; the other sources share the rest in proportion to their sizes.",
 )
 @held_out_option
 @click.option(
-    "--control-symbol", multiple=True, metavar="SYMBOL...", help="Reserve an id that no text becomes, e.g. <|tool|>."
+    "--control-symbol",
+    multiple=True,
+    metavar="SYMBOL...",
+    help="Reserve an id that text never produces, e.g. <|tool|>.",
 )
 @click.option(
     "--character-coverage",
     default=0.9995,
     show_default=True,
     type=click.FloatRange(0.98, 1),
-    help="Share of the sample's characters that get a piece; the rarer ones become bytes.",
+    help="Share of the sample's characters that get a piece; rarer ones are encoded as bytes.",
 )
 @seed_option
 @reading_options
 @max_bad_option
 @overwrite_option
-@click.pass_obj
 def train(
-    checks: Checks,
-    /,
     inputs: tuple[str, ...],
     vocab_size: int,
     output: Path,
@@ -111,7 +119,7 @@ def train(
 ) -> None:
     """Train a SentencePiece model: BPE with byte fallback, lossless.
 
-    Beside it lies report.html, on text that it was not trained on.
+    Also writes report.html, a report on held-out text.
     """
     from tokenizer.corpus.readers import ReadOptions
     from tokenizer.training.budget import parse_size, parse_source_bytes, parse_sources
@@ -140,12 +148,11 @@ def train(
     model = open_model(training.path)
     held_out = {sample.name: sample.held_out for sample in training.samples}
     if not any(held_out.values()):
-        click.echo("\nno report: the sample took every document. hint: `pretrain tokenizer report` on other text")
+        click.echo("\nno report: the sample took every document. hint: use `pretrain tokenizer report` on other text")
         return
     report = make_report(
         model,
         measure_sources(model, held_out),
-        checks.nasty_texts(model.control_symbols),
         left_out=training.record["skipped"],
         notes=_notes(training.record["held_out_duplicates"], held_out),
         trained_on=describe_record(training.record),
@@ -164,10 +171,7 @@ def train(
 @reading_options
 @max_bad_option
 @overwrite_option
-@click.pass_obj
 def report(
-    checks: Checks,
-    /,
     model: Path,
     inputs: tuple[str, ...],
     output: Path | None,
@@ -177,9 +181,9 @@ def report(
     overwrite: bool,
     **reading: Any,
 ) -> None:
-    """Report on MODEL: what it makes of text of each source, and which pieces it uses.
+    """Report on MODEL: compression of each source, and use of the vocabulary.
 
-    Documents that `train` took MODEL's sample from are left out.
+    Documents that MODEL was trained on are excluded, if its training.json is beside it.
     """
     from tokenizer.corpus.readers import ReadOptions
     from tokenizer.corpus.rejection_log import Problems
@@ -191,7 +195,7 @@ def report(
 
     folder = output or model.parent
     if (folder / REPORT_NAME).exists() and not overwrite:
-        raise DataError(f"{folder / REPORT_NAME}: exists already", hint="replace it with --overwrite, or use --output")
+        raise DataError(f"{folder / REPORT_NAME}: exists already", hint="use --overwrite, or another --output")
     opened, sources, problems = open_model(model), parse_sources(inputs), Problems()
     record, digests = read_record(model, opened.sha256)
     with progress_bar() as progress:
@@ -209,11 +213,10 @@ def report(
     known = sum(drop_known(held_out, digests) for held_out in texts.values())
     notes = _notes(known, texts)
     if record is None:
-        notes.append("It is not known which texts the model was trained on: some of these may be among them.")
+        notes.append("The texts that the model was trained on are unknown; some of these may be among them.")
     report = make_report(
         opened,
         measure_sources(opened, texts),
-        checks.nasty_texts(opened.control_symbols),
         left_out=problems.counts,
         notes=notes,
         trained_on=describe_record(record) if record else {},
@@ -224,30 +227,28 @@ def report(
 @click.command()
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("text", required=False)
-@click.pass_obj
-def inspect(checks: Checks, /, model: Path, text: str | None) -> None:
-    """What MODEL is: how it was trained, and whether it is fit for training and export.
+def inspect(model: Path, text: str | None) -> None:
+    """Show MODEL's settings, and check that it is fit for training and export.
 
-    MODEL is a tokenizer.model, or a Hugging Face tokenizer.json. With TEXT, also its pieces and their ids; - reads it from
-    standard input.
+    MODEL is a tokenizer.model or a Hugging Face tokenizer.json. With TEXT, also show its pieces and their ids; - reads TEXT
+    from standard input.
     """
     from tokenizer.models.base import is_tokenizer_json
-    from tokenizer.training import inspect_hf as inspect_json
-    from tokenizer.training import inspect_sentencepiece as inspect_model
+    from tokenizer.training import inspect_hf, inspect_sentencepiece
 
     if text is not None:
         text = _standard_input() if text == "-" else _argument(text)
     if is_tokenizer_json(model):
-        codec = inspect_json.open_tokenizer_json(model)
-        rows, found = inspect_json.facts(model, codec), inspect_json.run_checks(codec, checks)
-        pieces = inspect_json.pieces_of(codec, text or "")
+        hf = inspect_hf.open_tokenizer_json(model)
+        rows, checks = inspect_hf.facts(model, hf), inspect_hf.run_checks(hf)
+        pieces = inspect_hf.pieces_of(hf, text or "")
     else:
-        opened = inspect_model.open_model(model)
-        rows, found = inspect_model.facts(opened), inspect_model.run_checks(opened, checks)
-        pieces = inspect_model.pieces_of(opened, text or "")
+        opened = inspect_sentencepiece.open_model(model)
+        rows, checks = inspect_sentencepiece.facts(opened), inspect_sentencepiece.run_checks(opened)
+        pieces = inspect_sentencepiece.pieces_of(opened, text or "")
     print_rows(rows)
     click.echo()
-    print_checks(found)
+    print_checks(checks)
     if text is not None:
         click.echo()
         print_pieces(pieces, text)
@@ -257,7 +258,7 @@ def _argument(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"the text is no UTF-8 from character {error.start} on") from None
+        raise DataError(f"the text is not UTF-8 at character {error.start}") from None
     return text
 
 
@@ -265,20 +266,18 @@ def _standard_input() -> str:
     try:
         return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
-        raise DataError(f"standard input is no UTF-8: {error.reason} at byte {error.start}") from None
+        raise DataError(f"standard input is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _notes(known: int, held_out: Mapping[str, Sequence[str]]) -> list[str]:
-    notes = [f"Left out, since the model was trained on the same text: {known:,} documents."] if known else []
+    notes = [f"Excluded {known:,} documents that the model was trained on."] if known else []
     if empty := [name for name, texts in held_out.items() if not texts]:
-        notes.append(
-            f"Nothing was held out of {', '.join(empty)}: all of it is in the sample, or it has no other text."
-        )
+        notes.append(f"Nothing was held out of {', '.join(empty)}: all of its text is in the sample, or it has none.")
     return notes
 
 
 def _publish(report: TokenizerReport, folder: Path) -> None:
-    """Write report.json and report.html, and print their numbers."""
+    """Write report.json and report.html, and print a summary."""
     from tokenizer.training.compression_page import write_page
     from tokenizer.training.compression_report import write_report
     from tokenizer.training.inspect_sentencepiece import describe_round_trip

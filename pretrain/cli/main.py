@@ -1,7 +1,6 @@
 """The `pretrain` command. Nothing heavy is imported here: each command imports what it needs when it runs."""
 
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import click
@@ -22,27 +21,9 @@ from pretrain.cli.cmd_tokenizer_train import train as train_tokenizer
 from pretrain.config import load_config
 from pretrain.config.show import show_config
 from pretrain.errors import PretrainError, UserError
-from tokenizer.training.inspect_sentencepiece import Checks
 
 OVERRIDES = click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-
-
-def stress_texts(control_symbols: Sequence[str]) -> list[str]:
-    """`tokenizer.models.stress_texts.stress_texts`, imported when it is called."""
-    from tokenizer.models.stress_texts import stress_texts as texts
-
-    return texts(control_symbols)
-
-
-def export_reasons(model: Path) -> list[str]:
-    """All that keeps a SentencePiece model from an export to Hugging Face with the same ids."""
-    from tokenizer.models.sentencepiece_to_hf import incompatibilities, read_model
-
-    return incompatibilities(read_model(model))
-
-
-# What the tokenizer's commands may not import themselves (`click.pass_obj`).
-CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "obj": Checks(stress_texts, export_reasons)}
+CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 
 
 @click.group(context_settings=CONTEXT)

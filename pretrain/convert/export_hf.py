@@ -27,7 +27,7 @@ from pretrain.convert.verify.token_ids import TokenizerProof, settle_tokenizer
 from pretrain.convert.verify.transformers_library import import_transformers
 from pretrain.errors import UserError
 from pretrain.storage.files import publish_folder, staging_folder, sync
-from tokenizer.models.base import BESIDE, SENTENCEPIECE_MODEL, TOKENIZER_JSON
+from tokenizer.models.base import COMPANION_FILES, SENTENCEPIECE_MODEL, TOKENIZER_JSON
 from tokenizer.models.sentencepiece_to_hf import SpecialTokens
 
 MAX_SHARD_BYTES = 2_000_000_000
@@ -40,7 +40,7 @@ EXPORTED = (
     "proof.json",
     *CARD_FILES,
 )
-EXPORTED_TOKENIZER = (SENTENCEPIECE_MODEL, TOKENIZER_JSON, *BESIDE)
+EXPORTED_TOKENIZER = (SENTENCEPIECE_MODEL, TOKENIZER_JSON, *COMPANION_FILES)
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def run_tasks(
     request: Request, opened: Opened, model: "Decoder", world: World, gather: Callable[[Any], list[Any]]
 ) -> dict[str, Any]:
     """Metrics of each task, by name. A collective."""
-    from tokenizer.models.base import load_tokenizer
+    from tokenizer.models.open_tokenizer import load_tokenizer
 
     assert opened.weights.tokenizer is not None  # request.py
     codec = load_tokenizer(opened.weights.tokenizer)

@@ -11,7 +11,8 @@ from typing import Any
 
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.errors import ConfigError, UserError
-from tokenizer.models.base import Tokenizer, tokenizer_from_files
+from tokenizer.models.base import Tokenizer
+from tokenizer.models.open_tokenizer import tokenizer_from_files
 
 
 def gather_prompts(texts: Sequence[str], file: Path | None) -> list[str]:

@@ -13,7 +13,8 @@ from pretrain.generation.options import GenerateOptions
 from pretrain.generation.prompts import encode_prompt, room
 from pretrain.generation.sampling import Sampling, sampler
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
-from tokenizer.models.base import Tokenizer, load_tokenizer
+from tokenizer.models.base import Tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 DEFAULT_TEMPERATURE = 0.8
 

@@ -23,7 +23,7 @@ from pretrain.errors import DataError, UserError
 from pretrain.inspection.token_labels import pieces
 from pretrain.model.attention import attention_weights
 from pretrain.model.decoder import Decoder
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 
 class HeadFigures(NamedTuple):

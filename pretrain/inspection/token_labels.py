@@ -24,15 +24,15 @@ def seen(text: str) -> str:
 
 def _text_of(codec: Tokenizer, ids: Sequence[int], place: int) -> str:
     """What a token of a tokenizer.json adds to the text before it, since some decoders treat the first one apart."""
-    special: dict[int, str] = getattr(codec, "special", {})
+    special: dict[int, str] = getattr(codec, "special_tokens", {})
     if ids[place] in special:
         return special[ids[place]]
     before, after = codec.decode(ids[:place]), codec.decode(ids[: place + 1])
     if after.startswith(before) and _UNFINISHED not in after[len(before) :] and after != before:
         return after[len(before) :]
-    raw = str(codec.tokenizer.id_to_token(ids[place]))  # type: ignore[attr-defined]
+    raw = str(codec.backend.id_to_token(ids[place]))  # type: ignore[attr-defined]
     # Elsewhere than in a byte-level vocabulary, a lone byte is spelt `<0xE2>` already.
-    byte_level = "ByteLevel" in str(codec.definition.get("decoder"))  # type: ignore[attr-defined]
+    byte_level = "ByteLevel" in str(codec.tokenizer_json.get("decoder"))  # type: ignore[attr-defined]
     in_bytes = byte_level and all(char in BYTES for char in raw)
     return "".join(f"<0x{BYTES[char]:02X}>" for char in raw) if in_bytes else raw
 

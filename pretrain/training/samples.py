@@ -15,7 +15,7 @@ from pretrain.generation.detokenize import Continuation
 from pretrain.generation.sampling import greedy
 from pretrain.model.kv_cache import KVCache
 from pretrain.model.logits_fn import LogitsFn
-from tokenizer.models.base import tokenizer_from_files
+from tokenizer.models.open_tokenizer import tokenizer_from_files
 
 
 def make_samples(

@@ -18,7 +18,7 @@ from tests.support.processes import pretrain, train
 from tests.support.runs import EAGER_ZERO3, make_run
 from tests.support.shards import write_corpus
 from tests.support.tokenizers import source_chunks, train_sentencepiece
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 PROMPTS = ["def ", "", "import os\nclass"]
 TOKENS = 12

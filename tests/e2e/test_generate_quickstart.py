@@ -11,7 +11,7 @@ from pretrain.generation.completion import complete, complete_by_beams
 from pretrain.generation.prompts import encode_prompt
 from pretrain.generation.sampling import greedy
 from pretrain.model.logits_fn import decoder_logits
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 TEXTS = ["class Path", "def f(x):\n    return", "import os\nimport sys\n\n", "", "# 漢字 😀\n"]
 PAD = 3

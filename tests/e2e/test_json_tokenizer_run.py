@@ -18,7 +18,7 @@ from tests.support.processes import pretrain
 from tests.support.runs import make_run
 from tests.support.tokenizers import train_sentencepiece
 from tokenizer.encoding.run import encode_corpus
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 ROWS = 1_024  # more than any of the tokenizers has tokens
 

@@ -14,7 +14,7 @@ from pretrain.generation.sampling import greedy
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 LAYERNORM = {"norm": "layernorm", "norm_bias": True, "ffn": "gelu_tanh", "ffn_bias": True, "attention_bias": "all"}
 FAMILIES: dict[str, dict[str, Any]] = {

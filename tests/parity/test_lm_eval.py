@@ -21,7 +21,7 @@ from pretrain.evaluation.request import Request, open_request
 from pretrain.evaluation.tasks import run_tasks
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import memory_source
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 LENGTH = 96  # of the sequences that the weights were made for
 TEXT = "class Scanner:\n    def __init__(self, lexicon, flags=0):\n        self.lexicon = lexicon\n"

@@ -34,7 +34,7 @@ from tests.support.tokenizers import (
     source_chunks,
     train_sentencepiece,
 )
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 COPIED = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")
 SINCE_5 = int(transformers.__version__.partition(".")[0]) >= 5

@@ -36,7 +36,7 @@ TABLE = {
     "tokenizer.corpus.readers": "pretrain.config pretrain.errors pretrain.storage pyarrow zstandard",
     "tokenizer.corpus": "pretrain.errors tokenizer.corpus.readers",
     "tokenizer.training": """pretrain.errors pretrain.report pretrain.storage tokenizer.corpus
-        tokenizer.corpus.readers tokenizer.models google numpy sentencepiece""",
+        tokenizer.corpus.readers tokenizer.models numpy sentencepiece""",
     "tokenizer.encoding": """pretrain.errors pretrain.shards pretrain.storage tokenizer.corpus tokenizer.corpus.readers
         tokenizer.models numpy""",
     "tokenizer.encoding.foreign": """pretrain.errors pretrain.shards tokenizer.corpus

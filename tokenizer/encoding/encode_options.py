@@ -10,8 +10,8 @@ from pretrain.shards.manifest import PACKED, STREAM
 from pretrain.shards.packed_writer import check_layout, check_padding
 from pretrain.shards.writer import SHARD_BYTES
 from tokenizer.corpus.readers import ReadOptions
-from tokenizer.models.base import is_tokenizer_json, load_tokenizer
-from tokenizer.models.sentencepiece import tokenizer_sha256
+from tokenizer.models.base import is_tokenizer_json, tokenizer_sha256
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -32,8 +32,8 @@ from tokenizer.encoding.receipts import Receipt, index_hashes
 from tokenizer.encoding.shared_counts import SharedCounts, Watch
 from tokenizer.encoding.shuffle import ShuffleWindow, window_seed
 from tokenizer.encoding.work_folder import WorkFolder, task_name
+from tokenizer.models.base import tokenizer_sha256
 from tokenizer.models.fast import Encode, load_encoder
-from tokenizer.models.sentencepiece import tokenizer_sha256
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,12 @@
-"""The ids that SentencePiece gives, by the fastest way that is proved to give them. A tokenizer.json has one way.
+"""The fastest encoder that provably gives the ids of SentencePiece. A tokenizer.json has only one encoder.
 
-1. The model's settings are read. What gigatoken cannot do by its construction is left to SentencePiece.
-2. Normal pieces and bytes become a tokenizer.json in memory, with merges from the scores. Control symbols are not in it:
-   spelt in a text they are plain characters, as they are to SentencePiece.
-3. gigatoken and SentencePiece encode the probe texts. One difference, and SentencePiece does it.
-4. SentencePiece goes word by word with a memory where cutting keeps the ids, else over whole texts.
+1. Read the model's settings. Models outside of gigatoken's design are encoded by SentencePiece.
+2. Normal pieces and bytes become a tokenizer.json in memory, with merges from the scores. Control symbols are left out:
+   spelled in a text they are plain characters, as for SentencePiece.
+3. gigatoken and SentencePiece encode the probe texts. After a single difference, SentencePiece is used.
+4. SentencePiece encodes word by word with a cache if splitting keeps the ids, else whole texts.
 
-gigatoken (https://github.com/marcelroed/gigatoken) is optional: docs/decisions/0008-gigatoken.md has what was measured.
+gigatoken (https://github.com/marcelroed/gigatoken) is optional; measurements are in docs/decisions/0008-gigatoken.md.
 """
 
 import json
@@ -17,170 +17,171 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tokenizer.models.base import Tokenizer, is_tokenizer_json, load_tokenizer
+from tokenizer.models.base import Tokenizer, is_tokenizer_json
 from tokenizer.models.hf_json import HFTokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 from tokenizer.models.probe_texts import probe_texts
-from tokenizer.models.sentencepiece import load_sentencepiece_model, read_proto, reason_not_to_cut
-from tokenizer.models.splitting import words
-from tokenizer.models.splitting_json import can_cut, cut_at_words
+from tokenizer.models.sentencepiece import (
+    BYTE,
+    CONTROL,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    load_sentencepiece_model,
+    merges_from_scores,
+    proto_of,
+    why_not_split,
+)
+from tokenizer.models.splitting import split_words
+from tokenizer.models.splitting_json import can_split, split_at_words
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
+    from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
 Encode = Callable[[str], np.ndarray]
 
-# The releases with which tests/unit/tokenizer/models/test_fast.py passed. Another one may differ where no probe looks.
-COMPARED = "0.10."
-# Bytes of text after which gigatoken is loaded anew: it forgets no word by itself, and takes up to 13 bytes of memory for
-# each byte of text (random words; natural text 1.5).
-REMEMBERED_BYTES = 64 << 20
-# Words whose ids the SentencePiece encoder remembers, some 300 bytes each, and the longest of them in characters.
-REMEMBERED_WORDS = 1 << 18
-LONGEST_REMEMBERED = 32
+# tests/unit/tokenizer/models/test_fast.py passed with these. Another release may differ on texts that no probe covers.
+TESTED_RELEASES = "0.10."
+# gigatoken's word cache grows without limit, by up to 13 bytes a byte of text (random words; natural text 1.5), so it is
+# reloaded after this many bytes.
+GIGATOKEN_RELOAD_BYTES = 64 << 20
+# Words in the cache of `WordEncoder`, about 300 bytes each, and the longest of them in characters.
+CACHED_WORDS = 1 << 18
+LONGEST_CACHED_WORD = 32
 
-# SentencePiece's `ModelProto.SentencePiece.Type`.
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = range(1, 7)
 _BYTE_LOOKALIKE = re.compile(r"<0x..>", re.DOTALL)
 
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """What encodes texts with one model in this process, on one thread. It is loaded in each process, not sent there."""
+    """Encoder of one model, on one thread. Each process loads its own."""
 
     model: Tokenizer
-    name: str  # what does it, for a report
-    note: str  # why nothing faster does; empty where nothing faster is known
-    encode: Encode  # a text without lone surrogates -> int32 [tokens], no bos, no eos
+    name: str  # for reports
+    note: str  # why not a faster encoder; empty if there is none
+    encode: Encode  # text without lone surrogates -> int32 [tokens], without bos and eos
 
 
 def load_encoder(tokenizer: Path | bytes) -> TextEncoder:
-    """The fastest encoder that gives the ids of SentencePiece for a tokenizer.model: its path, or its bytes.
+    """The fastest encoder with the ids of SentencePiece for a tokenizer.model (path or bytes).
 
-    It takes about half a second for 32,000 pieces. For a tokenizer.json (a path) it is the package `tokenizers`, on one
-    thread. Raises DataError as `load_sentencepiece_model`, and UserError where that package is missing.
+    Loading takes about half a second for 32,000 pieces. A tokenizer.json (path only) is encoded by the package
+    `tokenizers`, on one thread. Raises DataError as `load_sentencepiece_model`, and UserError if that package is missing.
     """
     if isinstance(tokenizer, Path) and is_tokenizer_json(tokenizer):
-        # Else each process would start a thread for every core, for one text at a time.
+        # Otherwise each worker process starts a thread per core, though it encodes one text at a time.
         os.environ["TOKENIZERS_PARALLELISM"] = "false"
-        codec = load_tokenizer(tokenizer)
-        assert isinstance(codec, HFTokenizer)
+        hf = load_tokenizer(tokenizer)
+        assert isinstance(hf, HFTokenizer)
         name = f"tokenizers {version('tokenizers')}"
-        if can_cut(codec):
-            return TextEncoder(codec, name, "", _in_parts(codec))
-        return TextEncoder(codec, f"{name}, whole texts", "cutting may change its ids", _whole(codec))
+        if can_split(hf):
+            return TextEncoder(hf, name, "", _encode_in_parts(hf))
+        return TextEncoder(hf, f"{name}, whole texts", "splitting may change its ids", _encode_whole(hf))
     model = load_sentencepiece_model(tokenizer)
-    proto = read_proto(model)
-    uncut = reason_not_to_cut(proto)
-    if uncut:
-        return TextEncoder(model, "SentencePiece, whole texts", f"cutting may change its ids: {uncut}", _whole(model))
-    note = reason_against_gigatoken(proto)
+    proto = proto_of(model)
+    if reason := why_not_split(proto):
+        note = f"splitting may change its ids: {reason}"
+        return TextEncoder(model, "SentencePiece, whole texts", note, _encode_whole(model))
+    note = why_not_gigatoken(proto)
     if not note:
         fast = GigatokenEncoder(proto)
-        note = difference(fast, model, proto)
+        note = first_difference(fast, model, proto)
         if not note:
             return TextEncoder(model, f"gigatoken {version('gigatoken')}", "", fast)
     return TextEncoder(model, "SentencePiece, word by word", note, WordEncoder(model))
 
 
-def reason_against_gigatoken(proto: Any) -> str:
-    """Why gigatoken is not even tried for this `ModelProto`, which may be cut; empty where it is."""
+def why_not_gigatoken(proto: "ModelProto") -> str:
+    """Why gigatoken is not tried for this model, whose texts can be split; empty if it is."""
     try:
         import gigatoken  # noqa: F401
     except ImportError as error:
-        return f"gigatoken would be some 5 times as fast: {error}; pip install 'pretrain-toolkit[fast]'"
-    if not version("gigatoken").startswith(COMPARED):
-        return f"gigatoken {version('gigatoken')} is installed, and only {COMPARED}x was compared with SentencePiece"
-    scores = Counter(piece.score for piece in proto.pieces if piece.type == _NORMAL)
+        return f"gigatoken would be about 5 times as fast: {error}; pip install 'pretrain-toolkit[fast]'"
+    if not version("gigatoken").startswith(TESTED_RELEASES):
+        return f"gigatoken {version('gigatoken')} is installed; only {TESTED_RELEASES}x was compared with SentencePiece"
+    scores = Counter(piece.score for piece in proto.pieces if piece.type == NORMAL)
     for piece in proto.pieces:
-        if piece.type in (_USER_DEFINED, _UNUSED):
+        if piece.type in (USER_DEFINED, UNUSED):
             return f"the model has a piece that is user-defined or unused: {piece.piece!r}"
-        if piece.type == _NORMAL and scores[piece.score] > 1:
-            return f"the piece {piece.piece!r} has the score of another, which leaves the order of merges open"
-        if piece.type == _NORMAL and _BYTE_LOOKALIKE.fullmatch(piece.piece):
+        if piece.type == NORMAL and scores[piece.score] > 1:
+            return f"the piece {piece.piece!r} shares its score with another, which makes the merge order ambiguous"
+        if piece.type == NORMAL and _BYTE_LOOKALIKE.fullmatch(piece.piece):
             return f"the piece {piece.piece!r} looks like a byte"
     return ""
 
 
-def difference(encode: Encode, model: "SentencePieceProcessor", proto: Any) -> str:
-    """The first probe text to which `encode` gives other ids than `model`, in words; empty where there is none."""
-    normal = [piece.piece for piece in proto.pieces if piece.type == _NORMAL]
-    symbols = [piece.piece for piece in proto.pieces if piece.type in (_UNKNOWN, _CONTROL)]
-    bytes_ = [piece.piece for piece in proto.pieces if piece.type == _BYTE]
+def first_difference(encode: Encode, model: "SentencePieceProcessor", proto: "ModelProto") -> str:
+    """A sentence about the first probe text with different ids from `encode` and `model`; empty if there is none."""
+    normal = [piece.piece for piece in proto.pieces if piece.type == NORMAL]
+    symbols = [piece.piece for piece in proto.pieces if piece.type in (UNKNOWN, CONTROL)]
+    bytes_ = [piece.piece for piece in proto.pieces if piece.type == BYTE]
     for text in probe_texts(normal, [*symbols[:64], *bytes_[::16]]):
         if encode(text).tolist() != model.encode(text):
-            return f"gigatoken gives other ids than SentencePiece for {text[:80]!r}"
+            return f"gigatoken and SentencePiece give different ids for {text[:80]!r}"
     return ""
 
 
 class GigatokenEncoder:
     """Encodes with gigatoken, in bounded memory."""
 
-    def __init__(self, proto: Any) -> None:
-        self._definition = tokenizer_json(proto)
+    def __init__(self, proto: "ModelProto") -> None:
+        self._json = gigatoken_json(proto)
         self._load()
 
     def _load(self) -> None:
         from gigatoken import Tokenizer
 
-        self._tokenizer = Tokenizer.from_json(self._definition)
-        self._seen = 0
+        self._tokenizer = Tokenizer.from_json(self._json)
+        self._seen_bytes = 0
 
     def __call__(self, text: str) -> np.ndarray:
         """int32 [tokens]."""
-        # Bytes, since a str would keep its UTF-8 form as long as it lives. They are trusted: they must come from encode().
+        # Pass bytes: a str would cache its UTF-8 form for its lifetime. gigatoken does not validate them as UTF-8.
         data = text.encode()
-        if self._seen and self._seen + len(data) > REMEMBERED_BYTES:
+        if self._seen_bytes and self._seen_bytes + len(data) > GIGATOKEN_RELOAD_BYTES:
             self._load()
-        self._seen += len(data)
+        self._seen_bytes += len(data)
         return self._tokenizer.encode(data).view(np.int32)
 
 
 class WordEncoder(dict[str, bytes]):
-    """Encodes with SentencePiece word by word, and remembers the words: their ids as the bytes of an int32 array."""
+    """Encodes with SentencePiece word by word; a cache from words to the bytes of their int32 ids."""
 
     def __init__(self, model: "SentencePieceProcessor") -> None:
         self._model = model
 
     def __missing__(self, word: str) -> bytes:
         ids = array("i", self._model.encode(word)).tobytes()
-        if len(word) <= LONGEST_REMEMBERED:
-            # Starting again costs less than never learning the words of the language that comes next.
-            if len(self) >= REMEMBERED_WORDS:
+        if len(word) <= LONGEST_CACHED_WORD:
+            # Clear when full: refilling costs less than never caching the words of the next language.
+            if len(self) >= CACHED_WORDS:
                 self.clear()
             self[word] = ids
         return ids
 
     def __call__(self, text: str) -> np.ndarray:
         """int32 [tokens]."""
-        return np.frombuffer(b"".join(map(self.__getitem__, words(text))), np.int32)
+        return np.frombuffer(b"".join(map(self.__getitem__, split_words(text))), np.int32)
 
 
-def _whole(model: Tokenizer) -> Encode:
+def _encode_whole(model: Tokenizer) -> Encode:
     return lambda text: np.array(model.encode(text), np.int32)
 
 
-def _in_parts(codec: HFTokenizer) -> Encode:
-    return lambda text: np.concatenate([np.array(codec.encode(part), np.int32) for part in cut_at_words(text)])
+def _encode_in_parts(tokenizer: HFTokenizer) -> Encode:
+    return lambda text: np.concatenate([np.array(tokenizer.encode(part), np.int32) for part in split_at_words(text)])
 
 
-def tokenizer_json(proto: Any) -> str:
-    """A BPE model with identity normalization as the tokenizer.json that gigatoken reads. Only texts can be encoded with it.
-
-    Every way to make a piece is a merge, ranked by the piece's score: SentencePiece joins the pair whose *result* has the
-    best score, the leftmost on a tie. Kudo & Richardson 2018, https://arxiv.org/abs/1808.06226.
-    """
-    normal = {piece.piece for piece in proto.pieces if piece.type == _NORMAL}
-    ranked = sorted((piece for piece in proto.pieces if piece.type == _NORMAL), key=lambda piece: -piece.score)
-    splits = chain.from_iterable(
-        ((piece.piece[:cut], piece.piece[cut:]) for cut in range(1, len(piece.piece))) for piece in ranked
-    )
-    vocabulary = {piece.piece: token for token, piece in enumerate(proto.pieces) if piece.type in (_NORMAL, _BYTE)}
+def gigatoken_json(proto: "ModelProto") -> str:
+    """The tokenizer.json that gigatoken reads, of a BPE model with identity normalization. For encoding only."""
+    vocabulary = {piece.piece: token for token, piece in enumerate(proto.pieces) if piece.type in (NORMAL, BYTE)}
     return json.dumps(
         {
             "version": "1.0",
@@ -201,7 +202,7 @@ def tokenizer_json(proto: Any) -> str:
                 "byte_fallback": True,
                 "ignore_merges": False,
                 "vocab": vocabulary,
-                "merges": [split for split in splits if split[0] in normal and split[1] in normal],
+                "merges": merges_from_scores(proto),
             },
         }
     )

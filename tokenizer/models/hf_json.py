@@ -1,15 +1,15 @@
-"""A Hugging Face tokenizer.json as a `Codec` (codec.py), through the Rust library `tokenizers`.
+"""A Hugging Face tokenizer.json as a `Tokenizer` (base.py), through the Rust library `tokenizers`.
 
-The library decides what the ids are; the file is taken as it is, but for what would make ids depend on more than the text:
+The library determines the ids. The file is used unchanged, except for settings that make ids depend on more than the text:
 
-- truncation and padding, which a file may carry from somebody's last call, are switched off
+- truncation and padding, which a file may have kept from an earlier call, are switched off
 - BPE dropout, which is random, is refused
-- special tokens that a text spells are plain characters (`encode_special_tokens`). Other added tokens, such as the runs of
-  spaces of GPT-NeoX or the `<think>` of Qwen 3, are text that the model was trained on, and stay one token each.
+- special tokens spelled in a text are plain characters (`encode_special_tokens`). Other added tokens, such as GPT-NeoX's
+  runs of spaces or Qwen 3's `<think>`, are text that the model was trained on, and stay one token each.
 
-A document begins with a token only where the template of the file puts one before a text. So GPT-2, OLMo 2 and Qwen, which
-separate documents by one token, have none, and `bos_id` is -1. `add_bos_token` beside it says nothing: transformers, 4.57
-and 5, passes over it where there is a tokenizer.json.
+A document begins with a bos token only if the file's template puts one before a text. GPT-2, OLMo 2 and Qwen separate
+documents by a single token, so their `bos_id` is -1. `add_bos_token` in tokenizer_config.json is ignored, as transformers
+4.57 and 5 ignore it if there is a tokenizer.json.
 """
 
 from __future__ import annotations
@@ -24,150 +24,160 @@ from tokenizer.models.base import TOKENIZER_JSON, read_object, special_token
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-LARGEST_VOCAB = 1 << 31  # ids travel as int32
-NAMED = ("unk", "bos", "eos", "pad")
+LARGEST_VOCAB = 1 << 31  # ids are stored as int32
+SPECIAL_NAMES = ("unk", "bos", "eos", "pad")
 
 
 class HFTokenizer:
-    """A `Codec`. `special` has the spelling of each special token by its id, `named` the ids by name ("bos", "eos", …)."""
+    """A `Tokenizer` backed by `tokenizers.Tokenizer`.
 
-    def __init__(self, tokenizer: Tokenizer, definition: dict[str, Any], named: dict[str, int], begin: int) -> None:
-        self.tokenizer, self.definition, self.named, self.begin = tokenizer, definition, named, begin
-        added = tokenizer.get_added_tokens_decoder()
-        self.special = {token: added[token].content for token in sorted(added) if added[token].special}
-        self._size = 1 + max(tokenizer.get_vocab().values())
+    `tokenizer_json` is the parsed file, `special_tokens` maps the id of each special token to its spelling, `special_ids`
+    maps SPECIAL_NAMES ("bos", "eos", …) to ids.
+    """
+
+    def __init__(
+        self, backend: Tokenizer, tokenizer_json: dict[str, Any], special_ids: dict[str, int], bos_id: int
+    ) -> None:
+        self.backend, self.tokenizer_json, self.special_ids, self._bos_id = backend, tokenizer_json, special_ids, bos_id
+        added = backend.get_added_tokens_decoder()
+        self.special_tokens = {token: added[token].content for token in sorted(added) if added[token].special}
+        self._size = 1 + max(backend.get_vocab().values())
 
     def encode(self, text: str) -> list[int]:
         """Ids without special tokens."""
-        with guarded(f"the tokenizer cannot encode {text[:60]!r}"):
-            # The batch form leaves out the offsets of each token: a third faster, and less memory.
-            ids: list[int] = self.tokenizer.encode_batch_fast([text], add_special_tokens=False)[0].ids
+        with wrap_library_errors(f"the tokenizer cannot encode {text[:60]!r}"):
+            # The batch form computes no offsets: a third faster, and less memory.
+            ids: list[int] = self.backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """The text; what is no UTF-8 becomes U+FFFD."""
-        text: str = self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        """The text; invalid UTF-8 becomes U+FFFD."""
+        text: str = self.backend.decode(list(ids), skip_special_tokens=True)
         return text
 
     def bos_id(self) -> int:
-        """The token that begins each text."""
-        return self.begin
+        """The token that begins each text, or -1."""
+        return self._bos_id
 
     def eos_id(self) -> int:
         """The token that ends a document."""
-        return self.named["eos"]
+        return self.special_ids["eos"]
 
     def pad_id(self) -> int:
-        """The padding token, which may be the one that ends a document."""
-        return self.named.get("pad", -1)
+        """The padding token, which may equal `eos_id`, or -1."""
+        return self.special_ids.get("pad", -1)
 
     def vocab_size(self) -> int:
-        """One more than the largest id."""
+        """The largest id plus one."""
         return self._size
 
 
 def hf_tokenizer(files: Mapping[str, bytes], where: str) -> HFTokenizer:
-    """The codec of `codec.read_tokenizer`. Raises DataError, and UserError without the package."""
-    definition = read_object(files[TOKENIZER_JSON], where)
-    with guarded(f"{where}: not a tokenizer.json"):
-        return _codec(files, definition, where)
+    """The tokenizer in the files of `base.read_tokenizer`; `where` begins error messages.
+
+    Raises DataError, and UserError if the package `tokenizers` is missing.
+    """
+    tokenizer_json = read_object(files[TOKENIZER_JSON], where)
+    with wrap_library_errors(f"{where}: not a tokenizer.json"):
+        return _build(files, tokenizer_json, where)
 
 
 @contextmanager
-def guarded(what: str) -> Iterator[None]:
-    """`what`, as a DataError: the library raises plain Exception, and where it panics something that is not even one."""
+def wrap_library_errors(message: str) -> Iterator[None]:
+    """Turn any error of the library into a DataError that begins with `message`."""
     try:
         yield
+    # The library raises plain Exception, and a panic in Rust arrives as a BaseException.
     except BaseException as error:
         if isinstance(error, PretrainError | KeyboardInterrupt | SystemExit | MemoryError):
             raise
-        raise DataError(f"{what}: {str(error)[:300]}") from None
+        raise DataError(f"{message}: {str(error)[:300]}") from None
 
 
-def _codec(files: Mapping[str, bytes], definition: dict[str, Any], where: str) -> HFTokenizer:
-    tokenizer = _load(definition, files[TOKENIZER_JSON], where)
-    named = {name: token for name in NAMED if (token := _named_id(tokenizer, files, name, where)) is not None}
-    if "eos" not in named:
+def _build(files: Mapping[str, bytes], tokenizer_json: dict[str, Any], where: str) -> HFTokenizer:
+    backend = _load(tokenizer_json, files[TOKENIZER_JSON], where)
+    ids = {name: token for name in SPECIAL_NAMES if (token := _special_id(backend, files, name, where)) is not None}
+    if "eos" not in ids:
         raise DataError(
-            f"{where}: nothing beside it says which token ends a document",
-            hint='"eos_token": "…" in the tokenizer_config.json beside it names one',
+            f"{where}: no file beside it names the token that ends a document",
+            hint='add "eos_token": "…" to the tokenizer_config.json beside it',
         )
-    _make_special(tokenizer, set(named.values()))
-    tokenizer.encode_special_tokens = True
-    codec = HFTokenizer(tokenizer, definition, named, _begin(tokenizer, named["eos"], where))
-    if codec.vocab_size() > LARGEST_VOCAB:
-        raise DataError(f"{where}: has the id {codec.vocab_size() - 1}, and ids must be below {LARGEST_VOCAB}")
-    for spelling in injectable(codec):
+    _mark_special(backend, set(ids.values()))
+    backend.encode_special_tokens = True
+    tokenizer = HFTokenizer(backend, tokenizer_json, ids, _bos_id(backend, ids["eos"], where))
+    if tokenizer.vocab_size() > LARGEST_VOCAB:
+        raise DataError(f"{where}: has the id {tokenizer.vocab_size() - 1}; ids must be below {LARGEST_VOCAB}")
+    for spelling in spellable_special_tokens(tokenizer):
         raise DataError(
             f"{where}: a text that spells {spelling!r} would become that token, and end or begin a document"
         )
-    return codec
+    return tokenizer
 
 
-def injectable(codec: HFTokenizer) -> Iterator[str]:
-    """Special tokens that a text can make by spelling them."""
-    for token, spelling in codec.special.items():
-        if token in codec.encode(spelling) or token in codec.encode(f"a {spelling} b{spelling}c"):
+def spellable_special_tokens(tokenizer: HFTokenizer) -> Iterator[str]:
+    """Spellings of special tokens that a text can produce."""
+    for token, spelling in tokenizer.special_tokens.items():
+        if token in tokenizer.encode(spelling) or token in tokenizer.encode(f"a {spelling} b{spelling}c"):
             yield spelling
 
 
-def _load(definition: dict[str, Any], data: bytes, where: str) -> Tokenizer:
+def _load(tokenizer_json: dict[str, Any], data: bytes, where: str) -> Tokenizer:
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise UserError(
             f"a tokenizer.json needs the package {error.name}", hint="pip install 'pretrain-toolkit[export]'"
         ) from error
-    model = definition.get("model")
+    model = tokenizer_json.get("model")
     if isinstance(model, dict) and model.get("dropout"):
         raise DataError(f"{where}: has dropout={model['dropout']}, which makes its ids random", hint="set it to null")
-    tokenizer = Tokenizer.from_str(data.decode())
-    vocabulary = tokenizer.get_vocab()
+    backend = Tokenizer.from_str(data.decode())
+    vocabulary = backend.get_vocab()
     if not vocabulary:
         raise DataError(f"{where}: has an empty vocabulary")
     if len(set(vocabulary.values())) < len(vocabulary):
-        raise DataError(f"{where}: gives one id to several tokens")
-    for entry in definition.get("added_tokens") or []:
-        # The library goes by the model's vocabulary, and for the rest counts on, whatever the file says.
+        raise DataError(f"{where}: several tokens share one id")
+    for entry in tokenizer_json.get("added_tokens") or []:
+        # The library ignores these ids: it takes those of the model's vocabulary, and numbers the other tokens itself.
         if vocabulary.get(entry["content"]) != entry["id"]:
             raise DataError(
-                f"{where}: says that {entry['content']!r} is {entry['id']}, and the library gives it the id "
+                f"{where}: gives {entry['content']!r} the id {entry['id']}, but the library loads it as "
                 f"{vocabulary.get(entry['content'])}"
             )
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer
+    backend.no_truncation()
+    backend.no_padding()
+    return backend
 
 
-def _named_id(tokenizer: Tokenizer, files: Mapping[str, bytes], name: str, where: str) -> int | None:
+def _special_id(backend: Tokenizer, files: Mapping[str, bytes], name: str, where: str) -> int | None:
     value = special_token(files, name, where)
     if isinstance(value, str):
-        token = tokenizer.token_to_id(value)
+        token = backend.token_to_id(value)
         if token is None:
             raise DataError(f"{where}: its {name} token is {value!r}, which is not in its vocabulary")
         return int(token)
-    if value is not None and tokenizer.id_to_token(value) is None:
+    if value is not None and backend.id_to_token(value) is None:
         raise DataError(f"{where}: its {name} token is {value}, which is not in its vocabulary")
     return value
 
 
-def _make_special(tokenizer: Tokenizer, tokens: set[int]) -> None:
-    """Named tokens are special, even where the file has them as plain ones."""
+def _mark_special(backend: Tokenizer, tokens: set[int]) -> None:
+    """Make these tokens special, even if the file has them as plain ones."""
     from tokenizers import AddedToken
 
-    added = tokenizer.get_added_tokens_decoder()
+    added = backend.get_added_tokens_decoder()
     for token in sorted(tokens):
         if token not in added or not added[token].special:
-            spelling = tokenizer.id_to_token(token)
-            tokenizer.add_special_tokens([AddedToken(spelling, normalized=False, special=True)])
+            spelling = backend.id_to_token(token)
+            backend.add_special_tokens([AddedToken(spelling, normalized=False, special=True)])
 
 
-def _begin(tokenizer: Tokenizer, eos: int, where: str) -> int:
-    """The token that each text begins with; -1 for none, and where it is the one that ends the document before."""
-    framed, inner = tokenizer.encode("a").ids, tokenizer.encode("a", add_special_tokens=False).ids
+def _bos_id(backend: Tokenizer, eos: int, where: str) -> int:
+    """The token that the template puts before each text; -1 if none, or if it is eos (of the previous document)."""
+    framed, inner = backend.encode("a").ids, backend.encode("a", add_special_tokens=False).ids
     before = framed[: framed.index(inner[0])] if inner and inner[0] in framed else []
-    if before and tokenizer.id_to_token(before[0]) is None:
+    if before and backend.id_to_token(before[0]) is None:
         raise DataError(f"{where}: puts the id {before[0]} before each text, which is not in its vocabulary")
     if len(before) > 1:
-        raise DataError(f"{where}: puts the tokens {before} before each text, and a document can begin with one only")
+        raise DataError(f"{where}: puts the tokens {before} before each text; a document can begin with one at most")
     return before[0] if before and before[0] != eos else -1

@@ -1,7 +1,7 @@
-"""Texts on which two encoders of one vocabulary would differ: what a fast one has to prove itself on, in a blink.
+"""Texts on which two encoders of one vocabulary are likely to differ: a quick check of a fast encoder at load time.
 
-A handful for each trap that is known, and random chains of the vocabulary's own pieces, in which every merge meets
-every other. `tokenizer/models/stress_texts.py` is the large collection, for an export that is proved once.
+A few texts for each known pitfall, and random chains of the vocabulary's own pieces, which exercise all pairs of merges.
+`stress_texts.py` is the large collection, for verifying an export once.
 """
 
 import random
@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from tokenizer.models.base import SPACE_MARK
 
-# Every character that some library takes for a space, and what only looks like one.
+# Characters that some library treats as a space, and look-alikes.
 _SPACES = (
     "\t\n\v\f\r \x1c\x85\xa0\u1680\u2000\u2003\u2009\u200a\u2028\u2029\u202f\u205f\u3000\u180e\u200b\u200d\u2060\ufeff"
 )
-# First and last of the UTF-8 lengths, noncharacters, private use, unassigned.
+# First and last code points of each UTF-8 length, noncharacters, private use, unassigned.
 _EDGES = "\x00\x01\x7f\x80\u07ff\u0800\ud7ff\ue000\ufffd\uffff\U00010000\U000e0001\U0010fffd\U0010ffff"
 _TEXTS = (
     "",
@@ -32,13 +32,13 @@ _RUN_LENGTHS = (2, 3, 7, 16, 33, 65, 300)
 
 
 def probe_texts(pieces: Sequence[str], symbols: Sequence[str], *, chains: int = 1_500) -> list[str]:
-    """Some 1,900 valid texts, the same on each call: `symbols` spelt out, and `chains` of the vocabulary's `pieces`."""
+    """About 1,900 valid texts, the same on each call: `symbols` spelled out, and `chains` random chains of `pieces`."""
     texts = [*_TEXTS, *(unit * length for unit in _RUNS for length in _RUN_LENGTHS)]
     texts += [f"a{char}b{char} {char}{char}the " for char in _SPACES + _EDGES]
     for symbol in symbols:
         texts += [symbol, f"x{symbol}y {symbol}{symbol} {symbol[:-1]} {symbol.upper()}"]
     generator = random.Random(0)
-    spelt = [piece.replace(SPACE_MARK, " ") for piece in pieces]
-    for _ in range(chains if spelt else 0):
-        texts.append("".join(spelt[int(generator.random() * len(spelt))] for _ in range(8)))
+    spelled = [piece.replace(SPACE_MARK, " ") for piece in pieces]
+    for _ in range(chains if spelled else 0):
+        texts.append("".join(spelled[int(generator.random() * len(spelled))] for _ in range(8)))
     return texts

@@ -1,15 +1,15 @@
-"""What a text may lose on its way through the ids of a tokenizer.json.
+"""Information that a text loses between encoding and decoding with a tokenizer.json.
 
-A SentencePiece model of ours gives each text back, byte for byte. Other people's tokenizers need not: their ids are right
-for the weights all the same, and whoever trains on with them has to know. It is found by trying, since any part of the
-file can be the cause, and each finding says what was tried.
+Our SentencePiece models are lossless. Other tokenizers need not be: their ids are still right for their weights, but
+whoever continues training with them must know. Losses are found by encoding probe texts, since any part of the file can
+cause them.
 """
 
 from typing import Any
 
 from tokenizer.models.hf_json import HFTokenizer
 
-# What is tried, and why it may change.
+# Text: its description in the finding.
 PROBES = {
     "e\u0301": "a letter and its accent as two characters",
     "\u00e9": "an accented letter",
@@ -24,28 +24,28 @@ PROBES = {
     "a\n\tb": "a line break and a tab",
     "a\r\nb": "a carriage return",
     "a\u00a0b": "a no-break space",
-    "a\u200bb": "a space of no width",
+    "a\u200bb": "a zero-width space",
     "a\x00b": "a NUL",
     "\U00013000": "a rare character",
-    "a\U0001f9d1\U0001f3ff\u200d\U0001f680": "an emoji of several characters",
+    "a\U0001f9d1\U0001f3ff\u200d\U0001f680": "an emoji of several code points",
 }
 
 
-def losses(codec: HFTokenizer) -> list[str]:
-    """A sentence for each of PROBES that does not come back as it was, and one about the normalizer, if there is one."""
-    found = []
-    for text, what in PROBES.items():
-        back = codec.decode(codec.encode(text))
-        if back != text:
-            found.append(f"{what} does not come back: {text!a} as {back!a}")
-    normalizer = describe_part(codec.definition.get("normalizer"))
-    if found and normalizer:
-        found.append(f"its normalizer is {normalizer}")
-    return found
+def round_trip_losses(tokenizer: HFTokenizer) -> list[str]:
+    """A sentence for each of PROBES that is not restored, then one about the normalizer, if there is one."""
+    losses = []
+    for text, description in PROBES.items():
+        decoded = tokenizer.decode(tokenizer.encode(text))
+        if decoded != text:
+            losses.append(f"{description} is not restored: {text!a} becomes {decoded!a}")
+    normalizer = describe_part(tokenizer.tokenizer_json.get("normalizer"))
+    if losses and normalizer:
+        losses.append(f"its normalizer is {normalizer}")
+    return losses
 
 
 def describe_part(part: Any) -> str:
-    """A normalizer, pre-tokenizer or decoder of a tokenizer.json in a few words; empty for none."""
+    """A normalizer, pre-tokenizer or decoder of a tokenizer.json, described in a few words; empty for none."""
     if not isinstance(part, dict):
         return ""
     for key in ("normalizers", "pretokenizers", "decoders", "processors"):
@@ -55,7 +55,7 @@ def describe_part(part: Any) -> str:
         f"{key}={_short(value)}" for key, value in part.items() if key != "type" and value not in (None, {}, [], "")
     ]
     described = f"{part.get('type')}({', '.join(shown)})" if shown else str(part.get("type"))
-    # It is shown in a terminal, and comes from whoever made the file.
+    # Printed in a terminal, and the file is untrusted.
     return "".join(char if char.isprintable() else "?" for char in described)
 
 

@@ -1,23 +1,23 @@
-"""Where a long text may be cut without changing what SentencePiece makes of it.
+"""Split a long text without changing the ids that SentencePiece gives it.
 
-BPE only ever merges neighbours into a piece of the vocabulary. If no piece holds `▁` (a space) after another character,
-nothing can be merged across "a space that follows a non-space", so the ids of the parts, joined, are the ids of the
-whole. `sentencepiece.can_cut` checks that condition. Cutting bounds the cost of one call, which grows faster than its length.
+BPE only merges neighbors into a piece of the vocabulary. If no piece has `▁` (a space) after another character, no merge
+crosses a space that follows a non-space, so the ids of the parts, concatenated, are the ids of the text.
+`sentencepiece.why_not_split` checks that condition. Splitting bounds the cost of one call, which grows faster than the
+length of its text.
 """
 
 import re
 
-# SentencePiece writes a space as U+2581, and reads U+2581 in a text as a space: after one there may be a run of spaces.
+# SentencePiece writes a space as U+2581 and reads U+2581 in a text as a space, so a space after one continues a run.
 _BOUNDARY = re.compile("[^ \u2581] ")
-# Spaces, then anything up to the next space; a space right after U+2581 goes on with it.
+# Spaces, then everything up to the next space; a space right after U+2581 does not end the word.
 _WORD = re.compile(" *(?:[^ ]*\u2581 +)*[^ ]*")
 
 
-def cut(text: str, size: int) -> list[str]:
-    """Parts of `text` that join to it, each cut before the first space that follows a non-space at `size` characters or
-    more.
+def split_at_spaces(text: str, size: int) -> list[str]:
+    """Parts of `text` that concatenate to it: each ends before the first space after a non-space at >= `size` characters.
 
-    A part is longer than `size` where no such place comes.
+    A part is longer than `size` if there is no such space.
     """
     parts, start = [], 0
     while len(text) - start > size and (match := _BOUNDARY.search(text, start + size - 1)):
@@ -27,13 +27,15 @@ def cut(text: str, size: int) -> list[str]:
     return parts
 
 
-def words(text: str) -> list[str]:
-    """`cut(text, 1)` three times as fast, and an empty part at the end."""
+def split_words(text: str) -> list[str]:
+    """Like `split_at_spaces(text, 1)` plus an empty last part, but three times as fast."""
     return _WORD.findall(text)
 
 
-def cut_hard(text: str, size: int) -> list[str]:
-    """As `cut`, but no part is over twice `size`: for training, where a sentence over the limit would be dropped."""
+def split_hard(text: str, size: int) -> list[str]:
+    """Like `split_at_spaces`, but no part exceeds 2 * `size`: for training, which drops sentences over its limit."""
     return [
-        part[start : start + 2 * size] for part in cut(text, size) for start in range(0, max(len(part), 1), 2 * size)
+        part[start : start + 2 * size]
+        for part in split_at_spaces(text, size)
+        for start in range(0, max(len(part), 1), 2 * size)
     ]

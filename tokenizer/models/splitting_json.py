@@ -1,10 +1,11 @@
-"""Where a long text may be cut without changing what a tokenizer.json makes of it.
+"""Split a long text without changing the ids that a tokenizer.json gives it.
 
-GPT-2 and its kin split a text into words by a regular expression, and merge within words only. None of their words holds
-a space after a letter, and whether one ends there depends on nothing further to the left or right. So the ids of parts that
-are cut between an ASCII letter and a space, joined, are the ids of the whole. Of any other file that is not known.
+GPT-2 and its successors split a text into words by a regular expression and merge only within words. None of their words
+has a space after a letter, and whether a word ends there depends on nothing further left or right. So the ids of parts
+that are split between an ASCII letter and a space, concatenated, are the ids of the text. Other pre-tokenizers are not
+known to have this property, so their texts are not split.
 
-One call on a document of 16 MB takes 1.9 GB of memory: the library keeps some 300 bytes for each token.
+Splitting bounds memory: the library needs about 300 bytes a token, 1.9 GB for a document of 16 MB in one call.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ from tokenizer.models.hf_json import HFTokenizer
 
 PART = 1 << 20  # characters
 _BOUNDARY = re.compile("[A-Za-z] ")
-# Of Llama 3 and OLMo 2, and of Qwen 2 and 3; GPT-2's is a part of the library.
+# Llama 3 and OLMo 2; Qwen 2 and 3. GPT-2's is built into the library.
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 PATTERNS = (_WORDS % "{1,3}", _WORDS % "")
 
 
-def cut_at_words(text: str, size: int = PART) -> list[str]:
-    """Parts of `text` that join to it, each cut at the first place that allows it at `size` characters or more."""
+def split_at_words(text: str, size: int = PART) -> list[str]:
+    """Parts of `text` that concatenate to it; each ends at the first word end at >= `size` characters."""
     parts, start = [], 0
     while len(text) - start > size and (match := _BOUNDARY.search(text, start + size - 1)):
         parts.append(text[start : match.start() + 1])
@@ -33,25 +34,25 @@ def cut_at_words(text: str, size: int = PART) -> list[str]:
     return parts
 
 
-def can_cut(codec: HFTokenizer) -> bool:
-    """Whether `cut_at_words` keeps the ids of this tokenizer."""
-    definition = codec.definition
-    added = codec.tokenizer.get_added_tokens_decoder().values()
+def can_split(tokenizer: HFTokenizer) -> bool:
+    """Whether `split_at_words` keeps the ids of this tokenizer."""
+    parts = tokenizer.tokenizer_json
+    added = tokenizer.backend.get_added_tokens_decoder().values()
     return (
-        definition["model"].get("type") == "BPE"
-        and (definition.get("normalizer") or {"type": "NFC"}) == {"type": "NFC"}
-        and _splits_at_words(definition.get("pre_tokenizer"))
+        parts["model"].get("type") == "BPE"
+        and (parts.get("normalizer") or {"type": "NFC"}) == {"type": "NFC"}
+        and _pre_tokenizes_into_words(parts.get("pre_tokenizer"))
         and not any(token.rstrip or token.single_word or _BOUNDARY.search(token.content) for token in added)
     )
 
 
-def _splits_at_words(part: Any) -> bool:
-    if not isinstance(part, dict):
+def _pre_tokenizes_into_words(pre_tokenizer: Any) -> bool:
+    if not isinstance(pre_tokenizer, dict):
         return False
-    if part.get("type") == "ByteLevel":
-        return part.get("use_regex", True) is True and part.get("add_prefix_space") is False
-    steps = part.get("pretokenizers")
-    if part.get("type") != "Sequence" or not isinstance(steps, list) or len(steps) != 2:
+    if pre_tokenizer.get("type") == "ByteLevel":
+        return pre_tokenizer.get("use_regex", True) is True and pre_tokenizer.get("add_prefix_space") is False
+    steps = pre_tokenizer.get("pretokenizers")
+    if pre_tokenizer.get("type") != "Sequence" or not isinstance(steps, list) or len(steps) != 2:
         return False
     split, level = steps
     return (

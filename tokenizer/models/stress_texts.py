@@ -1,6 +1,6 @@
-"""Strings on which tokenizers disagree: what the comparison of an exported tokenizer is made on.
+"""Strings on which tokenizers disagree, for comparing an exported tokenizer with its original.
 
-Valid Unicode only. A lone surrogate has no UTF-8, so neither SentencePiece nor `tokenizers` can be given one.
+Valid Unicode only: a lone surrogate has no UTF-8, so neither SentencePiece nor `tokenizers` accepts one.
 """
 
 import random
@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 
 CONTROL_SYMBOLS = ("<unk>", "<s>", "</s>", "<pad>", "<|im_start|>", "<|im_end|>", "<|reserved_0|>")
 
-# Every code point with the property White_Space, and those that only look as if they had it.
+# Every code point with the property White_Space, and look-alikes.
 SPACES = (
     "\t\n\v\f\r \x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f"
     "\u205f\u3000\u180e\u200b\u2060\ufeff"
@@ -17,12 +17,12 @@ INVISIBLE = (
     "\u00ad\u034f\u061c\u115f\u17b4\u180b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2061\u2066\u2069\ufe0f"
 )
 CONTROLS = "".join(map(chr, (*range(0x20), *range(0x7F, 0xA0))))
-# First and last code points of the UTF-8 lengths, noncharacters, private use, unassigned planes, the last code point.
+# First and last code points of each UTF-8 length, noncharacters, private use, unassigned planes, the last code point.
 EDGES = (
     "\x7f\x80\u07ff\u0800\ud7ff\ue000\uf8ff\ufdd0\ufffc\ufffd\ufffe\uffff\U00010000\U0001fffe\U0003ffff\U00050000"
     "\U000a1234\U000e0001\U000e0100\U000f0000\U0010fffd\U0010ffff"
 )
-# SentencePiece's own marks: a space is stored as U+2581, unknown decodes to U+2047, the trainer uses U+2585.
+# SentencePiece's own marks: U+2581 stands for a space, unknown decodes to U+2047, the trainer uses U+2585.
 MARKS = ("▁", "▁▁", " ▁", "▁ ", "a▁b", "▁the", "▁▁▁▁x", "⁇", " ⁇ ", "▅", "Ġ", "Ċ", "##ing", "</w>", "@@")
 BYTE_LOOKALIKES = (
     "<0x0A>",
@@ -135,12 +135,11 @@ RUN_UNITS = (
 
 
 def stress_texts(control_symbols: Sequence[str] = CONTROL_SYMBOLS, *, mixes: int = 400) -> list[str]:
-    """At least 832 different strings, the same on each call; `control_symbols` are spelt out in some of them.
+    """At least 832 different strings, the same on each call; some spell `control_symbols`.
 
-    `mixes` is the number of random concatenations. Their generator uses `Random.random` alone, the one method whose
-    sequence Python promises to keep.
+    `mixes` is the number of random concatenations.
     """
-    texts = [*_singles(), *_runs(), *_in_context(), *_spelt(control_symbols)]
+    texts = [*_singles(), *_runs(), *_in_context(), *_spelled(control_symbols)]
     texts.extend(_mixes(texts, mixes))
     return list(dict.fromkeys(texts))
 
@@ -164,19 +163,20 @@ def _runs() -> Iterator[str]:
 
 
 def _in_context() -> Iterator[str]:
-    """Each space and edge code point between, before and after letters: merges must stop and start there."""
+    """Each space and edge code point between, before and after letters, where merges must stop and start."""
     for char in SPACES + EDGES:
         yield f"a{char}b"
         yield f"{char}the {char} end{char}"
 
 
-def _spelt(control_symbols: Sequence[str]) -> Iterator[str]:
+def _spelled(control_symbols: Sequence[str]) -> Iterator[str]:
     for symbol in control_symbols:
         yield from (symbol, f"a{symbol}b", f" {symbol} ", symbol + symbol, symbol[:-1], symbol.upper(), f"\n{symbol}\n")
     yield "".join(control_symbols)
 
 
 def _mixes(parts: Sequence[str], count: int) -> Iterator[str]:
+    # `Random.random` is the only method whose sequence Python guarantees across versions.
     generator = random.Random(832)
     short = [part for part in parts if len(part) <= 80]
     for _ in range(count):

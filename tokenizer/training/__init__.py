@@ -1,1 +1,1 @@
-"""Training a SentencePiece model on a sample of a corpus, and reports about a tokenizer."""
+"""Training a SentencePiece model on a sample of a corpus; reports on and inspection of tokenizers."""

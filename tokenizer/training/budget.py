@@ -1,4 +1,4 @@
-"""Sources of a tokenizer's training text, as `--input` and `--source-bytes` name them, and how a budget is divided."""
+"""Sources of a tokenizer's training text (`--input`), and the division of the sample's bytes (`--source-bytes`)."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -19,44 +19,44 @@ _SIZE = re.compile(rf"(\d+(?:\.\d*)?) ?({'|'.join(_UNITS)})B?")
 
 
 class SampleSource(NamedTuple):
-    """A named part of the corpus, with a budget of its own."""
+    """A named part of the corpus with its own budget."""
 
     name: str
     inputs: tuple[str, ...]
 
 
 class Budget(NamedTuple):
-    """`total` bytes of text from all sources; `given` sets those of single ones."""
+    """`total` bytes of text from all sources; `given` sets the bytes of single sources."""
 
     total: int
     given: Mapping[str, int]
 
     def divide(self, sizes: Mapping[str, int]) -> dict[str, int]:
-        """Bytes for each source of `sizes` (its bytes of text, or a guess): as given, or a share of what these leave.
+        """Bytes for each source: as given, or a share of the rest in proportion to `sizes` (exact or estimated bytes).
 
-        Raises DataError for a name that is no source, and where a source is left without any.
+        Raises DataError for an unknown source, or if nothing is left for a source.
         """
         for name in self.given:
             if name not in sizes:
                 raise DataError(
-                    f"there is no source {name!r}, only {', '.join(sizes)}", hint="name it: --input NAME=PATH"
+                    f"there is no source {name!r}, only {', '.join(sizes)}", hint=f"name it: --input {name}=PATH"
                 )
         rest = [name for name in sizes if name not in self.given]
         left = self.total - sum(self.given.values())
         if rest and left <= 0:
             raise DataError(
-                f"--source-bytes takes {sum(self.given.values()):,} of {self.total:,} bytes, and nothing is left for "
+                f"--source-bytes takes {sum(self.given.values()):,} of {self.total:,} bytes, and leaves nothing for "
                 f"{', '.join(rest)}",
-                hint="raise --sample-bytes, or give every source its --source-bytes",
+                hint="raise --sample-bytes, or give every source its own --source-bytes",
             )
         size = sum(sizes[name] for name in rest) or 1
         return {name: self.given[name] if name in self.given else max(left * sizes[name] // size, 1) for name in sizes}
 
 
 def parse_sources(arguments: Sequence[str]) -> list[SampleSource]:
-    """Sources of `--input`: NAME=PATH begins one (or goes on with one), a plain PATH belongs to the name before it.
+    """Parse `--input`: NAME=PATH begins or continues a source, a plain PATH belongs to the name before it.
 
-    Paths before any name are the source `corpus`. Raises DataError where NAME=PATH is also the name of a file.
+    Paths before any name belong to the source `corpus`. Raises DataError if NAME=PATH is also the name of a file.
     """
     sources: dict[str, list[str]] = {}
     name = DEFAULT_SOURCE
@@ -65,27 +65,27 @@ def parse_sources(arguments: Sequence[str]) -> list[SampleSource]:
         if named is not None:
             if Path(argument).exists():
                 raise DataError(
-                    f"{argument} is a file or folder, and also reads as the source {named[1]} of {named[2]}",
+                    f"{argument} is ambiguous: a file or folder, or the source {named[1]} at {named[2]}",
                     hint=f"write ./{argument} for the file",
                 )
             name, path = named.groups()
         if not path:
-            raise DataError(f"{argument}: no path follows the name", hint="write NAME=PATH")
+            raise DataError(f"{argument}: no path follows the name", hint=f"write {name}=PATH")
         sources.setdefault(name, []).append(path)
     return [SampleSource(name, tuple(paths)) for name, paths in sources.items()]
 
 
 def parse_size(text: str) -> int:
-    """Bytes of `100_000`, `100MB` (10^6), `1.5G` or `64MiB` (2^20). Raises DataError for anything else, and for zero."""
+    """Parse a number of bytes: `100_000`, `100MB` (10^6), `1.5G` or `64MiB` (2^20). Raises DataError if < 1 or invalid."""
     found = _SIZE.fullmatch(text.replace("_", ""))
     size = round(float(found[1]) * _UNITS[found[2]]) if found else 0
     if size < 1:
-        raise DataError(f"{text!r} is no number of bytes", hint="for example 500000, 100MB, 1.5GB or 64MiB")
+        raise DataError(f"{text!r} is not a number of bytes", hint="for example 500000, 100MB, 1.5GB or 64MiB")
     return size
 
 
 def parse_source_bytes(arguments: Sequence[str]) -> dict[str, int]:
-    """Budgets of `--source-bytes NAME=B`. Raises DataError for a name that comes twice."""
+    """Parse `--source-bytes NAME=B`. Raises DataError if a name occurs twice."""
     given: dict[str, int] = {}
     for argument in arguments:
         name, sign, size = argument.partition("=")

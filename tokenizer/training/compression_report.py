@@ -1,10 +1,9 @@
-"""What a tokenizer does with text that it was not trained on, source by source.
+"""Compression of held-out text by a tokenizer, per source.
 
-1. `SourceMeter.add` encodes a document: tokens, bytes, and which characters fell back to bytes.
-2. `make_report` adds the sources up, looks at the vocabulary (what is used, how often, what never), and encodes and
-   decodes nasty text.
-3. The report is numbers and strings alone, the same for the same texts: `as_json` writes them down, and
-   `tokenizer.training.compression_page` draws them.
+1. `SourceMeter.add` encodes a document and counts tokens, bytes, and characters that fell back to bytes.
+2. `make_report` sums the sources, counts how the vocabulary is used, and round-trips the stress texts.
+3. The report holds only numbers and strings and is deterministic; `as_json` serializes it, and
+   `tokenizer.training.compression_page` draws it.
 """
 
 from __future__ import annotations
@@ -22,17 +21,18 @@ import numpy as np
 
 from pretrain.errors import DataError
 from tokenizer.models.base import SPACE_MARK
-from tokenizer.models.sentencepiece import reason_not_to_cut
-from tokenizer.models.splitting import cut
-from tokenizer.training.inspect_sentencepiece import BYTE, NORMAL, Model, RoundTrip, round_trip
+from tokenizer.models.sentencepiece import BYTE, NORMAL, why_not_split
+from tokenizer.models.splitting import split_at_spaces
+from tokenizer.models.stress_texts import stress_texts
+from tokenizer.training.inspect_sentencepiece import RoundTrip, SentencePieceModel, measure_round_trip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-LISTED = 24  # pieces of each list
+LISTED = 24  # pieces in each list
 EXCERPT_CHARACTERS = 400
 CURVE_POINTS = 160
-CALL_CHARACTERS = 1 << 16  # of one call of SentencePiece, whose cost grows faster than the length of its text
+CALL_CHARACTERS = 1 << 16  # per call of SentencePiece, whose cost grows faster than the length of its text
 NEVER_USED_LISTED = 60
 _SCRIPTS = {"CJK": "Han", "IDEOGRAPHIC": "Han"} | {
     **dict.fromkeys(("HIRAGANA", "KATAKANA", "KATAKANA-HIRAGANA", "HALFWIDTH"), "Kana"),
@@ -43,10 +43,10 @@ _SCRIPTS = {"CJK": "Han", "IDEOGRAPHIC": "Han"} | {
 
 @dataclass(frozen=True)
 class SourceReport:
-    """Held-out text of one source. `byte_tokens` stand for `fallback_characters`, which have no piece of their own.
+    """Counts over the held-out text of one source.
 
-    `unknown_tokens` are lost characters: a model with byte fallback has none.
-    `excerpt` is the beginning of one document: (piece, id).
+    `byte_tokens` encode `fallback_characters`, which have no piece. `unknown_tokens` are lost characters: 0 with byte
+    fallback. `excerpt` is the beginning of one document: (piece, id).
     """
 
     name: str
@@ -61,12 +61,12 @@ class SourceReport:
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes that a token stands for: more is better, and other models of other vocabularies compare."""
+        """UTF-8 bytes per token: higher is better, and comparable across vocabularies."""
         return self.bytes / self.tokens if self.tokens else 0.0
 
     @property
     def characters_per_token(self) -> float:
-        """Characters that a token stands for."""
+        """Characters per token."""
         return self.characters / self.tokens if self.tokens else 0.0
 
     @property
@@ -77,11 +77,11 @@ class SourceReport:
 
 @dataclass(frozen=True)
 class VocabularyReport:
-    """How the pieces that text can become (normal ones) are used on all held-out text together.
+    """Use of the normal pieces (those that text can become) on all held-out text.
 
-    `curve` has (rank, count) of pieces by falling count, thinned out evenly on a logarithmic scale; `lengths` counts
-    pieces by characters, `scripts` by the script of their letters; `never_used` are the first in the order of the ids,
-    which is the order in which they were learned.
+    `curve` has (rank, count) by descending count, at ranks evenly spaced on a logarithmic scale; `lengths` counts pieces by
+    characters, `scripts` by the script of their letters; `never_used` lists the first unused pieces by id, which is the
+    order in which they were learned.
     """
 
     pieces: int
@@ -96,10 +96,10 @@ class VocabularyReport:
 
 @dataclass(frozen=True)
 class TokenizerReport:
-    """All that is reported; `total` is the sum of `sources`, its excerpt empty.
+    """The complete report; `total` is the sum of `sources`, without an excerpt.
 
-    `fallback` lists the characters that fell back to bytes most often: (character, count). `left_out` counts documents
-    by reason. `trained_on` says how the model was made, where that is known.
+    `fallback` lists the characters that fell back to bytes most often: (character, count). `left_out` counts documents by
+    reason. `trained_on` describes the training, if it is known.
     """
 
     model: str
@@ -115,31 +115,31 @@ class TokenizerReport:
     trained_on: dict[str, object]
 
     def as_json(self) -> str:
-        """The report as JSON, with the ratios worked out."""
+        """The report as JSON, with the ratios computed."""
         tree = dataclasses.asdict(self)
-        for source, made in zip([*self.sources, self.total], [*tree["sources"], tree["total"]], strict=True):
-            made["bytes_per_token"] = source.bytes_per_token
-            made["characters_per_token"] = source.characters_per_token
-            made["byte_share"] = source.byte_share
+        for source, entry in zip([*self.sources, self.total], [*tree["sources"], tree["total"]], strict=True):
+            entry["bytes_per_token"] = source.bytes_per_token
+            entry["characters_per_token"] = source.characters_per_token
+            entry["byte_share"] = source.byte_share
         tree["round_trip"] = self.round_trip._asdict()
         return json.dumps(tree, indent=1, ensure_ascii=True) + "\n"
 
 
 class SourceMeter:
-    """Encodes the held-out documents of one source and counts."""
+    """Encodes the held-out documents of one source and counts; `use` int64 [pieces]."""
 
-    def __init__(self, name: str, model: Model) -> None:
+    def __init__(self, name: str, model: SentencePieceModel) -> None:
         self.name, self.model = name, model
         self.use = np.zeros(len(model.proto.pieces), np.int64)
         self.fallback: Counter[str] = Counter()
         self.documents = self.bytes = self.characters = 0
         self.excerpt: list[tuple[str, int]] = []
-        self._cuttable = not reason_not_to_cut(model.proto)
+        self._can_split = not why_not_split(model.proto)
         self._byte_of_id = _byte_of_id(model)
 
     def add(self, text: str) -> None:
         """Count a document."""
-        for part in cut(text, CALL_CHARACTERS) if self._cuttable else [text]:
+        for part in split_at_spaces(text, CALL_CHARACTERS) if self._can_split else [text]:
             ids = np.array(self.model.processor.encode(part), np.int64)
             np.add.at(self.use, ids, 1)
             self.fallback.update(fallback_characters(self._byte_of_id[ids]))
@@ -165,8 +165,8 @@ class SourceMeter:
         )
 
 
-def measure_sources(model: Model, texts: Mapping[str, Iterable[str]]) -> list[SourceMeter]:
-    """A meter for each source of `texts`, which gives its documents."""
+def measure_sources(model: SentencePieceModel, texts: Mapping[str, Iterable[str]]) -> list[SourceMeter]:
+    """A meter for each source of `texts` (name: documents)."""
     meters = []
     for name, documents in texts.items():
         meter = SourceMeter(name, model)
@@ -177,20 +177,19 @@ def measure_sources(model: Model, texts: Mapping[str, Iterable[str]]) -> list[So
 
 
 def make_report(
-    model: Model,
+    model: SentencePieceModel,
     meters: Sequence[SourceMeter],
-    nasty_texts: Sequence[str],
     *,
     left_out: Mapping[str, int],
     notes: Sequence[str] = (),
     trained_on: Mapping[str, object] | None = None,
 ) -> TokenizerReport:
-    """The report on what `meters` counted. Raises DataError where they counted no token at all."""
+    """The report on what `meters` counted. Raises DataError if they counted no token."""
     use = np.sum([meter.use for meter in meters], axis=0)
     if not meters or not use.sum():
         raise DataError(
-            "there is no held-out text to report on",
-            hint="the sample took every document: give more text, or report on other text with `tokenizer report`",
+            "no held-out text to report on",
+            hint="the sample took every document: give more text, or use `pretrain tokenizer report` on other text",
         )
     sources = [meter.result() for meter in meters]
     total = _total(sources)
@@ -203,9 +202,9 @@ def make_report(
         sources=sources,
         total=total,
         vocabulary=_vocabulary(model, use),
-        # By count, and then by code point: a Counter's own order is that of the texts.
+        # Ties by code point: a Counter's order depends on the order of the texts.
         fallback=sorted(fallback.items(), key=lambda item: (-item[1], item[0]))[:LISTED],
-        round_trip=round_trip(model, nasty_texts),
+        round_trip=measure_round_trip(model, stress_texts(model.control_symbols)),
         left_out=dict(left_out),
         notes=[*notes, *([lost] if total.unknown_tokens else [])],
         trained_on=dict(trained_on or {}),
@@ -213,21 +212,19 @@ def make_report(
 
 
 def fallback_characters(byte_of_token: np.ndarray) -> list[str]:
-    """The characters that were written as bytes. `byte_of_token` int [tokens]: a byte, or -1 for any other token.
-
-    A run of byte tokens is whole characters, since SentencePiece falls back by character.
-    """
+    """The characters that were encoded as bytes. `byte_of_token` int [tokens]: the byte of a byte token, else -1."""
     places = np.flatnonzero(byte_of_token >= 0)
     if not len(places):
         return []
+    # A run of byte tokens decodes on its own, since SentencePiece falls back by character.
     runs = np.split(places, np.flatnonzero(np.diff(places) > 1) + 1)
     return list("".join(byte_of_token[run].astype(np.uint8).tobytes().decode("utf-8", "replace") for run in runs))
 
 
 def script_of(piece: str) -> str:
-    """The script of a piece's first letter, by the first word of its Unicode name; "space", "digit" or "sign" else.
+    """The script of a piece's first letter; "space", "digit" or "sign" if it has no letter.
 
-    That word is the script for all but a few letters, which `_SCRIPTS` lists.
+    The script is the first word of the letter's Unicode name, except for the few in `_SCRIPTS`.
     """
     text = piece.replace(SPACE_MARK, " ")
     letter = next((char for char in text if char.isalpha()), None)
@@ -240,7 +237,7 @@ def script_of(piece: str) -> str:
 
 
 def write_report(report: TokenizerReport, path: Path) -> None:
-    """Write report.json. Raises DataError where that cannot be."""
+    """Write report.json. Raises DataError if it cannot be written."""
     try:
         path.write_text(report.as_json(), encoding="ascii")
     except OSError as error:
@@ -254,8 +251,8 @@ def _total(sources: Sequence[SourceReport]) -> SourceReport:
     )
 
 
-def _vocabulary(model: Model, use: np.ndarray) -> VocabularyReport:
-    """`use` int64 [pieces]: how often each occurred."""
+def _vocabulary(model: SentencePieceModel, use: np.ndarray) -> VocabularyReport:
+    """`use` int64 [pieces]: occurrences of each piece."""
     pieces = model.proto.pieces
     normal = [token for token, piece in enumerate(pieces) if piece.type == NORMAL]
     counts = {token: int(use[token]) for token in normal}
@@ -276,14 +273,14 @@ def _vocabulary(model: Model, use: np.ndarray) -> VocabularyReport:
 
 
 def _thinned(counts: Sequence[int]) -> list[tuple[int, int]]:
-    """(rank, count) at about CURVE_POINTS ranks that are even on a logarithmic scale, the first and the last included."""
+    """(rank, count) at up to CURVE_POINTS log-spaced ranks, including the first and the last."""
     if not counts:
         return []
     ranks = np.unique(np.geomspace(1, len(counts), CURVE_POINTS).round().astype(int))
     return [(int(rank), counts[rank - 1]) for rank in ranks]
 
 
-def _byte_of_id(model: Model) -> np.ndarray:
-    """The byte that each id stands for, or -1: int64 [pieces]."""
+def _byte_of_id(model: SentencePieceModel) -> np.ndarray:
+    """The byte of each byte piece, -1 for other pieces: int64 [pieces]."""
     bytes_ = {f"<0x{byte:02X}>": byte for byte in range(256)}
     return np.array([bytes_.get(p.piece, -1) if p.type == BYTE else -1 for p in model.proto.pieces], np.int64)

@@ -1,86 +1,89 @@
-"""What a tokenizer.json is: its parts, what it is checked for, and how it cuts a text. See inspect_model.py for ours."""
+"""Inspection of a tokenizer.json: its parts, checks, and the tokens of a text. See also inspect_sentencepiece.py."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizer.models.base import SPACE_MARK, load_tokenizer
-from tokenizer.models.hf_json import HFTokenizer
-from tokenizer.models.round_trip import describe_part, losses
-from tokenizer.models.sentencepiece import tokenizer_sha256
-from tokenizer.training.inspect_sentencepiece import SHOWN, Check, Checks, visible
+from tokenizer.models.base import SPACE_MARK, tokenizer_sha256
+from tokenizer.models.hf_json import SPECIAL_NAMES, HFTokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
+from tokenizer.models.round_trip import describe_part, round_trip_losses
+from tokenizer.models.stress_texts import stress_texts
+from tokenizer.training.inspect_sentencepiece import LISTED_TOKENS, Check, visible
 
 
 def open_tokenizer_json(path: Path) -> HFTokenizer:
-    """The codec of a tokenizer.json. Raises DataError, and UserError where the package `tokenizers` is missing."""
-    codec = load_tokenizer(path)
-    assert isinstance(codec, HFTokenizer), path
-    return codec
+    """Load a tokenizer.json. Raises DataError, and UserError if the package `tokenizers` is missing."""
+    tokenizer = load_tokenizer(path)
+    assert isinstance(tokenizer, HFTokenizer), path
+    return tokenizer
 
 
-def facts(path: Path, codec: HFTokenizer) -> dict[str, str]:
-    """What the file says of itself; name to value, in the order to show."""
-    definition, model = codec.definition, codec.definition["model"]
+def facts(path: Path, tokenizer: HFTokenizer) -> dict[str, str]:
+    """The parts of the file by name, in display order."""
+    parts, model = tokenizer.tokenizer_json, tokenizer.tokenizer_json["model"]
     settings = [
         name.replace("_", " ") for name in ("byte_fallback", "ignore_merges", "fuse_unk") if model.get(name) is True
     ]
     merges = f", {len(model['merges']):,} merges" if "merges" in model else ""
-    own, added = len(model.get("vocab", ())), codec.tokenizer.get_added_tokens_decoder()
-    ignored = [name for name in ("truncation", "padding") if definition.get(name)]
+    own, added = len(model.get("vocab", ())), tokenizer.backend.get_added_tokens_decoder()
+    special_ids = tokenizer.special_ids
+    ignored = [name for name in ("truncation", "padding") if parts.get(name)]
     return {
         "sha256": tokenizer_sha256(path),
-        "type": ", ".join([str(model.get("type", "of an old file")), *settings]),
-        "tokens": f"{codec.vocab_size():,}: {own:,} of the model{merges}, {len(added):,} added",
-        "special ids": "  ".join(f"{name} {codec.named.get(name, 'none')}" for name in ("unk", "bos", "eos", "pad")),
-        "special tokens": _listed(list(codec.special.values())),
+        "type": ", ".join([str(model.get("type", "unnamed (old file format)")), *settings]),
+        "tokens": f"{tokenizer.vocab_size():,}: {own:,} of the model{merges}, {len(added):,} added",
+        "special ids": "  ".join(f"{name} {special_ids.get(name, 'none')}" for name in SPECIAL_NAMES),
+        "special tokens": _listed(list(tokenizer.special_tokens.values())),
         "other added tokens": _listed([entry.content for entry in added.values() if not entry.special]),
-        "normalizer": describe_part(definition.get("normalizer")) or "none",
-        "pre-tokenizer": describe_part(definition.get("pre_tokenizer")) or "none",
-        "decoder": describe_part(definition.get("decoder")) or "none",
-        "documents": _document(codec),
-        **({"not used": f"its {' and '.join(ignored)}"} if ignored else {}),
+        "normalizer": describe_part(parts.get("normalizer")) or "none",
+        "pre-tokenizer": describe_part(parts.get("pre_tokenizer")) or "none",
+        "decoder": describe_part(parts.get("decoder")) or "none",
+        "documents": _document(tokenizer),
+        **({"ignored": f"its {' and '.join(ignored)}"} if ignored else {}),
     }
 
 
-def run_checks(codec: HFTokenizer, checks: Checks) -> list[Check]:
-    """What this toolkit, and those who use its models later, need of a tokenizer, and need not find in others' ones."""
-    texts = checks.nasty_texts(list(codec.special.values()))
-    back = {text: codec.decode(codec.encode(text)) for text in texts}
-    # As in SentencePiece's own models, U+2581 may come back as the space that it stands for.
-    changed = [text for text in texts if back[text] not in (text, text.replace(SPACE_MARK, " "))]
-    lost = losses(codec)
-    eos, pad = codec.eos_id(), codec.pad_id()
+def run_checks(tokenizer: HFTokenizer) -> list[Check]:
+    """Check the properties that this toolkit and later users of its models need; foreign tokenizers may lack some."""
+    texts = stress_texts(list(tokenizer.special_tokens.values()))
+    decoded = {text: tokenizer.decode(tokenizer.encode(text)) for text in texts}
+    # U+2581 may decode as the space that it stands for, as it does in SentencePiece.
+    changed = [text for text in texts if decoded[text] not in (text, text.replace(SPACE_MARK, " "))]
+    losses = round_trip_losses(tokenizer)
+    eos, pad = tokenizer.eos_id(), tokenizer.pad_id()
     return [
-        Check("text as it is", not lost, "; ".join(lost) or "nothing is rewritten"),
+        Check("text as it is", not losses, "; ".join(losses) or "nothing is rewritten"),
         Check(
             "lossless",
             not changed,
-            f"{len(changed):,} of {len(texts):,} nasty texts come back changed, the first: {changed[0]!a} as "
-            f"{back[changed[0]]!a}"
+            f"{len(changed):,} of {len(texts):,} stress texts change; the first: {changed[0]!a} becomes "
+            f"{decoded[changed[0]]!a}"
             if changed
-            else f"{len(texts):,} nasty texts come back as they were",
+            else f"{len(texts):,} stress texts are restored exactly",
         ),
-        Check("end of documents", True, f"{codec.special[eos]!a}, id {eos}"),
+        Check("end of documents", True, f"{tokenizer.special_tokens[eos]!a}, id {eos}"),
         Check("pad differs from eos", 0 <= pad != eos, "there is no pad id" if pad < 0 else f"pad {pad}, eos {eos}"),
-        # A file of which this is not so was refused when it was opened.
+        # Always true: `hf_tokenizer` refuses other files.
         Check("text stays text", True, "a text that spells a special token stays text"),
         Check(
             "exports to Hugging Face",
             True,
-            "its files are copied as they are, and compared with what AutoTokenizer does",
+            "its files are copied unchanged; the export compares them with AutoTokenizer",
         ),
     ]
 
 
-def pieces_of(codec: HFTokenizer, text: str) -> list[tuple[str, int]]:
-    """Tokens of `text` as they are stored (`Ġ` or `▁` for a space) and their ids, in order."""
-    return [(str(codec.tokenizer.id_to_token(token)), token) for token in codec.encode(text)]
+def pieces_of(tokenizer: HFTokenizer, text: str) -> list[tuple[str, int]]:
+    """(token, id) of each token of `text`, with `Ġ` or `▁` for a space."""
+    return [(str(tokenizer.backend.id_to_token(token)), token) for token in tokenizer.encode(text)]
 
 
-def _document(codec: HFTokenizer) -> str:
-    return f"ids, {codec.eos_id()}" if codec.bos_id() < 0 else f"{codec.bos_id()}, ids, {codec.eos_id()}"
+def _document(tokenizer: HFTokenizer) -> str:
+    bos, eos = tokenizer.bos_id(), tokenizer.eos_id()
+    return f"ids, {eos}" if bos < 0 else f"{bos}, ids, {eos}"
 
 
 def _listed(spellings: list[str]) -> str:
-    more = f" … {len(spellings):,} in all" if len(spellings) > SHOWN else ""
-    return " ".join(map(visible, spellings[:SHOWN])) + more if spellings else "none"
+    more = f" … {len(spellings):,} in all" if len(spellings) > LISTED_TOKENS else ""
+    return " ".join(map(visible, spellings[:LISTED_TOKENS])) + more if spellings else "none"

@@ -1,44 +1,48 @@
-"""What a SentencePiece model is: how it was trained, what it is checked for, and how it cuts a text.
+"""Inspection of a SentencePiece model: its training settings, checks, and the pieces of a text.
 
-The settings are read from the model itself, so they are there for any model, whoever trained it. A check says what
-follows from it, and why it failed.
+The settings are read from the model file, so any SentencePiece model can be inspected.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from pretrain.errors import DataError
-from tokenizer.models.base import SPACE_MARK, is_tokenizer_json
-from tokenizer.models.sentencepiece import reason_not_to_cut, tokenizer_sha256
+from tokenizer.models.base import SPACE_MARK, is_tokenizer_json, read_tokenizer_file
+from tokenizer.models.sentencepiece import (
+    BYTE,
+    CONTROL,
+    MODEL_TYPES,
+    NORMAL,
+    UNKNOWN,
+    UNUSED,
+    USER_DEFINED,
+    parse_proto,
+    why_not_split,
+)
+from tokenizer.models.sentencepiece_to_hf import control_symbols, incompatibilities
+from tokenizer.models.stress_texts import stress_texts
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]
 
-# `ModelProto.SentencePiece.Type` and `TrainerSpec.ModelType` of sentencepiece_model.proto.
-NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
-KINDS = {1: "normal", 2: "unknown", 3: "control", 4: "user-defined", 5: "unused", 6: "byte"}
-MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
-# SentencePiece's own sign for a space: written in a text, it comes back as a space.
-SHOWN = 10
+KINDS = {
+    NORMAL: "normal",
+    UNKNOWN: "unknown",
+    CONTROL: "control",
+    USER_DEFINED: "user-defined",
+    UNUSED: "unused",
+    BYTE: "byte",
+}
+LISTED_TOKENS = 10
 
 
-class Checks(NamedTuple):
-    """What `pretrain.convert` knows about tokenizers, and this package may not import: the command line joins them.
-
-    `nasty_texts` gives strings on which tokenizers disagree, the control symbols that it is given among them;
-    `export_reasons` gives all that keeps a model file from an export with the same ids.
-    """
-
-    nasty_texts: Callable[[Sequence[str]], list[str]]
-    export_reasons: Callable[[Path], list[str]]
-
-
-class Model(NamedTuple):
-    """A model file, opened twice: as its own description, and as what encodes."""
+class SentencePieceModel(NamedTuple):
+    """A model file: its `ModelProto` (settings, scores) and its processor (encoding)."""
 
     path: Path
     sha256: str
@@ -47,12 +51,12 @@ class Model(NamedTuple):
 
     @property
     def control_symbols(self) -> list[str]:
-        """Spellings of everything that is a token only by name, `<unk>` included, in the order of the ids."""
-        return [piece.piece for piece in self.proto.pieces if piece.type in (UNKNOWN, CONTROL)]
+        """Spellings of the control symbols and `<unk>`, ordered by id."""
+        return control_symbols(self.proto)
 
 
 class Check(NamedTuple):
-    """One property: whether the model has it, and what that means or why it has not."""
+    """One required property. `detail` says what it means, or why it is missing."""
 
     name: str
     passed: bool
@@ -60,9 +64,9 @@ class Check(NamedTuple):
 
 
 class RoundTrip(NamedTuple):
-    """decode(encode(text)) == text, of `texts` strings.
+    """decode(encode(text)) == text, for `texts` strings.
 
-    `space_marks` of them hold U+2581 and come back with a space in its place; `failures` are (text, what came back).
+    `space_marks` counts strings that differ only by U+2581 decoded as a space; `failures` lists (text, decoded text).
     """
 
     texts: int
@@ -70,34 +74,29 @@ class RoundTrip(NamedTuple):
     failures: list[tuple[str, str]]
 
 
-def open_model(path: Path) -> Model:
-    """The model at `path`, even one that `tokenizer.models.sentencepiece.load_tokenizer` refuses.
+def open_model(path: Path) -> SentencePieceModel:
+    """Open a model file, even one that `tokenizer.models.sentencepiece.load_sentencepiece_model` refuses.
 
-    Raises DataError where the file cannot be read or is no SentencePiece model.
+    Raises DataError if the file cannot be read or is not a SentencePiece model.
     """
+    from sentencepiece import SentencePieceProcessor
+
     if is_tokenizer_json(path):
         raise DataError(
-            f"{path}: this describes SentencePiece models",
-            hint="`pretrain tokenizer inspect` takes a tokenizer.json too",
+            f"{path}: reports cover SentencePiece models only",
+            hint=f"`pretrain tokenizer inspect {path}` takes a tokenizer.json",
         )
-    sha256 = tokenizer_sha256(path)
-    from google.protobuf.message import DecodeError
-    from sentencepiece import SentencePieceProcessor, sentencepiece_model_pb2
-
-    data = path.read_bytes()
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]
+    data = read_tokenizer_file(path)
+    proto = parse_proto(data, str(path))
     try:
-        proto.ParseFromString(data)
-        if not proto.pieces:
-            raise DataError(f"{path}: not a SentencePiece model: it holds no pieces")
         processor = SentencePieceProcessor(model_proto=data)
-    except (DecodeError, RuntimeError) as error:
+    except RuntimeError as error:
         raise DataError(f"{path}: not a SentencePiece model: {error}") from None
-    return Model(path, sha256, proto, processor)
+    return SentencePieceModel(path, hashlib.sha256(data).hexdigest(), proto, processor)
 
 
-def facts(model: Model) -> dict[str, str]:
-    """What the model was trained with, as its own file says; name to value, in the order to show."""
+def facts(model: SentencePieceModel) -> dict[str, str]:
+    """Training settings from the model file, by name, in display order."""
     spec, normalizer = model.proto.trainer_spec, model.proto.normalizer_spec
     kinds = {kind: sum(piece.type == kind for piece in model.proto.pieces) for kind in KINDS}
     named = {"unk": spec.unk_id, "bos": spec.bos_id, "eos": spec.eos_id, "pad": spec.pad_id}
@@ -121,20 +120,20 @@ def facts(model: Model) -> dict[str, str]:
     }
 
 
-def run_checks(model: Model, checks: Checks) -> list[Check]:
-    """All that this toolkit, and those who use its models later, need of a tokenizer."""
+def run_checks(model: SentencePieceModel) -> list[Check]:
+    """Check the properties that this toolkit and later users of its models need."""
     spec, pieces = model.proto.trainer_spec, model.proto.pieces
     missing_bytes = 256 - sum(piece.type == BYTE for piece in pieces)
     rewriting = _rewriting(model)
-    injectable = [piece.piece for piece in pieces if piece.type == USER_DEFINED]
-    uncut = reason_not_to_cut(model.proto)
-    trip = round_trip(model, checks.nasty_texts(model.control_symbols))
-    reasons = checks.export_reasons(model.path)
+    user_defined = [piece.piece for piece in pieces if piece.type == USER_DEFINED]
+    not_split = why_not_split(model.proto)
+    trip = measure_round_trip(model, stress_texts(model.control_symbols))
+    not_exportable = incompatibilities(model.proto)
     return [
         Check(
             "byte fallback",
             not missing_bytes,
-            f"{missing_bytes} of 256 bytes have no piece: characters would be lost"
+            f"{missing_bytes} of 256 bytes have no piece: unknown characters would be lost"
             if missing_bytes
             else "characters without a piece become their UTF-8 bytes",
         ),
@@ -143,7 +142,7 @@ def run_checks(model: Model, checks: Checks) -> list[Check]:
         Check(
             "bos and eos",
             min(spec.bos_id, spec.eos_id) >= 0,
-            f"bos {spec.bos_id}, eos {spec.eos_id}: they mark the documents in the shards",
+            f"bos {spec.bos_id}, eos {spec.eos_id}: they delimit documents in the shards",
         ),
         Check(
             "pad differs from eos",
@@ -152,68 +151,68 @@ def run_checks(model: Model, checks: Checks) -> list[Check]:
         ),
         Check(
             "text stays text",
-            not injectable,
-            "a text that spells one of these gets its id: " + " ".join(map(visible, injectable[:SHOWN]))
-            if injectable
+            not user_defined,
+            "a text that spells one of these gets its id: " + " ".join(map(visible, user_defined[:LISTED_TOKENS]))
+            if user_defined
             else "a text that spells a control symbol stays text",
         ),
         Check(
-            "words can be cut",
-            not uncut,
-            f"{visible(uncut)}: documents are encoded whole, which is slower"
-            if uncut
-            else "encoding word by word gives the same ids, and is fast",
+            "word by word",
+            not not_split,
+            f"{visible(not_split)}: whole documents are encoded in one call, which is slower"
+            if not_split
+            else "encoding word by word is fast and gives the same ids",
         ),
         Check(
             "exports to Hugging Face",
-            not reasons,
-            "; ".join(map(visible, reasons)) or "tokenizer.json will have the same ids",
+            not not_exportable,
+            "; ".join(map(visible, not_exportable)) or "tokenizer.json will have the same ids",
         ),
     ]
 
 
-def round_trip(model: Model, texts: Sequence[str]) -> RoundTrip:
+def measure_round_trip(model: SentencePieceModel, texts: Sequence[str]) -> RoundTrip:
     """Encode and decode each of `texts`."""
-    processor, failures, marks = model.processor, [], 0
+    processor, failures, space_marks = model.processor, [], 0
     for text in texts:
-        back = processor.decode(processor.encode(text))
+        decoded = processor.decode(processor.encode(text))
         expected = text.replace(SPACE_MARK, " ")
-        marks += back == expected != text
-        if back != expected:
-            failures.append((text, back))
-    return RoundTrip(len(texts), marks, failures)
+        space_marks += decoded == expected != text
+        if decoded != expected:
+            failures.append((text, decoded))
+    return RoundTrip(len(texts), space_marks, failures)
 
 
 def describe_round_trip(trip: RoundTrip) -> str:
-    """One sentence."""
+    """Describe the result in one sentence."""
     if trip.failures:
-        text, back = trip.failures[0]
-        return f"{len(trip.failures):,} of {trip.texts:,} texts come back changed, the first: {text!a} as {back!a}"
-    marks = f", but for U+2581 as a space in {trip.space_marks:,}" if trip.space_marks else ""
-    return f"{trip.texts:,} nasty texts come back as they were{marks}"
+        text, decoded = trip.failures[0]
+        return f"{len(trip.failures):,} of {trip.texts:,} stress texts change; the first: {text!a} becomes {decoded!a}"
+    marks = f", except U+2581 as a space in {trip.space_marks:,}" if trip.space_marks else ""
+    return f"{trip.texts:,} stress texts are restored exactly{marks}"
 
 
-def pieces_of(model: Model, text: str) -> list[tuple[str, int]]:
-    """Pieces of `text` as they are stored (`▁` for a space) and their ids, in order."""
+def pieces_of(model: SentencePieceModel, text: str) -> list[tuple[str, int]]:
+    """(piece, id) of each token of `text`, with `▁` for a space."""
     ids = model.processor.encode(text)
     return [(model.proto.pieces[token].piece, token) for token in ids]
 
 
 def visible(text: str) -> str:
-    """`text` with what does not print, or would reorder or recolour its surroundings, as an escape such as `\\n`."""
+    """Escape (as `\\n`) characters that do not print, or that would reorder or recolor a terminal's output."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-def _rewriting(model: Model) -> list[str]:
+def _rewriting(model: SentencePieceModel) -> list[str]:
     spec = model.proto.normalizer_spec
     found = {
         f"normalization {visible(spec.name) or 'unnamed'} rewrites characters": bool(spec.precompiled_charsmap),
-        "a space is put before each text": spec.add_dummy_prefix,
-        "runs of spaces are shortened": spec.remove_extra_whitespaces,
-        "spaces are not marked": not spec.escape_whitespaces,
+        "it puts a space before each text": spec.add_dummy_prefix,
+        "it collapses runs of spaces": spec.remove_extra_whitespaces,
+        "it does not mark spaces": not spec.escape_whitespaces,
         "it has a denormalizer": bool(model.proto.denormalizer_spec.precompiled_charsmap),
     }
-    return [what for what, present in found.items() if present]
+    return [description for description, present in found.items() if present]
 
 
 def _yes(value: bool) -> str:

@@ -1,4 +1,4 @@
-"""What `train` writes beside a model: `training.json`, and the digests of the texts in its sample."""
+"""Files that `train` writes beside a model: `training.json`, and the digests of the texts in its sample."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ DIGESTS_NAME = "sample.digests"
 
 
 def record_of(model: bytes, samples: Sequence[SourceSample], **more: object) -> dict[str, Any]:
-    """The content of `training.json`: the same training, the same values, so no times in it."""
+    """The content of `training.json`. Deterministic, so without timestamps."""
     import sentencepiece
 
     return {
@@ -29,7 +29,7 @@ def record_of(model: bytes, samples: Sequence[SourceSample], **more: object) -> 
 
 
 def record_files(record: Mapping[str, Any], samples: Sequence[SourceSample]) -> dict[str, bytes]:
-    """Names and contents of the two files."""
+    """Contents of the two files by name."""
     return {
         DIGESTS_NAME: b"".join(sorted(_digests(samples))),
         RECORD_NAME: (json.dumps(record, indent=1) + "\n").encode(),
@@ -37,9 +37,9 @@ def record_files(record: Mapping[str, Any], samples: Sequence[SourceSample]) -> 
 
 
 def read_record(model: Path, sha256: str) -> tuple[dict[str, Any] | None, set[bytes]]:
-    """The record beside a model file, and its digests; None and none where there is no record of this model.
+    """The record beside a model file and its digests; (None, empty set) if there is no record of this model.
 
-    Raises DataError where the two files do not fit each other.
+    Raises DataError if the files cannot be read or do not match each other.
     """
     record_path, digests_path = model.parent / RECORD_NAME, model.parent / DIGESTS_NAME
     try:
@@ -53,14 +53,15 @@ def read_record(model: Path, sha256: str) -> tuple[dict[str, Any] | None, set[by
         return None, set()
     if len(data) != DIGEST_BYTES * record["sample_digests"]:
         raise DataError(
-            f"{digests_path}: {len(data)} bytes, and {RECORD_NAME} counts {record['sample_digests']} texts",
-            hint="copy the folder again, or take both files away to report without them",
+            f"{digests_path}: has {len(data)} bytes, but {RECORD_NAME} counts {record['sample_digests']} texts of "
+            f"{DIGEST_BYTES} bytes",
+            hint="copy the folder again, or delete both files to report without them",
         )
     return record, {data[i : i + DIGEST_BYTES] for i in range(0, len(data), DIGEST_BYTES)}
 
 
 def describe_record(record: Mapping[str, Any]) -> dict[str, object]:
-    """What a reader of a report wants to know of it."""
+    """The part of the record that a report shows."""
     settings = record["settings"]
     return {
         **{f"sample of {name}": describe_sample(source) for name, source in record["sources"].items()},
@@ -73,7 +74,7 @@ def describe_record(record: Mapping[str, Any]) -> dict[str, object]:
 
 
 def describe_sample(source: Mapping[str, Any]) -> str:
-    """How much was taken of a source, and from how much of it."""
+    """Amounts sampled and read from a source, in one sentence."""
     read = "all of it" if source["whole"] else f"from {source['tasks_read']:,} of {source['tasks']:,} places"
     return (
         f"{source['bytes'] / 1e6:,.1f} MB, {source['documents']:,} documents; "

@@ -1,14 +1,14 @@
-"""Which documents of a corpus a tokenizer is trained on, and which are held out to report on.
+"""Sampling documents of a corpus to train a tokenizer on, and documents held out to report on.
 
-1. A source (`NAME=PATH…`) has a budget of bytes: given, or its part of the rest in proportion to the sources' sizes.
-2. Small tasks of the source are read in an order that a hash shuffles, a stretch of each, until READ_FACTOR times the
-   budget was read: some 64 places all over a large source, the whole of a small one.
-3. Each document gets a hash of seed, source, task and its number there. Those with the smallest hashes are the sample, up
-   to the budget; the next ones are held out. Memory holds these two and no more.
-4. A held-out document whose text is also in the sample is left out, and counted.
+1. Each source (`NAME=PATH…`) has a budget of bytes: given, or a share of the rest in proportion to the source's size.
+2. Small tasks of the source are read in a hash-shuffled order, one stretch of each, until READ_FACTOR times the budget was
+   read: about 64 places spread over a large source, all of a small one.
+3. Each document gets a hash of seed, source, task and its index in the task. The documents with the smallest hashes are
+   the sample, up to the budget; the next ones are held out. Only these are in memory.
+4. A held-out document whose text is also in the sample is dropped and counted.
 
-So the sample depends on the corpus, the budgets and the seed, and not on where the corpus lies. Only the beginning of a
-compressed file is read where the file holds more than a stretch: it cannot be entered in its middle.
+The sample depends on the corpus, the budgets and the seed, not on the corpus's location. Of a compressed file longer than
+a stretch only the beginning is read: it cannot be read from its middle.
 """
 
 import heapq
@@ -20,7 +20,7 @@ from tokenizer.corpus.readers import Document, ReadOptions, Task, read_part
 from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import Problems
 from tokenizer.corpus.task_plan import plan_tasks
-from tokenizer.models.splitting import cut_hard
+from tokenizer.models.splitting import split_hard
 from tokenizer.training.budget import Budget, SampleSource
 
 CHUNK_CHARACTERS = 4096
@@ -31,14 +31,14 @@ PLACES = 64
 SMALLEST_TASK_BYTES = 4 << 20
 DIGEST_BYTES = 8
 
-Progress = Callable[[str, int, int], None]  # what is being done, bytes done, and about how many there are (0: unknown)
+Progress = Callable[[str, int, int], None]  # description of the step, bytes done, estimated bytes in total (0: unknown)
 
 
 @dataclass
 class SourceSample:
-    """What was drawn from a source: chunks to train on, whole documents held out, and how much was read for it.
+    """The sample of a source: chunks to train on, complete documents held out, and amounts read.
 
-    `digests` are of the texts of all sampled documents; `whole` says whether everything was read.
+    `digests` has a digest of each sampled document's text; `whole` is true if all of the source was read.
     """
 
     name: str
@@ -66,11 +66,11 @@ def draw_samples(
     max_bad_documents: int,
     progress: Progress | None = None,
 ) -> list[SourceSample]:
-    """A sample of each source, with up to `held_out_bytes` held out of each.
+    """Draw a sample of each source, and hold out up to `held_out_bytes` of each.
 
-    Raises DataError for what cannot be planned or read, and above `max_bad_documents`.
+    Raises DataError if a source cannot be planned or read, or has more than `max_bad_documents` bad documents.
     """
-    # Smaller tasks than for encoding: a stretch of each of PLACES tasks then suffices, and lies all over a source.
+    # Smaller tasks than for encoding, so that a stretch from each of PLACES tasks covers the source evenly.
     stretch = READ_FACTOR * (budget.total + held_out_bytes) // PLACES
     small = min(max(stretch, SMALLEST_TASK_BYTES), options.task_bytes)
     options = replace(options, task_bytes=small)
@@ -108,16 +108,16 @@ def sample_source(
     max_bad_documents: int,
     progress: Progress | None = None,
 ) -> SourceSample:
-    """Draw `budget` bytes of text, and `held_out_bytes` more. Same tasks and seed, same documents.
+    """Draw `budget` bytes of text, and `held_out_bytes` more. The same tasks and seed give the same documents.
 
     Raises DataError above `max_bad_documents`.
     """
     sample = SourceSample(name, budget, tasks=len(tasks))
-    drawn = _Smallest(budget + held_out_bytes)
+    drawn = _SmallestHashes(budget + held_out_bytes)
     to_read = READ_FACTOR * (budget + held_out_bytes)
     expected = min(to_read, sum(task.text_bytes for task in tasks))
     stretch = to_read // min(max(len(tasks), 1), PLACES)
-    # (task, how many of its entries were read before)
+    # (task, number of its entries already read)
     waiting = [(number, 0) for number in sorted(range(len(tasks)), key=lambda n: _hash(seed, name, n))]
     begun: set[int] = set()
     while waiting and sample.bytes_read < to_read:
@@ -139,7 +139,7 @@ def sample_source(
             if progress is not None:
                 progress(f"reading {name}", sample.bytes_read, expected)
             if read >= stretch:
-                # Another turn comes if all tasks had theirs and did not suffice.
+                # Read on from here if one stretch of every task is not enough.
                 waiting.append((number, entries))
                 break
     sample.tasks_read, sample.whole = len(begun), not waiting
@@ -147,26 +147,26 @@ def sample_source(
     return sample
 
 
-def without_duplicates(samples: Sequence[SourceSample]) -> int:
-    """Take from each `held_out` the documents whose text is in one of the samples; returns how many."""
+def drop_held_out_duplicates(samples: Sequence[SourceSample]) -> int:
+    """Drop held-out documents whose text is in any sample; returns their number."""
     known = set().union(*(sample.digests for sample in samples))
     return sum(drop_known(sample.held_out, known) for sample in samples)
 
 
 def drop_known(texts: list[str], known: set[bytes]) -> int:
-    """Take the texts with a digest in `known` out of `texts`; returns how many."""
+    """Drop texts whose digest is in `known`, in place; returns their number."""
     before = len(texts)
     texts[:] = [text for text in texts if digest(text) not in known]
     return before - len(texts)
 
 
 def digest(text: str) -> bytes:
-    """The first DIGEST_BYTES bytes of a text's sha256."""
+    """The first DIGEST_BYTES bytes of a text's SHA-256."""
     return sha256(text.encode()).digest()[:DIGEST_BYTES]
 
 
-class _Smallest:
-    """The documents with the smallest hashes that together reach `limit` bytes, whatever the order they come in."""
+class _SmallestHashes:
+    """The documents with the smallest hashes that together reach `limit` bytes, independent of insertion order."""
 
     def __init__(self, limit: int) -> None:
         self._limit, self._bytes = limit, 0
@@ -179,7 +179,7 @@ class _Smallest:
             self._bytes -= heapq.heappop(self._heap)[1]
 
     def in_order(self) -> list[tuple[int, str]]:
-        """(bytes, text) by rising hash."""
+        """(bytes, text) by ascending hash."""
         return [(size, text) for _, size, text in sorted(self._heap, key=lambda entry: -entry[0])]
 
 
@@ -190,9 +190,9 @@ def _entries(task: Task, options: ReadOptions) -> Iterator[tuple[str, Document |
 
 
 def _divide(documents: Sequence[tuple[int, str]], sample: SourceSample, held_out_bytes: int) -> None:
-    """The first documents to the sample, up to its budget, the others held out.
+    """Put the first documents into the sample, up to its budget, and hold out the others.
 
-    Where there is more text than budget, the last document of the sample is cut, and its rest is in neither.
+    The last document is truncated at the budget; its rest is in neither part.
     """
     total = sum(size for size, _ in documents)
     kept_back = min(held_out_bytes, int(total * HELD_OUT_SHARE))
@@ -203,7 +203,7 @@ def _divide(documents: Sequence[tuple[int, str]], sample: SourceSample, held_out
             continue
         sample.documents += 1
         sample.digests.add(digest(text))
-        for chunk in cut_hard(text, CHUNK_CHARACTERS):
+        for chunk in split_hard(text, CHUNK_CHARACTERS):
             if sample.bytes >= sample.budget:
                 break
             sample.chunks.append(chunk)
@@ -211,5 +211,5 @@ def _divide(documents: Sequence[tuple[int, str]], sample: SourceSample, held_out
 
 
 def _hash(*parts: object) -> int:
-    """64 bits that depend on all parts, the same on every machine."""
+    """64-bit hash of all parts, the same on every machine (unlike `hash`)."""
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=8).digest(), "big")

@@ -1,15 +1,15 @@
 """Training a SentencePiece model on a sample of a corpus.
 
-1. `sample.py` draws text from each source, in chunks of about 4 kB cut before a space where possible, so that no
-   sentence is over the trainer's limit (it drops those silently) and no word is cut.
+1. `sample.py` draws text from each source, in chunks of about 4 kB that end before a space if possible, so that no
+   sentence exceeds the trainer's limit (it drops those silently) and no word is split.
 2. SentencePiece trains on the chunks in memory.
-3. The model is written beside `training.json` (how it was made) and `sample.digests` (of the texts it was made of, so that
-   a later report can tell what it has seen).
+3. The model is written with `training.json` (settings and sample sizes) and `sample.digests` (of the sampled texts, so that
+   a later report can exclude them).
 
-What we found in SentencePiece 0.2.3: `sentence_iterator` keeps newlines inside a sentence, so pieces such as ":\\n" and
-runs of spaces are learned, but strips newlines at a sentence's end, which costs each chunk at most the newline before a
-cut. A sentence that holds U+2585 (its sign for an unknown character) is dropped whole: chunks are cut there, and the
-character itself, which can be no piece, is counted.
+Observed in SentencePiece 0.2.3: `sentence_iterator` keeps newlines inside a sentence, so pieces such as ":\\n" and runs of
+spaces are learned, but it strips newlines at a sentence's end, at most one per chunk. It drops a sentence that contains
+U+2585, its mark for an unknown character: chunks are split there, and the character, which cannot become a piece, is
+counted.
 """
 
 import io
@@ -28,16 +28,16 @@ from tokenizer.corpus.rejection_log import Problems
 from tokenizer.corpus.task_plan import refuse_output_inside
 from tokenizer.training.budget import Budget, SampleSource
 from tokenizer.training.record import record_files, record_of
-from tokenizer.training.sample import CHUNK_CHARACTERS, Progress, SourceSample, draw_samples, without_duplicates
+from tokenizer.training.sample import CHUNK_CHARACTERS, Progress, SourceSample, draw_samples, drop_held_out_duplicates
 
 MODEL_NAME = "tokenizer.model"
 SAMPLE_BYTES = 100_000_000
 HELD_OUT_BYTES = 2_000_000
 CONTROL_SYMBOLS = ("<|im_start|>", "<|im_end|>", *(f"<|reserved_{i}|>" for i in range(6)))
 CHARACTER_COVERAGE = 0.9995
-UNKNOWN_SIGN = "\u2585"
+UNKNOWN_MARK = "\u2585"
 
-# Lossless, and exportable id for id. Control symbols are never found in a text (user_defined_symbols would be).
+# Lossless, and exportable with the same ids.
 SETTINGS: dict[str, Any] = {
     "model_type": "bpe",
     "byte_fallback": True,
@@ -54,21 +54,22 @@ SETTINGS: dict[str, Any] = {
     "bos_piece": "<s>",
     "eos_piece": "</s>",
     "pad_piece": "<pad>",
+    # Never matched in a text, unlike user_defined_symbols.
     "control_symbols": list(CONTROL_SYMBOLS),
-    # The rarest 0.05 % of the characters fall back to bytes: each would take a piece that is hardly ever used.
+    # The rarest 0.05 % of the characters fall back to bytes: each would take up a piece that is hardly ever used.
     "character_coverage": CHARACTER_COVERAGE,
     # Bytes; a chunk has at most 2 * CHUNK_CHARACTERS characters of at most 4 bytes.
     "max_sentence_length": 8 * CHUNK_CHARACTERS,
-    # Pieces and scores were the same with 1, 2 and 16 threads, but the number is stored in the model: fixed, so that
-    # its sha256 does not depend on the machine.
+    # Fixed, because it is stored in the model: its SHA-256 must not depend on the machine. The number has no effect on
+    # pieces and scores (same with 1, 2 and 16 threads).
     "num_threads": 16,
 }
 
 
 class Training(NamedTuple):
-    """A trained model: its file, what `training.json` says, what was held out, and what it took.
+    """A trained model: its file, the content of `training.json`, the samples, and the cost.
 
-    `peak_bytes` is the largest memory of this process so far, reading and training together.
+    `peak_bytes` is the peak memory of this process so far, sampling and training together.
     """
 
     path: Path
@@ -95,17 +96,17 @@ def train_tokenizer(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Training:
-    """Train on `sample_bytes` of `sources` and write OUTPUT/tokenizer.model. Same arguments, same bytes.
+    """Train on `sample_bytes` of `sources` and write OUTPUT/tokenizer.model. Deterministic, byte for byte.
 
-    `source_bytes` sets the budget of single sources; `control_symbols` are reserved after the usual ones;
-    `character_coverage` is the share of the sample's characters that get a piece. Raises DataError for an unusable corpus,
-    a model that is already there, and a vocab_size that the sample does not allow.
+    `source_bytes` sets the budget of single sources; `control_symbols` are added to CONTROL_SYMBOLS; `character_coverage`
+    is the share of the sample's characters that get a piece. Raises DataError for an unusable corpus, an existing model
+    without `overwrite`, and a vocab_size that the sample does not allow.
     """
     path = output / MODEL_NAME
     if path.exists() and not overwrite:
         raise DataError(f"{path}: exists already", hint="choose another --output, or replace it with --overwrite")
     if output.exists() and not output.is_dir():
-        raise DataError(f"{output}: the output must be a folder, and this is a file")
+        raise DataError(f"{output}: is a file, and the output must be a folder", hint="choose another --output")
     symbols = check_control_symbols(control_symbols)
     refuse_output_inside([path for source in sources for path in source.inputs], output)
     started = time.monotonic()
@@ -120,7 +121,7 @@ def train_tokenizer(
         max_bad_documents=max_bad_documents,
         progress=progress,
     )
-    duplicates = without_duplicates(samples)
+    duplicates = drop_held_out_duplicates(samples)
     if not any(sample.chunks for sample in samples):
         raise DataError(
             f"no text to train on in {', '.join(path for source in sources for path in source.inputs)}{problems.summary()}"
@@ -138,7 +139,7 @@ def train_tokenizer(
         settings={**SETTINGS, **changes, "vocab_size": vocab_size},
         seed=seed,
         sentences=sentences.count,
-        unknown_signs_left_out=sentences.signs,
+        unknown_signs_left_out=sentences.unknown_marks,
         held_out_duplicates=duplicates,
         skipped=problems.counts,
     )
@@ -147,47 +148,46 @@ def train_tokenizer(
 
 
 class Sentences:
-    """The chunks of all samples as SentencePiece takes them, each cut where it holds UNKNOWN_SIGN; counts what it gave.
+    """Iterates over the chunks of all samples, split at UNKNOWN_MARK; counts sentences and marks.
 
-    Handed over one by one from memory: an exception inside the iterator would surface as an "INTERNAL" error of the C++
-    side.
+    Iterates from memory only: SentencePiece reports an exception inside the iterator as an "INTERNAL" C++ error.
     """
 
     def __init__(self, samples: Sequence[SourceSample]) -> None:
         self._samples = samples
-        self.count = self.signs = 0
+        self.count = self.unknown_marks = 0
 
     def __iter__(self) -> Iterator[str]:
         for sample in self._samples:
             for chunk in sample.chunks:
-                parts = chunk.split(UNKNOWN_SIGN)
-                self.signs += len(parts) - 1
-                # A part of line breaks alone is empty to SentencePiece, which strips them.
+                parts = chunk.split(UNKNOWN_MARK)
+                self.unknown_marks += len(parts) - 1
+                # SentencePiece strips line breaks, so a part of nothing else is empty.
                 kept = [part for part in parts if part.strip("\r\n")]
                 self.count += len(kept)
                 yield from kept
 
 
 def check_control_symbols(added: Sequence[str]) -> list[str]:
-    """CONTROL_SYMBOLS and those that are `added`. Raises DataError for one that could not be told from text, or comes twice."""
+    """CONTROL_SYMBOLS and `added`. Raises DataError for a symbol that is too like text, or a duplicate."""
     symbols = list(CONTROL_SYMBOLS)
     taken = {SETTINGS[f"{name}_piece"] for name in ("unk", "bos", "eos", "pad")}
     for symbol in added:
         if len(symbol) < 2 or not symbol.isprintable() or any(char.isspace() for char in symbol):
             raise DataError(
-                f"the control symbol {symbol!a} has a space, an unprintable character, or a single one",
-                hint="for example <|tool|>",
+                f"control symbol {symbol!a}: must have two characters or more, all printable, and no space",
+                hint="for example --control-symbol '<|tool|>'",
             )
         if symbol in taken or symbol in symbols or re.fullmatch("<0x[0-9A-F]{2}>", symbol):
-            raise DataError(f"the control symbol {symbol} is there already", hint="name each new one once")
+            raise DataError(f"control symbol {symbol}: exists already", hint="give each new symbol once")
         symbols.append(symbol)
     return symbols
 
 
 def train_model(sentences: Iterable[str], vocab_size: int, changes: Mapping[str, Any] | None = None) -> bytes:
-    """A serialized SentencePiece model of `vocab_size` pieces; `changes` of SETTINGS.
+    """Train a SentencePiece model of `vocab_size` pieces with SETTINGS and `changes` to them; returns its bytes.
 
-    Raises DataError where `sentences` allow fewer pieces.
+    Raises DataError if `vocab_size` is too large or too small for `sentences`.
     """
     import sentencepiece
 
@@ -201,21 +201,21 @@ def train_model(sentences: Iterable[str], vocab_size: int, changes: Mapping[str,
             **{**SETTINGS, **(changes or {})},
         )
     except RuntimeError as error:
-        raise _explain(str(error), vocab_size) from None
+        raise _training_error(str(error), vocab_size) from None
     return written.getvalue()
 
 
-def _explain(message: str, vocab_size: int) -> DataError:
-    """What to tell the user for an error of SentencePiece's trainer."""
+def _training_error(message: str, vocab_size: int) -> DataError:
+    """The error to raise for a message of SentencePiece's trainer."""
     if match := re.search(r"Vocabulary size too high .*<= (\d+)", message):
         return DataError(
-            f"vocab_size={vocab_size} is more than this corpus allows: at most {match[1]} pieces can be made of it",
-            hint="train on more text, or ask for a smaller vocabulary",
+            f"vocab_size={vocab_size} is more than this corpus allows: at most {match[1]} pieces",
+            hint=f"train on more text, or use --vocab-size {match[1]} or less",
         )
     if match := re.search(r"smaller than required_chars\. \d+ vs (\d+)", message):
         return DataError(
-            f"vocab_size={vocab_size} is too small: bytes, special symbols and characters alone take {match[1]}",
-            hint=f"ask for clearly more than {match[1]}",
+            f"vocab_size={vocab_size} is too small: bytes, special symbols and characters alone take {match[1]} pieces",
+            hint=f"use a --vocab-size well above {match[1]}",
         )
     return DataError(f"SentencePiece cannot train vocab_size={vocab_size} on this corpus: {message}")
 
@@ -226,7 +226,7 @@ def _peak_bytes() -> int:
 
 
 def _publish(folder: Path, files: dict[str, bytes]) -> None:
-    """Write `files` to `folder`, in this order; each is complete or absent. Raises DataError."""
+    """Write `files` to `folder` in this order; each is replaced atomically. Raises DataError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in files.items():

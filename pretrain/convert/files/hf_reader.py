@@ -22,7 +22,7 @@ from pretrain.convert.files.tokenizer_files import find_tokenizer
 from pretrain.convert.files.weight_files import expected_shapes, stored_shape
 from pretrain.errors import DataError
 from pretrain.storage.safetensors import DTYPES
-from tokenizer.models.base import BESIDE, FALLBACK, SENTENCEPIECE_MODEL, TOKENIZER_JSON
+from tokenizer.models.base import COMPANION_FILES, FALLBACK_FILES, SENTENCEPIECE_MODEL, TOKENIZER_JSON
 
 NAMES_LISTED = 5
 
@@ -59,7 +59,7 @@ class HfSource:
     @property
     def tokenizer(self) -> Path | None:
         """The file to load it from; None where the directory has none. Raises DataError for one that cannot be used."""
-        for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL, *BESIDE, *FALLBACK):
+        for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL, *COMPANION_FILES, *FALLBACK_FILES):
             if (self.directory / name).is_file():
                 inside(self.directory, name)  # they are copied: a link would publish what it points to
         if not any((self.directory / name).is_file() for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL)):

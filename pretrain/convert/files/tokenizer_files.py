@@ -12,22 +12,21 @@ from pathlib import Path
 
 from pretrain.errors import DataError, PretrainError
 from tokenizer.models.base import (
-    BESIDE,
+    COMPANION_FILES,
     SENTENCEPIECE_MODEL,
     TOKENIZER_JSON,
     Tokenizer,
     is_tokenizer_json,
-    load_sentencepiece,
-    load_tokenizer,
     read_tokenizer,
 )
-from tokenizer.models.hf_json import HFTokenizer, guarded
-from tokenizer.models.round_trip import losses
+from tokenizer.models.hf_json import HFTokenizer, wrap_library_errors
+from tokenizer.models.open_tokenizer import load_tokenizer
+from tokenizer.models.round_trip import round_trip_losses
+from tokenizer.models.sentencepiece import load_sentencepiece, read_proto
 from tokenizer.models.sentencepiece_to_hf import (
     SpecialTokens,
     build_tokenizer,
     incompatibilities,
-    read_model,
     refuse_unless_exportable,
     write_tokenizer,
 )
@@ -44,7 +43,7 @@ def check_tokenizer(model_file: Path, vocab_size: int) -> None:
     if is_tokenizer_json(model_file):
         tokens = load_tokenizer(model_file).vocab_size()
     else:
-        model = read_model(model_file)
+        model = read_proto(model_file)
         refuse_unless_exportable(model, str(model_file))
         tokens = len(model.pieces)
     if tokens > vocab_size:
@@ -60,14 +59,14 @@ def write_tokenizer_files(model_file: Path, folder: Path, *, max_tokens: int) ->
     if not is_tokenizer_json(model_file):
         return write_tokenizer(model_file, folder, max_tokens=max_tokens)
     codec, files = _json_codec(model_file), read_tokenizer(model_file)
-    ids = {**({"bos": codec.bos_id()} if codec.bos_id() >= 0 else {}), **codec.named}
-    special = {name: (token, str(codec.tokenizer.id_to_token(token))) for name, token in ids.items()}
+    ids = {**({"bos": codec.bos_id()} if codec.bos_id() >= 0 else {}), **codec.special_ids}
+    special = {name: (token, str(codec.backend.id_to_token(token))) for name, token in ids.items()}
     if "tokenizer_config.json" not in files:
         # Without one, transformers takes the class of the model's family, which makes a tokenizer of its own.
         names = {f"{name}_token": spelling for name, (_, spelling) in special.items()}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "model_max_length": max_tokens}
         files["tokenizer_config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
-    for name in (TOKENIZER_JSON, *BESIDE):
+    for name in (TOKENIZER_JSON, *COMPANION_FILES):
         if name in files:
             (folder / name).write_bytes(files[name])
     return SpecialTokens(special.get("unk"), special.get("bos"), special["eos"], special.get("pad"))
@@ -76,8 +75,8 @@ def write_tokenizer_files(model_file: Path, folder: Path, *, max_tokens: int) ->
 def control_symbols(model_file: Path) -> list[str]:
     """Spellings of all special tokens, in the order of the ids. Raises as `check_tokenizer`."""
     if is_tokenizer_json(model_file):
-        return list(_json_codec(model_file).special.values())
-    return control_pieces(read_model(model_file))
+        return list(_json_codec(model_file).special_tokens.values())
+    return control_pieces(read_proto(model_file))
 
 
 def find_tokenizer(hf_dir: Path) -> Path:
@@ -97,21 +96,21 @@ def find_tokenizer(hf_dir: Path) -> Path:
             f"{hf_dir}: holds neither {TOKENIZER_JSON} nor {SENTENCEPIECE_MODEL}",
             hint="transformers makes one of older files: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
-    refuse_unless_exportable(read_model(model_file), str(model_file))
+    refuse_unless_exportable(read_proto(model_file), str(model_file))
     load_sentencepiece(model_file.read_bytes(), str(model_file))
     return model_file
 
 
 def tokenizer_notes(model_file: Path) -> list[str]:
     """What texts lose on their way through the ids of a tokenizer.json, a sentence each; none for an exportable model."""
-    return losses(_json_codec(model_file)) if is_tokenizer_json(model_file) else []
+    return round_trip_losses(_json_codec(model_file)) if is_tokenizer_json(model_file) else []
 
 
 def _is_made_of(definition: Path, model_file: Path) -> bool:
     """Whether the tokenizer.json is what we write for this model."""
     try:
-        with guarded(str(definition)):
-            model = read_model(model_file)
+        with wrap_library_errors(str(definition)):
+            model = read_proto(model_file)
             if incompatibilities(model):
                 return False
             ours = build_tokenizer(model)

@@ -29,7 +29,7 @@ from pretrain.convert.gguf.gguf_tokenizer import add_tokenizer_keys
 from pretrain.errors import DataError, ExportError, UserError
 from pretrain.storage.files import move_into_place, sync
 from tokenizer.models.base import is_tokenizer_json
-from tokenizer.models.sentencepiece_to_hf import read_model
+from tokenizer.models.sentencepiece import read_proto
 
 # Names of `gguf.GGMLQuantizationType` and `gguf.LlamaFileType`.
 TYPES = {"f16": ("F16", "MOSTLY_F16"), "bf16": ("BF16", "MOSTLY_BF16"), "q8_0": ("Q8_0", "MOSTLY_Q8_0")}
@@ -103,7 +103,7 @@ def export_gguf(
         writer.add_file_type(gguf.LlamaFileType[TYPES[dtype][1]])
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_model_keys(writer, model, seq_len, gguf)
-        add_tokenizer_keys(writer, read_model(model_file), model.vocab_size, gguf)
+        add_tokenizer_keys(writer, read_proto(model_file), model.vocab_size, gguf)
         _write_tensors(writer, rows, source, dtype, gguf)
         prove_by_reading(file, rows, source, model_file, gguf)
         proof = prove_with_llama_cpp(file, source, model_file, dtype)

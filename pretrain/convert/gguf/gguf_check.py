@@ -25,7 +25,7 @@ from pretrain.convert.gguf.llama_cpp import LlamaCppError, ask_llama_cpp, llama_
 from pretrain.convert.verify.logits import proof_tokens
 from pretrain.convert.weight_sources import load_decoder
 from pretrain.errors import ExportError
-from tokenizer.models.sentencepiece_to_hf import read_model
+from tokenizer.models.sentencepiece import read_proto
 from tokenizer.models.stress_texts import stress_texts
 
 # Root mean square of the differences of logits over that of the logits. Measured: 3e-7, 1e-3, 8e-3 and 3e-2 on fresh
@@ -62,7 +62,7 @@ def prove_by_reading(file: Path, rows: Sequence[Row], source: WeightSource, mode
         if tuple(int(size) for size in reversed(tensor.shape)) != row.shape:
             raise ExportError(f"{row.name} of {file.name} has the shape {tensor.shape.tolist()}")
         _check_values(row, tensor, source, gguf)
-    pieces = [piece.piece for piece in read_model(model_file).pieces]
+    pieces = [piece.piece for piece in read_proto(model_file).pieces]
     if reader.get_field("tokenizer.ggml.tokens").contents()[: len(pieces)] != pieces:
         raise ExportError(f"the tokens of {file.name} are not the pieces of {model_file}")
 
@@ -72,7 +72,7 @@ def prove_with_llama_cpp(file: Path, source: WeightSource, model_file: Path, dty
     interpreter = llama_cpp_interpreter()
     if interpreter is None:
         return None
-    texts = without_names(stress_texts(), read_model(model_file))
+    texts = without_names(stress_texts(), read_proto(model_file))
     tokens_BT = proof_tokens(source, model_file)[:, : source.config.data.seq_len]
     try:
         logits, ids = ask_llama_cpp(interpreter, file, token_rows=tokens_BT.tolist(), texts=texts)

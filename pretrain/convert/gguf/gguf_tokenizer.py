@@ -11,7 +11,8 @@ SentencePiece the pieces. `without_names` leaves such texts out; the ids of all 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from tokenizer.models.sentencepiece_to_hf import BYTE, CONTROL, NORMAL, UNKNOWN, special_tokens
+from tokenizer.models.sentencepiece import BYTE, CONTROL, NORMAL, UNKNOWN
+from tokenizer.models.sentencepiece_to_hf import special_tokens
 
 if TYPE_CHECKING:
     from sentencepiece.sentencepiece_model_pb2 import ModelProto  # type: ignore[attr-defined]

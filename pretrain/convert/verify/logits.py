@@ -28,7 +28,7 @@ from pretrain.errors import ExportError
 from pretrain.model.decoder import Decoder
 from pretrain.model.positions import sinusoidal
 from pretrain.storage.safetensors import Entry, read_header, read_tensor
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 from tokenizer.models.stress_texts import CODE, SCRIPTS
 
 LOGIT_BOUND = 1e-5

@@ -17,16 +17,10 @@ from typing import Any
 from pretrain.convert.files.tokenizer_files import control_symbols
 from pretrain.convert.verify.transformers_library import quiet_transformers
 from pretrain.errors import ExportError
-from tokenizer.models.base import (
-    TOKENIZER_JSON,
-    is_tokenizer_json,
-    load_sentencepiece,
-    load_tokenizer,
-    read_object,
-    read_tokenizer,
-    special_token,
-)
-from tokenizer.models.hf_json import NAMED, HFTokenizer
+from tokenizer.models.base import TOKENIZER_JSON, is_tokenizer_json, read_object, read_tokenizer, special_token
+from tokenizer.models.hf_json import SPECIAL_NAMES, HFTokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
+from tokenizer.models.sentencepiece import load_sentencepiece
 from tokenizer.models.stress_texts import stress_texts
 
 FAILURES_LISTED = 3
@@ -115,7 +109,7 @@ def _compare_model(
 ) -> tuple[int, list[str]]:
     """How many tokens were compared, and what differs from SentencePiece: in transformers, and in our own loader."""
     processor = load_sentencepiece(model_file.read_bytes(), str(model_file))
-    expected = {name: getattr(processor, f"{name}_id")() for name in NAMED}
+    expected = {name: getattr(processor, f"{name}_id")() for name in SPECIAL_NAMES}
     _check_special_ids(theirs, expected, "SentencePiece's")
     ours = load_tokenizer(folder / TOKENIZER_JSON)
     tokens, failures = 0, []
@@ -149,8 +143,10 @@ def _compare_definition(theirs: Any, model_file: Path, texts: list[str]) -> tupl
     codec = load_tokenizer(model_file)
     assert isinstance(codec, HFTokenizer)
     files = read_tokenizer(model_file)
-    spelt = {name for name in NAMED if isinstance(special_token(files, name, str(model_file)), str)}
-    _check_special_ids(theirs, {name: codec.named[name] for name in NAMED if name in spelt}, "those of the run")
+    spelt = {name for name in SPECIAL_NAMES if isinstance(special_token(files, name, str(model_file)), str)}
+    _check_special_ids(
+        theirs, {name: codec.special_ids[name] for name in SPECIAL_NAMES if name in spelt}, "those of the run"
+    )
     before, after = _framing(theirs, codec)
     tokens, failures = 0, []
     for text in texts:
@@ -171,16 +167,16 @@ def _compare_definition(theirs: Any, model_file: Path, texts: list[str]) -> tupl
 
 def _with_symbols(codec: HFTokenizer, text: str) -> list[int]:
     """Ids where special tokens that are spelt in the text are matched, as chat templates need it."""
-    codec.tokenizer.encode_special_tokens = False
+    codec.backend.encode_special_tokens = False
     try:
         return codec.encode(text)
     finally:
-        codec.tokenizer.encode_special_tokens = True
+        codec.backend.encode_special_tokens = True
 
 
 def _framing(theirs: Any, codec: HFTokenizer) -> tuple[list[int], list[int]]:
     """What theirs puts before and behind each text; where it is the template's, it is none of our business."""
-    ids, own, inner = theirs("a").input_ids, codec.tokenizer.encode("a").ids, codec.encode("a")
+    ids, own, inner = theirs("a").input_ids, codec.backend.encode("a").ids, codec.encode("a")
     if ids == own:
         for start in range(len(own) - len(inner) + 1):
             if own[start : start + len(inner)] == inner:

@@ -29,7 +29,7 @@ from tokenizer.encoding.foreign.framing import Reading, check_reading, document_
 from tokenizer.encoding.foreign.id_arrays import SUFFIXES
 from tokenizer.encoding.foreign.tars import check_output, find_tars
 from tokenizer.encoding.foreign.text_bytes import bytes_of_ids
-from tokenizer.models.sentencepiece import tokenizer_sha256
+from tokenizer.models.base import tokenizer_sha256
 
 UNKNOWN = "unknown"
 UNKNOWN_TOKENIZER = "0" * 64

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pretrain.errors import DataError
-from tokenizer.models.base import SPACE_MARK, is_tokenizer_json, load_tokenizer
+from tokenizer.models.base import SPACE_MARK, is_tokenizer_json
+from tokenizer.models.open_tokenizer import load_tokenizer
 from tokenizer.models.sentencepiece import load_sentencepiece_model
 
 if TYPE_CHECKING:
@@ -51,12 +52,12 @@ def _size_in_model(model: SentencePieceProcessor) -> Callable[[int], int]:
 
 
 def _size_in_definition(codec: HFTokenizer) -> Callable[[int], int]:
-    added = codec.tokenizer.get_added_tokens_decoder()
-    decoder = _types(codec.definition.get("decoder"))
+    added = codec.backend.get_added_tokens_decoder()
+    decoder = _types(codec.tokenizer_json.get("decoder"))
 
     def size(token: int) -> int:
-        spelling = codec.tokenizer.id_to_token(token)
-        if spelling is None or token in codec.special:
+        spelling = codec.backend.id_to_token(token)
+        if spelling is None or token in codec.special_tokens:
             return 0
         if token in added:
             return len(added[token].content.encode())

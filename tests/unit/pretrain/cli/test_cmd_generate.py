@@ -23,7 +23,7 @@ from pretrain.model.logits_fn import decoder_logits
 from tests.support.processes import ENVIRONMENT
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import MemorySource, decoder_of, memory_source, small_model
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 
 @pytest.fixture(scope="module")

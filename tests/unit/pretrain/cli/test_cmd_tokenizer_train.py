@@ -85,7 +85,7 @@ def test_a_report_leaves_out_what_the_model_was_trained_on(
     sampled = json.loads((folder / "training.json").read_text())["sources"]["ru"]["documents"]
     # The last document of a sample may be cut; it counts as seen.
     assert report["sources"][0]["documents"] == 60 - sampled
-    assert f"the same text: {sampled} documents" in report["notes"][0]
+    assert f"Excluded {sampled} documents that the model was trained on" in report["notes"][0]
     assert (tmp_path / "report.html").exists()
 
 
@@ -100,7 +100,9 @@ def test_a_report_on_a_model_without_a_record_says_that_it_cannot_know(
     result = run("report", model, "--input", corpus / "code")
     report = json.loads((tmp_path / "report.json").read_text())
     assert result.exit_code == 0 and report["sources"][0]["documents"] == 12
-    assert "It is not known which texts" in report["notes"][0] and report["notes"][0] in result.output
+    assert (
+        "texts that the model was trained on are unknown" in report["notes"][0] and report["notes"][0] in result.output
+    )
 
 
 def test_digests_that_do_not_fit_the_record_are_refused(
@@ -109,7 +111,7 @@ def test_digests_that_do_not_fit_the_record_are_refused(
     for path in trained[0].iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
     (tmp_path / "sample.digests").write_bytes(b"12345678")
-    with pytest.raises(DataError, match=r"8 bytes, and training\.json counts"):
+    with pytest.raises(DataError, match=r"has 8 bytes, but training\.json counts"):
         run("report", tmp_path / "tokenizer.model", "--input", corpus / "code", "--overwrite")
 
 
@@ -134,16 +136,16 @@ def test_inspect_shows_facts_checks_and_pieces_with_their_ids(trained: tuple[Pat
     assert pieces in result.output
     assert f"{len(ids)} tokens, 9 bytes" in result.output
     assert pieces in run("inspect", model, "-", stdin="import os").output
-    with pytest.raises(DataError, match="standard input is no UTF-8"):
+    with pytest.raises(DataError, match="standard input is not UTF-8"):
         run("inspect", model, "-", stdin=b"\xff\xfe")
 
 
 def test_options_that_are_wrong_are_refused_before_anything_is_read(corpus: Path, tmp_path: Path) -> None:
     base = ("train", "--input", corpus / "code", "--vocab-size", 400, "--output", tmp_path / "m")
     for options, message in (
-        (("--sample-bytes", "many"), "is no number of bytes"),
+        (("--sample-bytes", "many"), "is not a number of bytes"),
         (("--source-bytes", "ru=1MB"), "there is no source 'ru'"),
-        (("--control-symbol", "a b"), "the control symbol"),
+        (("--control-symbol", "a b"), "control symbol"),
     ):
         with pytest.raises(DataError, match=message):
             run(*base, *options)

@@ -11,7 +11,8 @@ from pretrain.errors import UserError
 from pretrain.generation.detokenize import Continuation, TextStream
 from pretrain.generation.prompts import encode_prompt
 from tests.support.tokenizers import sentencepiece_model_fixture, train_sentencepiece  # noqa: F401
-from tokenizer.models.base import Tokenizer, load_tokenizer
+from tokenizer.models.base import Tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 MIXED = st.lists(
     st.one_of(st.text(max_size=6), st.sampled_from(["def f(x):", " return", "漢字", "😀", "é", "\n", "  ", "\ufffd"])),

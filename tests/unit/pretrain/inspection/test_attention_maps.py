@@ -12,7 +12,7 @@ from pretrain.inspection.attention_maps import attention_maps, capture, figures
 from pretrain.inspection.token_labels import pieces, seen
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
-from tokenizer.models.base import load_tokenizer
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 MODELS: list[dict[str, Any]] = [
     {},

@@ -28,7 +28,8 @@ from tokenizer.encoding import encode_task as tasks
 from tokenizer.encoding.encode_options import describe
 from tokenizer.encoding.run import Run, encode_corpus
 from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, Watch
-from tokenizer.models.sentencepiece import load_sentencepiece_model, tokenizer_sha256
+from tokenizer.models.base import tokenizer_sha256
+from tokenizer.models.sentencepiece import load_sentencepiece_model
 from tokenizer.training.train_bpe import SETTINGS, train_model
 
 BLOCK = 64

@@ -24,8 +24,8 @@ from tokenizer.encoding.foreign.framing import Reading
 from tokenizer.encoding.foreign.text_bytes import bytes_of_ids
 from tokenizer.encoding.run import encode_corpus
 from tokenizer.encoding.shuffle import ShuffleWindow
-from tokenizer.models.base import load_tokenizer
-from tokenizer.models.sentencepiece import tokenizer_sha256
+from tokenizer.models.base import tokenizer_sha256
+from tokenizer.models.open_tokenizer import load_tokenizer
 
 BLOCK = 64
 
@@ -137,7 +137,7 @@ def test_encode_says_once_what_is_lost_and_why(kinds: dict[str, Path], corpus: P
     result = run("encode", "--tokenizer", kinds["qwen"], "--input", corpus, "--output", tmp_path / "a", "--workers", 2)
     assert result.exit_code == 0
     assert result.stderr.count("some texts do not come back") == 1
-    assert "as two characters does not come back: 'e\\u0301' as '\\xe9'; its normalizer is NFC" in result.stderr
+    assert "as two characters is not restored: 'e\\u0301' becomes '\\xe9'; its normalizer is NFC" in result.stderr
     result = run("encode", "--tokenizer", kinds["gpt2"], "--input", corpus, "--output", tmp_path / "b", "--workers", 1)
     assert result.stderr == ""
 
@@ -150,7 +150,7 @@ def test_encode_says_once_what_is_lost_and_why(kinds: dict[str, Path], corpus: P
         (
             "qwen",
             [
-                "of 1,023 nasty texts come back changed, the first: ",
+                "of 1,023 stress texts change; the first: ",
                 "normalizer NFC",
                 "other added tokens <think> </think>",
                 "special ids unk none bos none eos 900 pad 900",
@@ -184,11 +184,11 @@ def test_what_a_file_ignores_of_its_own_is_said(kinds: dict[str, Path], tmp_path
     tokenizer.enable_truncation(4)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
-    assert "not used" in run("inspect", tmp_path / "tokenizer.json").stdout
+    assert "ignored" in run("inspect", tmp_path / "tokenizer.json").stdout
 
 
 def test_a_report_is_of_sentencepiece_models_only(kinds: dict[str, Path], corpus: Path) -> None:
-    with pytest.raises(DataError, match=r"describes SentencePiece models\n.*tokenizer inspect"):
+    with pytest.raises(DataError, match=r"reports cover SentencePiece models only\n.*tokenizer inspect"):
         run("report", kinds["gpt2"], "--input", corpus)
 
 

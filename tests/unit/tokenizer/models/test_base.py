@@ -16,10 +16,11 @@ from tests.support.tokenizers import (
     sentencepiece_model_fixture,  # noqa: F401
     source_chunks,
 )
-from tokenizer.models import base as codec
-from tokenizer.models.base import load_tokenizer, read_tokenizer, tokenizer_from_files
+from tokenizer.models import base
+from tokenizer.models.base import read_tokenizer
 from tokenizer.models.hf_json import HFTokenizer
-from tokenizer.models.round_trip import describe_part, losses
+from tokenizer.models.open_tokenizer import load_tokenizer, tokenizer_from_files
+from tokenizer.models.round_trip import describe_part, round_trip_losses
 from tokenizer.models.stress_texts import stress_texts
 
 
@@ -57,7 +58,7 @@ def test_special_ids_are_those_that_the_files_name(
     assert (found.bos_id(), found.eos_id(), found.pad_id(), found.vocab_size()) == (bos, eos, pad, size)
 
 
-def test_a_sentencepiece_model_is_a_codec(sentencepiece_model: Path) -> None:
+def test_a_sentencepiece_model_is_a_tokenizer(sentencepiece_model: Path) -> None:
     found = load_tokenizer(sentencepiece_model)
     assert (found.bos_id(), found.eos_id(), found.pad_id(), found.vocab_size()) == (1, 2, 3, 1_009)
     assert found.decode(found.encode("a <s> b")) == "a <s> b"
@@ -67,15 +68,15 @@ def test_a_sentencepiece_model_is_a_codec(sentencepiece_model: Path) -> None:
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "llama2"])
 def test_texts_come_back_from_their_ids(name: str, kinds: dict[str, Path]) -> None:
     found = opened(kinds[name])
-    for text in [*stress_texts(list(found.special.values())), *source_chunks(20_000)]:
+    for text in [*stress_texts(list(found.special_tokens.values())), *source_chunks(20_000)]:
         assert found.decode(found.encode(text)) in (text, text.replace("▁", " "))
-    assert losses(found) == []
+    assert round_trip_losses(found) == []
 
 
 @pytest.mark.parametrize("name", KINDS)
 def test_ids_are_the_library_s_own_where_no_special_token_is_spelt(name: str, kinds: dict[str, Path]) -> None:
     found, plain = opened(kinds[name]), Tokenizer.from_file(str(kinds[name]))
-    spellings = list(found.special.values())
+    spellings = list(found.special_tokens.values())
     texts = [text for text in stress_texts(spellings) if not any(spelling in text for spelling in spellings)]
     assert len(texts) > 880
     for text in texts:
@@ -86,11 +87,11 @@ def test_ids_are_the_library_s_own_where_no_special_token_is_spelt(name: str, ki
 def test_special_tokens_that_a_text_spells_stay_text(name: str, kinds: dict[str, Path]) -> None:
     found = opened(kinds[name])
     generator = random.Random(1)
-    spellings = list(found.special.values())
+    spellings = list(found.special_tokens.values())
     for _ in range(300):
         text = "".join(generator.choice((*spellings, " ", "\n", "a", "the ", "<", "|>")) for _ in range(8))
         ids = found.encode(text)
-        assert not set(ids) & set(found.special)
+        assert not set(ids) & set(found.special_tokens)
         assert found.decode(ids) == text
 
 
@@ -106,13 +107,13 @@ def test_words_that_are_one_token_and_not_special_stay_one(kinds: dict[str, Path
     found = opened(kinds["qwen"])
     (think,) = found.encode("<think>")
     assert found.encode("a<think>b") == [*found.encode("a"), think, *found.encode("b")]
-    assert found.decode([think]) == "<think>" and think not in found.special
+    assert found.decode([think]) == "<think>" and think not in found.special_tokens
 
 
 def test_a_normalizer_is_named_with_what_it_changes(kinds: dict[str, Path]) -> None:
-    lost = losses(opened(kinds["qwen"]))
-    assert lost == [
-        r"a letter and its accent as two characters does not come back: 'e\u0301' as '\xe9'",
+    losses = round_trip_losses(opened(kinds["qwen"]))
+    assert losses == [
+        r"a letter and its accent as two characters is not restored: 'e\u0301' becomes '\xe9'",
         "its normalizer is NFC",
     ]
     sequence = {"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Prepend", "prepend": "\x1b["}]}
@@ -148,11 +149,11 @@ def test_the_end_of_a_document_is_the_first_that_is_named(
     for name, value in files.items():
         (tmp_path / name).write_text(json.dumps(value))
     if eos is None:
-        with pytest.raises(DataError, match=r"which token ends a document\n.*hint: \"eos_token\""):
+        with pytest.raises(DataError, match=r"names the token that ends a document\n.*hint: add \"eos_token\""):
             load_tokenizer(path)
         return
     found = opened(path)
-    assert found.eos_id() == (eos if isinstance(eos, int) else found.tokenizer.token_to_id(eos))
+    assert found.eos_id() == (eos if isinstance(eos, int) else found.backend.token_to_id(eos))
     kept = read_tokenizer(path)
     assert set(kept) == {"tokenizer.json"} | {
         name for name in files if isinstance(eos, str) or kept_for_ids(name, files)
@@ -219,9 +220,9 @@ def test_an_end_that_a_text_can_spell_is_refused(kinds: dict[str, Path], tmp_pat
 
 def bad(kinds: dict[str, Path], folder: Path, damage: str) -> Path:
     path = copy(kinds["gpt2"], folder)
-    definition = json.loads(path.read_text())
+    tokenizer_json = json.loads(path.read_text())
     if damage == "random":
-        definition["model"]["dropout"] = 0.1
+        tokenizer_json["model"]["dropout"] = 0.1
     elif damage == "no such end":
         edit(folder / "tokenizer_config.json", eos_token="<|nothing|>")
     elif damage == "end is a number":
@@ -235,27 +236,27 @@ def bad(kinds: dict[str, Path], folder: Path, damage: str) -> Path:
     elif damage == "config no object":
         (folder / "tokenizer_config.json").write_text("[]")
     elif damage == "two of one id":
-        definition["model"]["vocab"]["zzz"] = 5
+        tokenizer_json["model"]["vocab"]["zzz"] = 5
     elif damage == "added token elsewhere":
-        definition["added_tokens"][0]["id"] = 5_000
+        tokenizer_json["added_tokens"][0]["id"] = 5_000
     elif damage == "merge of nothing":
-        definition["model"]["merges"].append(["zz", "yy"])
+        tokenizer_json["model"]["merges"].append(["zz", "yy"])
     elif damage == "huge id":
-        definition["model"]["vocab"]["zzz"] = 2**32 - 1
-        definition["added_tokens"][0]["id"] = 901
+        tokenizer_json["model"]["vocab"]["zzz"] = 2**32 - 1
+        tokenizer_json["added_tokens"][0]["id"] = 901
     elif damage == "broken pattern":
-        definition["pre_tokenizer"] = {
+        tokenizer_json["pre_tokenizer"] = {
             "type": "Split",
             "pattern": {"Regex": "(("},
             "behavior": "Isolated",
             "invert": False,
         }
     elif damage == "unknown model":
-        definition["model"]["type"] = "Magic"
+        tokenizer_json["model"]["type"] = "Magic"
     elif damage == "empty":
-        definition["model"].update(vocab={}, merges=[])
-        definition["added_tokens"] = []
-    path.write_text(json.dumps(definition))
+        tokenizer_json["model"].update(vocab={}, merges=[])
+        tokenizer_json["added_tokens"] = []
+    path.write_text(json.dumps(tokenizer_json))
     return path
 
 
@@ -264,14 +265,14 @@ def bad(kinds: dict[str, Path], folder: Path, damage: str) -> Path:
     [
         ("random", "dropout=0.1"),
         ("no such end", r"eos token is '<\|nothing\|>', which is not in its vocabulary"),
-        ("end is a number", "tokenizer_config.json has eos_token=7, which is no token"),
+        ("end is a number", "tokenizer_config.json has eos_token=7, which is not a token"),
         ("end is text", "config.json has eos_token_id=x"),
         ("end outside", "eos token is 1000000000, which is not in"),
         ("config no object", "tokenizer_config.json: not a JSON object"),
-        ("two of one id", "gives one id to several tokens"),
-        ("added token elsewhere", "is 5000, and the library gives it the id 900"),
+        ("two of one id", "several tokens share one id"),
+        ("added token elsewhere", "the id 5000, but the library loads it as 900"),
         ("merge of nothing", "not a tokenizer.json: .*out of vocabulary"),
-        ("huge id", "has the id 4294967295, and ids must be below"),
+        ("huge id", "has the id 4294967295; ids must be below"),
         ("broken pattern", "not a tokenizer.json"),
         ("unknown model", "not a tokenizer.json"),
         ("empty", "empty vocabulary"),
@@ -319,9 +320,9 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_a_file_without_an_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "LARGEST_BYTES", 1_000)
+    monkeypatch.setattr(base, "LARGEST_BYTES", 1_000)
     (tmp_path / "tokenizer.model").write_bytes(bytes(1_001))
-    with pytest.raises(DataError, match="is longer than 1000 bytes"):
+    with pytest.raises(DataError, match="larger than 1000 bytes"):
         load_tokenizer(tmp_path / "tokenizer.model")
 
 

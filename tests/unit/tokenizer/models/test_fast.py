@@ -20,9 +20,7 @@ from tests.support.tokenizers import (
 )
 from tokenizer.models import fast
 from tokenizer.models.fast import GigatokenEncoder, TextEncoder, WordEncoder, load_encoder
-from tokenizer.models.probe_texts import probe_texts
-from tokenizer.models.sentencepiece import load_sentencepiece_model, read_proto
-from tokenizer.models.splitting import cut, words
+from tokenizer.models.sentencepiece import load_sentencepiece_model, proto_of
 from tokenizer.models.stress_texts import stress_texts
 
 NORMAL, UNUSED = 1, 5
@@ -49,7 +47,7 @@ ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 
 def changed(path: Path, change: Callable[[Any], None]) -> bytes:
     """The model at `path` as bytes, its `ModelProto` changed."""
-    proto = read_proto(load_sentencepiece_model(path))
+    proto = proto_of(load_sentencepiece_model(path))
     change(proto)
     return bytes(proto.SerializeToString())
 
@@ -81,7 +79,7 @@ def wide_model_fixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def wide_fixture(request: pytest.FixtureRequest, wide_model: Path) -> TextEncoder:
     """Either encoder with that model."""
     model = load_sentencepiece_model(wide_model)
-    encode = WordEncoder(model) if request.param is WordEncoder else GigatokenEncoder(read_proto(model))
+    encode = WordEncoder(model) if request.param is WordEncoder else GigatokenEncoder(proto_of(model))
     return TextEncoder(model, "", "", encode)
 
 
@@ -93,13 +91,13 @@ def test_a_model_of_ours_is_encoded_by_gigatoken(encoder: TextEncoder) -> None:
 
 @pytest.mark.parametrize("text", ["", "a", "def f(x):\n    return  x", "\u2581", "\0", "漢字 é 😀"])
 def test_ids_are_a_row_of_int32_whatever_encodes(encoder: TextEncoder, text: str) -> None:
-    for encode in (encoder.encode, WordEncoder(encoder.model), fast._whole(encoder.model)):
+    for encode in (encoder.encode, WordEncoder(encoder.model), fast._encode_whole(encoder.model)):
         ids = encode(text)
         assert (ids.dtype, ids.ndim) == (np.int32, 1)
         assert ids.tolist() == encoder.model.encode(text)
 
 
-def test_ids_equal_on_every_nasty_string(wide: TextEncoder) -> None:
+def test_ids_equal_on_every_stress_text(wide: TextEncoder) -> None:
     texts = stress_texts(SYMBOLS)
     assert len(texts) > 832
     assert differing(wide, texts) == []
@@ -179,10 +177,10 @@ def test_other_models_that_gigatoken_encodes_are_encoded_exactly(tmp_path: Path,
 @pytest.mark.parametrize(
     ("changes", "name", "note"),
     [
-        ({"model_type": "unigram"}, "SentencePiece, whole texts", "it is no BPE model"),
-        ({"model_type": "char", "vocab_size": 400}, "SentencePiece, whole texts", "it is no BPE model"),
-        ({"add_dummy_prefix": True}, "SentencePiece, whole texts", "spaces in its own way"),
-        ({"remove_extra_whitespaces": True}, "SentencePiece, whole texts", "spaces in its own way"),
+        ({"model_type": "unigram"}, "SentencePiece, whole texts", "it is not a BPE model"),
+        ({"model_type": "char", "vocab_size": 400}, "SentencePiece, whole texts", "it is not a BPE model"),
+        ({"add_dummy_prefix": True}, "SentencePiece, whole texts", "it adds, removes or does not mark spaces"),
+        ({"remove_extra_whitespaces": True}, "SentencePiece, whole texts", "it adds, removes or does not mark spaces"),
         ({"normalization_rule_name": "nmt_nfkc"}, "SentencePiece, whole texts", "it normalizes text (nmt_nfkc)"),
         ({"normalization_rule_name": "nfkc"}, "SentencePiece, whole texts", "it normalizes text (nfkc)"),
         ({"treat_whitespace_as_suffix": True}, "SentencePiece, whole texts", "spaces end a word"),
@@ -217,7 +215,7 @@ def one_like_a_byte(proto: Any) -> None:
 @pytest.mark.parametrize(
     ("change", "note"),
     [
-        (two_of_one_score, "has the score of another"),
+        (two_of_one_score, "shares its score with another"),
         (one_unused, "user-defined or unused"),
         (one_like_a_byte, "'<0x0a>' looks like a byte"),
     ],
@@ -259,28 +257,28 @@ def test_the_path_and_the_bytes_of_a_model_give_the_same(sentencepiece_model: Pa
 def test_a_difference_is_found_when_the_model_is_loaded(
     sentencepiece_model: Path, monkeypatch: pytest.MonkeyPatch, right: str, wrong: str
 ) -> None:
-    definition = fast.tokenizer_json
+    original = fast.gigatoken_json
 
     def broken(proto: Any) -> str:
-        text = definition(proto)
+        text = original(proto)
         assert text.count(right) == 1
         return text.replace(right, wrong)
 
-    monkeypatch.setattr(fast, "tokenizer_json", broken)
+    monkeypatch.setattr(fast, "gigatoken_json", broken)
     encoder = load_encoder(sentencepiece_model)
     assert encoder.name == "SentencePiece, word by word"
-    assert "gigatoken gives other ids than SentencePiece for" in encoder.note
+    assert "gigatoken and SentencePiece give different ids for" in encoder.note
     assert differing(encoder, stress_texts(SYMBOLS, mixes=50)) == []
 
 
 def test_each_merge_that_is_missing_is_found(sentencepiece_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = load_sentencepiece_model(sentencepiece_model)
-    proto = read_proto(model)
+    proto = proto_of(model)
     for number in range(3, len(normal_pieces(proto)), 40):
-        less = read_proto(model)
-        # As a control symbol it is no part of the definition.
+        less = proto_of(model)
+        # As a control symbol it is no part of the tokenizer.json.
         normal_pieces(less)[number].type = 3
-        assert fast.difference(GigatokenEncoder(less), model, proto), normal_pieces(proto)[number].piece
+        assert fast.first_difference(GigatokenEncoder(less), model, proto), normal_pieces(proto)[number].piece
 
 
 def test_another_release_of_gigatoken_is_not_trusted(
@@ -289,7 +287,7 @@ def test_another_release_of_gigatoken_is_not_trusted(
     monkeypatch.setattr(fast, "version", lambda package: "0.11.0")
     encoder = load_encoder(sentencepiece_model)
     assert encoder.name == "SentencePiece, word by word"
-    assert encoder.note == "gigatoken 0.11.0 is installed, and only 0.10.x was compared with SentencePiece"
+    assert encoder.note == "gigatoken 0.11.0 is installed; only 0.10.x was compared with SentencePiece"
 
 
 def test_without_gigatoken_sentencepiece_does_it_and_says_what_is_missing(
@@ -308,7 +306,7 @@ def test_a_lone_surrogate_is_an_error_and_never_other_text(encoder: TextEncoder,
     encodes = {
         "gigatoken": encoder.encode,
         "word by word": WordEncoder(encoder.model),
-        "whole": fast._whole(encoder.model),
+        "whole": fast._encode_whole(encoder.model),
     }
     with pytest.raises((UnicodeEncodeError, RuntimeError)):
         encodes[kind]("a \ud800 b")
@@ -319,31 +317,31 @@ def test_gigatoken_is_loaded_anew_before_it_has_seen_too_much(
 ) -> None:
     loads = []
     load = GigatokenEncoder._load
-    monkeypatch.setattr(fast, "REMEMBERED_BYTES", 100)
+    monkeypatch.setattr(fast, "GIGATOKEN_RELOAD_BYTES", 100)
     monkeypatch.setattr(GigatokenEncoder, "_load", lambda self: (loads.append(1), load(self)))
-    encode = GigatokenEncoder(read_proto(encoder.model))
+    encode = GigatokenEncoder(proto_of(encoder.model))
     for text, expected in [("a" * 101, 1), ("é" * 25, 2), ("b" * 50, 2), ("c", 3), ("d" * 500, 4), ("e", 5), ("", 5)]:
         assert encode(text).tolist() == encoder.model.encode(text)
         assert len(loads) == expected, text
 
 
 def test_the_words_that_are_remembered_are_few_and_short(encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fast, "REMEMBERED_WORDS", 5)
+    monkeypatch.setattr(fast, "CACHED_WORDS", 5)
     encode = WordEncoder(encoder.model)
     text = " ".join(f"word{i % 13} {'long' * 9}" for i in range(200))
     assert encode(text).tolist() == encode(text).tolist() == encoder.model.encode(text)
     assert 0 < len(encode) <= 5
-    assert max(map(len, encode)) <= fast.LONGEST_REMEMBERED
+    assert max(map(len, encode)) <= fast.LONGEST_CACHED_WORD
 
 
 MEMORY = """
 import random, sys
 from pathlib import Path
 from tokenizer.models import fast
-from tokenizer.models.sentencepiece import load_tokenizer, read_proto
+from tokenizer.models.sentencepiece import load_sentencepiece_model, proto_of
 
-fast.REMEMBERED_BYTES = int(sys.argv[2])
-encode = fast.GigatokenEncoder(read_proto(load_tokenizer(Path(sys.argv[1]))))
+fast.GIGATOKEN_RELOAD_BYTES = int(sys.argv[2])
+encode = fast.GigatokenEncoder(proto_of(load_sentencepiece_model(Path(sys.argv[1]))))
 random.seed(0)
 
 def kilobytes(name):
@@ -371,9 +369,9 @@ THREADS = """
 import os, sys
 from pathlib import Path
 from tokenizer.models.fast import load_encoder
-from tokenizer.models.sentencepiece import load_tokenizer
+from tokenizer.models.sentencepiece import load_sentencepiece_model
 
-load_tokenizer(Path(sys.argv[1])).encode("a")
+load_sentencepiece_model(Path(sys.argv[1])).encode("a")
 before = len(os.listdir("/proc/self/task"))
 encoder = load_encoder(Path(sys.argv[1]))
 encoder.encode("the same words again and again " * 100_000)
@@ -399,25 +397,3 @@ def test_a_spawned_process_loads_its_own_and_gives_the_same(sentencepiece_model:
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         name, ids = pool.submit(_encode_in_worker, sentencepiece_model, "def f(x): <s>").result(timeout=120)
     assert (name, ids) == (encoder.name, encoder.model.encode("def f(x): <s>"))
-
-
-@given(ANY_TEXT | st.text(alphabet="ab \n\u2581漢", max_size=200))
-@example("a\u2581 b \u2581  c\u2581\u2581 \u2581d ")
-def test_words_are_the_parts_of_a_cut_and_an_empty_one(text: str) -> None:
-    assert words(text) == [part for part in cut(text, 1) if part] + [""]
-
-
-def test_the_words_of_a_long_text_cost_one_pass(encoder: TextEncoder) -> None:
-    # Backtracking over these would take hours.
-    for unit in (" ", "\u2581", "\u2581 ", "a\u2581 ", "a", "a\u2581"):
-        text = unit * 300_000
-        assert "".join(words(text)) == text
-
-
-def test_probe_texts_are_the_same_each_time_and_spell_the_symbols() -> None:
-    texts = probe_texts(["\u2581the", "a", "b\n"], ["<s>"], chains=50)
-    assert texts == probe_texts(["\u2581the", "a", "b\n"], ["<s>"], chains=50)
-    assert "<s>" in texts
-    assert sum(set(text) <= set(" theab\n") for text in texts) >= 50
-    for text in texts:
-        text.encode()

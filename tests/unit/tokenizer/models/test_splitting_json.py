@@ -1,4 +1,4 @@
-"""Cutting a long text keeps the ids of a tokenizer.json, or is not done."""
+"""Splitting a long text keeps the ids of a tokenizer.json, or is not done."""
 
 import json
 import random
@@ -10,10 +10,10 @@ import pytest
 
 from tests.support.json_tokenizers import KINDS, QWEN_SPLIT, SPLIT, edit
 from tests.support.tokenizers import source_chunks
-from tokenizer.models.base import load_tokenizer
 from tokenizer.models.fast import load_encoder
 from tokenizer.models.hf_json import HFTokenizer
-from tokenizer.models.splitting_json import PATTERNS, can_cut, cut_at_words
+from tokenizer.models.open_tokenizer import load_tokenizer
+from tokenizer.models.splitting_json import PATTERNS, can_split, split_at_words
 from tokenizer.models.stress_texts import stress_texts
 
 
@@ -31,10 +31,10 @@ def opened(path: Path) -> HFTokenizer:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama3", "qwen"])
 def test_parts_have_the_ids_of_the_whole(name: str, kinds: dict[str, Path]) -> None:
-    codec, generator = opened(kinds[name]), random.Random(3)
-    assert can_cut(codec)
+    tokenizer, generator = opened(kinds[name]), random.Random(3)
+    assert can_split(tokenizer)
     pieces = [
-        *stress_texts(list(codec.special.values()), mixes=0),
+        *stress_texts(list(tokenizer.special_tokens.values()), mixes=0),
         "a ",
         " b",
         "c\u0301 \u0301d",
@@ -45,24 +45,24 @@ def test_parts_have_the_ids_of_the_whole(name: str, kinds: dict[str, Path]) -> N
     texts = [
         "".join(generator.choice(pieces) + generator.choice(("", " ", "a ")) for _ in range(30)) for _ in range(400)
     ]
-    cut = 0
+    splits = 0
     for text in [*texts, *source_chunks(60_000)]:
-        parts = cut_at_words(text, 1)
+        parts = split_at_words(text, 1)
         assert "".join(parts) == text
-        cut += len(parts) - 1
-        assert [token for part in parts for token in codec.encode(part)] == codec.encode(text), repr(text)
-    assert cut > 5_000
+        splits += len(parts) - 1
+        assert [token for part in parts for token in tokenizer.encode(part)] == tokenizer.encode(text), repr(text)
+    assert splits > 5_000
 
 
-def test_the_encoder_cuts_and_joins(kinds: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_encoder_splits_and_joins(kinds: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     text, sizes, whole = "".join(source_chunks(40_000)), [], HFTokenizer.encode
 
-    def counted(codec: HFTokenizer, part: str) -> list[int]:
+    def counted(tokenizer: HFTokenizer, part: str) -> list[int]:
         sizes.append(len(part))
-        return whole(codec, part)
+        return whole(tokenizer, part)
 
     encoder = load_encoder(kinds["llama3"])
-    monkeypatch.setattr(cut_at_words, "__defaults__", (1_000,))
+    monkeypatch.setattr(split_at_words, "__defaults__", (1_000,))
     monkeypatch.setattr(HFTokenizer, "encode", counted)
     ids = encoder.encode(text)
     assert len(sizes) > 30 and max(sizes) < 1_200
@@ -71,8 +71,8 @@ def test_the_encoder_cuts_and_joins(kinds: dict[str, Path], monkeypatch: pytest.
 
 
 def test_a_text_without_such_a_place_stays_whole() -> None:
-    assert cut_at_words("漢字 " * 50, 10) == ["漢字 " * 50]
-    assert cut_at_words("ab cd ef", 3) == ["ab cd", " ef"]
+    assert split_at_words("漢字 " * 50, 10) == ["漢字 " * 50]
+    assert split_at_words("ab cd ef", 3) == ["ab cd", " ef"]
 
 
 def test_the_patterns_are_those_in_the_field() -> None:
@@ -95,25 +95,25 @@ def test_the_patterns_are_those_in_the_field() -> None:
     ],
     ids=str,
 )
-def test_nothing_is_cut_where_it_might_matter(changes: dict[str, Any], kinds: dict[str, Path], tmp_path: Path) -> None:
+def test_nothing_is_split_if_ids_might_change(changes: dict[str, Any], kinds: dict[str, Path], tmp_path: Path) -> None:
     for file in kinds["qwen"].parent.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     path = tmp_path / "tokenizer.json"
-    definition = json.loads(path.read_text())
+    tokenizer_json = json.loads(path.read_text())
     if "added" in changes:
-        definition["added_tokens"][-1] |= changes["added"]
-        changes = {"added_tokens": definition["added_tokens"]}
+        tokenizer_json["added_tokens"][-1] |= changes["added"]
+        changes = {"added_tokens": tokenizer_json["added_tokens"]}
     elif isinstance(changes.get("pre_tokenizer"), str):
-        split = definition["pre_tokenizer"]["pretokenizers"][0]
+        split = tokenizer_json["pre_tokenizer"]["pretokenizers"][0]
         if changes["pre_tokenizer"] == "another pattern":
             split["pattern"]["Regex"] = split["pattern"]["Regex"].replace("{L}+|", "{L}+ ?|", 1)
         else:
             split["behavior"] = "MergedWithNext"
-        changes = {"pre_tokenizer": definition["pre_tokenizer"]}
+        changes = {"pre_tokenizer": tokenizer_json["pre_tokenizer"]}
     edit(path, **changes)
-    assert not can_cut(opened(path))
+    assert not can_split(opened(path))
     assert "whole texts" in load_encoder(path).name
 
 
-def test_llama_2_puts_a_space_before_each_text_and_is_not_cut(kinds: dict[str, Path]) -> None:
-    assert not can_cut(opened(kinds["llama2"]))
+def test_llama_2_puts_a_space_before_each_text_and_is_not_split(kinds: dict[str, Path]) -> None:
+    assert not can_split(opened(kinds["llama2"]))

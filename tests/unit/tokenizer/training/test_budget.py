@@ -26,7 +26,9 @@ def test_a_name_begins_a_source(arguments: str, sources: dict[str, tuple[str, ..
 def test_a_folder_that_reads_as_a_named_source_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "lang=de").mkdir()
-    with pytest.raises(DataError, match=r"also reads as the source lang of de\n  hint: write ./lang=de"):
+    with pytest.raises(
+        DataError, match=r"is ambiguous: a file or folder, or the source lang at de\n  hint: write ./lang=de"
+    ):
         parse_sources(["lang=de"])
     assert parse_sources(["./lang=de"]) == [SampleSource("corpus", ("./lang=de",))]
     with pytest.raises(DataError, match="no path follows the name"):
@@ -41,7 +43,7 @@ def test_what_is_not_given_is_shared_by_size() -> None:
 
 
 def test_a_budget_that_leaves_nothing_and_one_for_nobody_are_refused() -> None:
-    with pytest.raises(DataError, match="takes 1,000 of 1,000 bytes, and nothing is left for b, c"):
+    with pytest.raises(DataError, match="takes 1,000 of 1,000 bytes, and leaves nothing for b, c"):
         Budget(1_000, {"a": 1_000}).divide({"a": 1, "b": 1, "c": 1})
     with pytest.raises(DataError, match="there is no source 'd', only a, b"):
         Budget(1_000, {"d": 1}).divide({"a": 1, "b": 1})
@@ -65,7 +67,7 @@ def test_sizes(text: str, size: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "0", "-1", "MB", "1e6", "1 apple", "10mb", "0.1", "nan", "1.5.2"])
 def test_what_is_no_size_is_refused(text: str) -> None:
-    with pytest.raises(DataError, match="is no number of bytes"):
+    with pytest.raises(DataError, match="is not a number of bytes"):
         parse_size(text)
 
 

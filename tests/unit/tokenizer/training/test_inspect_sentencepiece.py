@@ -3,21 +3,20 @@ from typing import Any
 
 import pytest
 
-from pretrain.cli.main import export_reasons, stress_texts
 from pretrain.errors import DataError
 from tests.support.tokenizers import train_sentencepiece
+from tokenizer.models.sentencepiece import read_proto
+from tokenizer.models.sentencepiece_to_hf import incompatibilities
 from tokenizer.training.inspect_sentencepiece import (
     Check,
-    Checks,
     facts,
+    measure_round_trip,
     open_model,
     pieces_of,
-    round_trip,
     run_checks,
     visible,
 )
 
-CHECKS = Checks(stress_texts, export_reasons)
 TEXTS = ["the cat sat on the mat, of the, in the, on the"] * 50
 
 
@@ -26,13 +25,13 @@ def trained(path: Path, **changes: Any) -> Path:
 
 
 def checks_of(path: Path) -> dict[str, Check]:
-    return {check.name: check for check in run_checks(open_model(path), CHECKS)}
+    return {check.name: check for check in run_checks(open_model(path))}
 
 
 def test_a_model_of_ours_passes_every_check(tmp_path: Path) -> None:
     checks = checks_of(trained(tmp_path / "m.model"))
     assert [name for name, check in checks.items() if not check.passed] == []
-    assert "nasty texts come back as they were" in checks["lossless"].detail
+    assert "stress texts are restored exactly" in checks["lossless"].detail
 
 
 @pytest.mark.parametrize(
@@ -41,23 +40,23 @@ def test_a_model_of_ours_passes_every_check(tmp_path: Path) -> None:
         ({"byte_fallback": False}, {"byte fallback", "lossless", "exports to Hugging Face"}, "256 of 256 bytes"),
         (
             {"normalization_rule_name": "nmt_nfkc"},
-            {"text as it is", "lossless", "words can be cut", "exports to Hugging Face"},
+            {"text as it is", "lossless", "word by word", "exports to Hugging Face"},
             "normalization nmt_nfkc rewrites characters",
         ),
         (
             {"add_dummy_prefix": True},
-            {"text as it is", "words can be cut", "exports to Hugging Face"},
-            "a space is put before each text",
+            {"text as it is", "word by word", "exports to Hugging Face"},
+            "it puts a space before each text",
         ),
         (
             {"remove_extra_whitespaces": True},
-            {"text as it is", "lossless", "words can be cut", "exports to Hugging Face"},
-            "runs of spaces are shortened",
+            {"text as it is", "lossless", "word by word", "exports to Hugging Face"},
+            "it collapses runs of spaces",
         ),
         ({"eos_id": -1}, {"bos and eos", "exports to Hugging Face"}, "eos -1"),
         ({"pad_id": -1}, {"pad differs from eos", "exports to Hugging Face"}, "there is no pad id"),
         ({"user_defined_symbols": ["<x>"]}, {"text stays text", "exports to Hugging Face"}, "gets its id: <x>"),
-        ({"model_type": "unigram"}, {"words can be cut", "exports to Hugging Face"}, "it is no BPE model"),
+        ({"model_type": "unigram"}, {"word by word", "exports to Hugging Face"}, "it is not a BPE model"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else None,
 )
@@ -71,8 +70,9 @@ def test_each_check_can_fail_and_says_why(
 
 def test_the_reason_against_an_export_is_the_one_of_the_export(tmp_path: Path) -> None:
     path = trained(tmp_path / "m.model", model_type="unigram", add_dummy_prefix=True)
-    assert checks_of(path)["exports to Hugging Face"].detail == "; ".join(export_reasons(path))
-    assert "only bpe has merges" in export_reasons(path)[0]
+    reasons = incompatibilities(read_proto(path))
+    assert checks_of(path)["exports to Hugging Face"].detail == "; ".join(reasons)
+    assert "only bpe has merges" in reasons[0]
 
 
 def test_facts_are_read_from_the_model_itself(tmp_path: Path) -> None:
@@ -92,10 +92,10 @@ def test_pieces_are_those_of_the_ids(tmp_path: Path) -> None:
 
 
 def test_the_round_trip_knows_the_sign_of_a_space_from_a_loss(tmp_path: Path) -> None:
-    trip = round_trip(open_model(trained(tmp_path / "m.model")), ["a", "a▁b", "▁", " "])
+    trip = measure_round_trip(open_model(trained(tmp_path / "m.model")), ["a", "a▁b", "▁", " "])
     assert (trip.texts, trip.space_marks, trip.failures) == (4, 2, [])
     changing = open_model(trained(tmp_path / "n.model", remove_extra_whitespaces=True))
-    assert round_trip(changing, ["a", "the  cat "]).failures == [("the  cat ", "the cat")]
+    assert measure_round_trip(changing, ["a", "the  cat "]).failures == [("the  cat ", "the cat")]
 
 
 def test_nothing_that_a_terminal_would_obey_is_shown() -> None:

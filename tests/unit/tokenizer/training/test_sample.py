@@ -10,7 +10,7 @@ from tokenizer.corpus.readers import ReadOptions
 from tokenizer.corpus.rejection_log import Problems
 from tokenizer.training import sample
 from tokenizer.training.budget import Budget, SampleSource
-from tokenizer.training.sample import SourceSample, draw_samples, without_duplicates
+from tokenizer.training.sample import SourceSample, draw_samples, drop_held_out_duplicates
 
 
 def write_jsonl(path: Path, numbers: Sequence[int]) -> Path:
@@ -136,7 +136,7 @@ def test_held_out_documents_whose_text_is_in_a_sample_are_left_out_and_counted(t
     other = write_jsonl(tmp_path / "b.jsonl", range(50))
     drawn = draw(total=200_000, held_out=100_000, first=path, second=other)
     before = sum(len(part.held_out) for part in drawn)
-    dropped = without_duplicates(drawn)
+    dropped = drop_held_out_duplicates(drawn)
     sampled = {chunk for part in drawn for chunk in part.chunks}
     assert dropped > 0 and dropped == before - sum(len(part.held_out) for part in drawn)
     assert not any(text in sampled for part in drawn for text in part.held_out)

@@ -43,7 +43,8 @@ from tokenizer.encoding.foreign import framing as foreign_documents
 from tokenizer.encoding.foreign.framing import Reading, document_lengths, frame, read_documents
 from tokenizer.encoding.foreign.rewrite import UNKNOWN_TOKENIZER, Indexed, index_foreign
 from tokenizer.encoding.foreign.tars import find_tars
-from tokenizer.models.sentencepiece import load_sentencepiece_model, tokenizer_sha256
+from tokenizer.models.base import tokenizer_sha256
+from tokenizer.models.sentencepiece import load_sentencepiece_model
 
 EOS, BOS, PAD, VOCAB = 2, 1, 3, 1_000
 READING = Reading(vocab_size=VOCAB, eos_id=EOS)
