@@ -228,7 +228,7 @@ def test_only_an_earlier_gguf_file_is_replaced_and_only_on_request(sentencepiece
     output.write_text("my notes")
     with pytest.raises(UserError, match="--overwrite"):
         export_gguf(source, output)
-    with pytest.raises(UserError, match="is no GGUF file"):
+    with pytest.raises(UserError, match="is not a GGUF file"):
         export_gguf(source, output, overwrite=True)
     assert output.read_text() == "my notes"
     output.unlink()

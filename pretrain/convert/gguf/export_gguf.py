@@ -196,7 +196,7 @@ def _checked_tokenizer(model_file: Path | None, vocab_size: int) -> Path:
             f"{model_file}: a tokenizer.json splits texts by a pattern that llama.cpp only knows by name; a wrong name "
             "changes ids silently",
             hint="if it was converted from a SentencePiece model, pass that: --tokenizer FILE; else export with --to hf, "
-            "then run `convert_hf_to_gguf` of llama.cpp, which knows the patterns of well-known models",
+            "then run llama.cpp's convert_hf_to_gguf.py, which knows the patterns of well-known models",
         )
     check_tokenizer(model_file, vocab_size)
     return model_file

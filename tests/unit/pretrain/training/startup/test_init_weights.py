@@ -45,7 +45,7 @@ def test_a_run_a_checkpoint_and_a_directory_fit_the_model_that_they_hold(tmp_pat
         assert changed_rotation(run_with(path)) == []
     assert verify_start(run_with(run)) == verify_start(run_with(step)) == step
     assert verify_start(run_with(None)) is None
-    with pytest.raises(DataError, match="holds no weights"):  # only one rank looks into its files
+    with pytest.raises(DataError, match="has no weights"):  # only one rank looks into its files
         verify_start(run_with(theirs))
 
 
