@@ -54,7 +54,7 @@ CHANGES: dict[str, tuple[Callable[[Tensors], object], str]] = {
     "fp64": (lambda tensors: tensors.update({KEY: tensors[KEY].double()}), "is stored as F64, not as F32"),
     "another head": (
         lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}),
-        r"lm_head\.weight differs from model\.embed_tokens\.weight, and config\.json says tie_word_embeddings=true",
+        r"lm_head\.weight differs from model\.embed_tokens\.weight, but config\.json has tie_word_embeddings=true",
     ),
 }
 
