@@ -16,7 +16,7 @@ from pretrain.convert.gguf import export_gguf as gguf_export
 from pretrain.convert.gguf import gguf_check as gguf_proof
 from pretrain.convert.gguf import gguf_tensors as gguf_model
 from pretrain.convert.gguf.export_gguf import export_gguf
-from pretrain.convert.gguf.gguf_tokenizer import without_names
+from pretrain.convert.gguf.gguf_tokenizer import without_special_spellings
 from pretrain.convert.gguf.llama_cpp import LlamaCppError, ask_llama_cpp, llama_cpp_interpreter
 from pretrain.errors import DataError, ExportError, UserError
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
@@ -327,7 +327,7 @@ def test_llama_cpp_proves_the_smaller_types(dtype: str, sentencepiece_model: Pat
 def test_llama_cpp_gives_the_ids_of_sentencepiece(sentencepiece_model: Path, tmp_path: Path) -> None:
     file = export_gguf(source_of(sentencepiece_model), tmp_path / "model.gguf").file
     processor = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_model))
-    texts = without_names(stress_texts(), read_model(sentencepiece_model))
+    texts = without_special_spellings(stress_texts(), read_model(sentencepiece_model))
     _, ids = ask_llama_cpp(str(LLAMA_CPP), file, token_rows=[[1]], texts=texts)
     assert len(texts) > 800
     assert [text for text, found in zip(texts, ids, strict=True) if found != processor.encode(text)] == []
