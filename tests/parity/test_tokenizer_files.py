@@ -111,7 +111,7 @@ def test_a_class_that_makes_another_tokenizer_of_the_file_is_found_out_and_repla
     assert (folder / "tokenizer_config.json").read_bytes() == before
     proof = prove_or_fix_tokenizer(folder, tokenizer)
     assert proof.changed.startswith(
-        "tokenizer_class: GPT2Tokenizer → PreTrainedTokenizerFast, since it gives other ids of"
+        "tokenizer_class: GPT2Tokenizer → PreTrainedTokenizerFast, because it gives other ids of"
     )
     config = json.loads((folder / "tokenizer_config.json").read_text())
     assert config == {**json.loads(before), "tokenizer_class": "PreTrainedTokenizerFast"}
