@@ -1,1 +1,1 @@
-"""Checkpoints → folders that other libraries load. Start with hf.py; docs/concepts/export.md says what is proved."""
+"""Conversion between checkpoints and formats of other libraries. Start with export_hf.py and docs/concepts/export.md."""

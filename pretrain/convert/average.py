@@ -1,4 +1,4 @@
-"""The mean of several checkpoints' weights: near the end of a run it is often better than each of them.
+"""Weight averaging over several checkpoints; near the end of a run the mean is often better than each of them.
 
 Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better Generalization", https://arxiv.org/abs/1803.05407.
 """
@@ -21,51 +21,51 @@ from pretrain.storage.safetensors import CHUNK
 
 
 class AverageSource:
-    """A WeightSource over checkpoints of one run, oldest first; what is not weights is that of the newest."""
+    """A WeightSource over checkpoints of one run, oldest first. All but the weights is the newest checkpoint's."""
 
     def __init__(self, readers: Sequence[CheckpointReader]) -> None:
         self._readers, self._newest = list(readers), readers[-1]
         self.averaged = tuple(reader.step for reader in readers)
         for reader in readers:
-            self._refuse_unless_alike(reader)
+            self._refuse_if_changed(reader)
 
     @property
     def config(self) -> Config:
-        """That of the newest."""
+        """Configuration of the newest checkpoint."""
         return self._newest.config
 
     @property
     def step(self) -> int:
-        """That of the newest."""
+        """Step of the newest checkpoint."""
         return self._newest.step
 
     @property
     def tokens(self) -> int:
-        """Targets behind the newest."""
+        """Targets behind the newest checkpoint."""
         return self._newest.tokens
 
     @property
     def state(self) -> dict[str, Any]:
-        """That of the newest."""
+        """State of the newest checkpoint."""
         return self._newest.state
 
     @property
     def folder(self) -> Path:
-        """That of the newest."""
+        """Folder of the newest checkpoint."""
         return self._newest.folder
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """The same for all."""
+        """Shapes, equal in all checkpoints."""
         return self._newest.shapes
 
     @property
     def tokenizer(self) -> Path | None:
-        """The same for all."""
+        """The tokenizer, equal in all checkpoints."""
         return self._newest.tokenizer
 
     def tensor(self, name: str) -> Tensor:
-        """The mean of a parameter: summed in fp64 from the oldest on, rounded once to fp32."""
+        """Mean of a parameter: summed in fp64 from the oldest, rounded once to fp32."""
         out = torch.empty(self.shapes[name])
         flat, start = out.view(-1), 0
         for part in flat.split(CHUNK):
@@ -77,7 +77,7 @@ class AverageSource:
             start += part.numel()
         return out
 
-    def _refuse_unless_alike(self, reader: CheckpointReader) -> None:
+    def _refuse_if_changed(self, reader: CheckpointReader) -> None:
         ours, theirs = vars(self._newest.config.model), vars(reader.config.model)
         changed = [
             f"model.{key}: {theirs[key]} → {value}"
@@ -88,27 +88,26 @@ class AverageSource:
             changed.append("the tokenizer")
         if changed:
             raise CheckpointError(
-                f"steps {reader.step} and {self.step} cannot be averaged; what changed between them: {', '.join(changed)}",
-                hint="--average with fewer checkpoints",
+                f"steps {reader.step} and {self.step} cannot be averaged, they differ in {', '.join(changed)}",
+                hint="average fewer checkpoints: a smaller --average N",
             )
 
 
 def open_average(run: Path, count: int, step: int | None = None) -> AverageSource:
-    """The newest `count` checkpoints of a run, saves of the weights alone included; with `step`, those up to it.
+    """The newest `count` checkpoints of a run, including weights-only ones; with `step`, the newest up to it.
 
-    Raises UserError for what is not a run, CheckpointError where there are fewer, where one is damaged, or where they
-    are not of one model.
+    Raises UserError if `run` is not a run, CheckpointError if it has fewer, one is corrupt, or their models differ.
     """
     if is_hf_directory(run) or (run / layout.MANIFEST).is_file():
-        raise UserError(f"--average {count}: {run} is no run, and has no other steps")
+        raise UserError(f"--average {count}: {run} is not a run and has a single step")
     newest = open_checkpoint(run, step)
     places = (RunFolder(run).checkpoints, RunFolder(run).weights)
     steps = sorted({saved for place in places for saved in layout.list_steps(place) if saved <= newest.step})
     if len(steps) < count:
         upto = "" if step is None else f" up to step {step}"
         raise CheckpointError(
-            f"{count} checkpoints are to be averaged, and {run} holds {len(steps)}{upto}: {', '.join(map(str, steps))}",
-            hint="checkpoint.keep_last keeps more of them, checkpoint.weights_every_steps saves the weights alone",
+            f"--average {count}: {run} has {len(steps)} checkpoints{upto}: {', '.join(map(str, steps))}",
+            hint="to have more, raise checkpoint.keep_last or set checkpoint.weights_every_steps",
         )
     chosen = steps[-count:]
     return AverageSource([*(CheckpointReader(layout.find_step(saved, *places)) for saved in chosen[:-1]), newest])

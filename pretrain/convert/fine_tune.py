@@ -1,4 +1,4 @@
-"""Train an exported directory on, with transformers alone: what a user of the export does, in its shortest form.
+"""Minimal fine-tuning of an exported directory with transformers alone, as a user of the export would do it.
 
 `python -m pretrain.convert.fine_tune EXPORT TEXTS.jsonl --steps 3`
 """
@@ -12,8 +12,8 @@ import click
 
 
 def continue_training(folder: Path, texts: list[str], *, steps: int, lr: float = 3e-4) -> list[float]:
-    """Losses of `steps` steps of transformers' Trainer, each on all `texts`. Nothing is saved; nothing of ours runs."""
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which would warn about the choice
+    """Losses of `steps` steps of transformers' Trainer, each on all `texts`. Saves nothing."""
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports deepspeed, which would log a warning
     from transformers import (
         AutoModelForCausalLM,
         AutoTokenizer,
@@ -31,7 +31,7 @@ def continue_training(folder: Path, texts: list[str], *, steps: int, lr: float =
         trainer = Trainer(
             model=model,
             args=TrainingArguments(
-                output_dir=scratch,  # it wants one, and saves nothing there
+                output_dir=scratch,  # required; nothing is saved there
                 max_steps=steps,
                 per_device_train_batch_size=len(texts),
                 learning_rate=lr,
@@ -59,7 +59,7 @@ def continue_training(folder: Path, texts: list[str], *, steps: int, lr: float =
 @click.argument("texts", metavar="TEXTS.jsonl", type=click.Path(exists=True, path_type=Path))
 @click.option("--steps", default=3, show_default=True, type=click.IntRange(1))
 def main(folder: Path, texts: Path, steps: int) -> None:
-    """Train EXPORT on for a few steps of transformers' Trainer, on the first eight texts of TEXTS.jsonl."""
+    """Train EXPORT for a few steps of transformers' Trainer on the first eight texts of TEXTS.jsonl."""
     with texts.open() as lines:
         documents = [json.loads(line)["text"] for line, _ in zip(lines, range(8), strict=False)]
     for step, loss in enumerate(continue_training(folder, documents, steps=steps), start=1):

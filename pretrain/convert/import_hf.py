@@ -1,10 +1,10 @@
-"""A Hugging Face directory → a run folder of ours, from which training goes on.
+"""Import of a Hugging Face directory as a run folder, to continue its training.
 
-    RUN/weights/step-00000000/   a save of the weights alone, as a training writes it: fp32, whatever they were stored in
+    RUN/weights/step-00000000/   a weights-only checkpoint, in fp32
     RUN/tokenizer/               the directory's tokenizer, for `pretrain tokenizer encode` and data.tokenizer
-    RUN/config.yaml              a whole configuration, which lacks only sources of data
+    RUN/config.yaml              a complete configuration except for data sources
 
-It is written into a folder beside RUN and renamed when all of it is on the disk.
+All is written into a staging folder, synced and renamed to RUN.
 """
 
 import os
@@ -29,13 +29,13 @@ from pretrain.run_folder import RunFolder
 from pretrain.storage.files import publish_folder, staging_folder, sync, write_synced
 from tokenizer.models.base import read_tokenizer
 
-FILE_BYTES = 500_000_000  # of tensors that are in memory at once, or one tensor where that is larger
-LONGEST_SEQUENCE = 4096  # what data.seq_len becomes for models that can take more
+FILE_BYTES = 500_000_000  # tensors in memory at once; a larger tensor gets a file of its own
+LONGEST_SEQUENCE = 4096  # data.seq_len for models with a longer context
 
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What was written, and what a person should know of it."""
+    """The written run and notes for the user."""
 
     run: Path
     architecture: str
@@ -45,24 +45,24 @@ class ImportReport:
     notes: tuple[str, ...]
 
     def summary(self) -> str:
-        """What was imported, the notes, and the commands that go on from here."""
+        """Lines for the terminal: the model, the notes, the next commands."""
         return "\n".join(
             [
                 f"{self.run}: {self.architecture}, {self.parameters:,} parameters",
                 *(f"note: {note}" for note in self.notes),
-                "to train on:",
+                "continue its training with:",
                 f"  pretrain tokenizer encode --tokenizer {self.tokenizer} --input CORPUS --output SHARDS",
                 f"  pretrain launch local {self.run / layout.CONFIG} data.train.own.path=SHARDS",
-                f"sequences of {self.seq_len} tokens; data.seq_len={self.seq_len // 2} makes them shorter",
+                f"with sequences of {self.seq_len} tokens; for shorter ones add data.seq_len={self.seq_len // 2}",
             ]
         )
 
 
 def import_hf(directory: Path, run: Path, *, tokenizer: Path | None = None) -> ImportReport:
-    """Write the run folder. `tokenizer` is a file to take in place of the directory's own.
+    """Write the run folder. `tokenizer` is a file that replaces the directory's own.
 
-    Raises UserError for a run that exists and for a directory without a tokenizer, DataError with every reason for a model
-    or a tokenizer that cannot be taken over exactly. Nothing is left behind then.
+    Raises UserError if the run exists or the directory has no tokenizer, DataError with all problems if the model or the
+    tokenizer cannot be converted exactly. Nothing is left behind then.
     """
     if os.path.lexists(run):
         raise UserError(f"{run} exists", hint="choose another run folder")
@@ -70,16 +70,16 @@ def import_hf(directory: Path, run: Path, *, tokenizer: Path | None = None) -> I
     is_ours = any(map(layout.list_steps, saves)) or (directory / layout.MANIFEST).is_file()
     if is_ours and not is_hf_directory(directory):
         raise UserError(
-            f"{directory} is a run or a checkpoint of ours, and needs no import",
-            hint=f"run.init_from={directory} begins a run with its weights",
+            f"{directory} is a run or a checkpoint of this toolkit and needs no import",
+            hint=f"to start a run with its weights: run.init_from={directory}",
         )
     source = HfSource(directory)
     model_file = tokenizer or source.tokenizer
     if model_file is None:
         raise UserError(
-            f"{directory} holds no tokenizer, and without one there is no text for this model",
-            hint="name its file with --tokenizer; transformers' AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR) "
-            "writes a tokenizer.json",
+            f"{directory} has no tokenizer",
+            hint="pass its file with --tokenizer FILE, or write a tokenizer.json with transformers: "
+            "AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
     check_tokenizer(model_file, source.config.model.vocab_size)
     files = read_tokenizer(model_file)
@@ -104,8 +104,8 @@ def import_hf(directory: Path, run: Path, *, tokenizer: Path | None = None) -> I
 
 
 def _run_config(config: Config, run: Path, tokenizer: Path) -> Config:
-    """Defaults for all that a directory does not say."""
-    # A power of two: it has to divide the blocks of the shards.
+    """The run's configuration: the model, and defaults for the rest."""
+    # A power of two, to divide the block size of the shards.
     seq_len = 1 << (min(config.data.seq_len, LONGEST_SEQUENCE).bit_length() - 1)
     return replace(
         config,
@@ -115,7 +115,7 @@ def _run_config(config: Config, run: Path, tokenizer: Path) -> Config:
 
 
 def _write_checkpoint(staging: Path, source: HfSource, config: Config, tokenizer: dict[str, bytes]) -> None:
-    """A save of the weights alone, of step 0. Its data.seq_len is the context that the directory claims."""
+    """A weights-only checkpoint of step 0. Its data.seq_len is the context in config.json."""
     weights = RunFolder(staging).weights
     folder = layout.staging_folder(weights, 0, 1)
     folder.mkdir(parents=True)

@@ -11,7 +11,7 @@ from pretrain.run_folder import RunFolder
 
 
 def imported_from(config: Config, runs: int = 8) -> str | None:
-    """Name of the imported model at the start of a chain of `runs` runs at most; None if there is none, or it is gone."""
+    """Name of the imported model that a chain of at most `runs` runs started from; None if there is none or it is gone."""
     if config.run.init_from is None:
         return None
     path = Path(config.run.init_from)
@@ -28,11 +28,11 @@ def imported_from(config: Config, runs: int = 8) -> str | None:
 
 
 def init_checkpoint(path: Path) -> Path:
-    """The checkpoint folder that run.init_from names, or the newest one of that run. Raises CheckpointError."""
+    """The checkpoint folder that run.init_from names, or the newest of that run. Raises CheckpointError."""
     if not path.is_dir():
         raise CheckpointError(
             f"run.init_from={path} does not exist",
-            hint="a run, one of its checkpoint folders, or a Hugging Face directory",
+            hint="name a run, one of its checkpoint folders, or a Hugging Face directory",
         )
     if layout.parse_name(path.name) is not None and (path / layout.MANIFEST).is_file():
         return path

@@ -1,6 +1,6 @@
-"""Weights wherever they lie: a run of ours, one of its checkpoints, or a Hugging Face directory.
+"""Opening weights: of a run, of one of its checkpoints, or of a Hugging Face directory.
 
-What generates, evaluates, inspects or exports asks here.
+Used by export, generation, evaluation and inspection.
 """
 
 from pathlib import Path
@@ -17,10 +17,10 @@ from pretrain.model.decoder import Decoder
 
 
 def open_weights(path: Path, step: int | None = None) -> WeightSource:
-    """The newest checkpoint of a run, or that of a step; else the checkpoint folder or Hugging Face directory itself.
+    """The newest checkpoint of a run, or that of `step`; else the checkpoint folder or Hugging Face directory itself.
 
-    Raises UserError for what is none of these, CheckpointError for damaged checkpoints, DataError for a directory whose
-    model the decoder cannot hold.
+    Raises UserError if `path` is none of these, CheckpointError if the checkpoint is corrupt, DataError if the decoder
+    cannot compute the directory's model.
     """
     if is_hf_directory(path):
         _refuse_step(path, step, "a Hugging Face directory")
@@ -32,7 +32,7 @@ def open_weights(path: Path, step: int | None = None) -> WeightSource:
 
 
 def load_decoder(source: WeightSource) -> Decoder:
-    """The whole model in fp32 on the CPU, ready to run."""
+    """The model in fp32 on the CPU, in eval mode."""
     model = Decoder(source.config.model)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -41,18 +41,18 @@ def load_decoder(source: WeightSource) -> Decoder:
 
 
 def load_finite(source: WeightSource, path: Path | str) -> Decoder:
-    """`load_decoder`. Raises UserError for weights that are not finite."""
+    """`load_decoder`. Raises UserError if a weight is not finite."""
     model = load_decoder(source)
     broken = next((name for name, weight in model.named_parameters() if not weight.isfinite().all()), None)
     if broken is None:
         return model
-    ours = isinstance(source, CheckpointReader)
+    is_checkpoint = isinstance(source, CheckpointReader)
     raise UserError(
-        f"{path}: {broken}{f' of step {source.step}' if ours else ''} holds numbers that are not finite",
-        hint="an earlier --step" if ours else None,
+        f"{path}: {broken}{f' of step {source.step}' if is_checkpoint else ''} holds numbers that are not finite",
+        hint="choose an earlier step: --step N" if is_checkpoint else None,
     )
 
 
 def _refuse_step(path: Path, step: int | None, what: str) -> None:
     if step is not None:
-        raise UserError(f"step {step}: {path} is {what}, and has no other steps")
+        raise UserError(f"step {step}: {path} is {what}, which has no other steps")

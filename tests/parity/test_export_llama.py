@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from pretrain.convert import export_hf as hf
 from pretrain.convert.export_hf import export_hf
-from pretrain.convert.families.llama import LLAMA
+from pretrain.convert.families.llama_table import LLAMA
 from pretrain.convert.verify import logits as proof
 from pretrain.errors import DataError, ExportError, UserError
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
@@ -124,7 +124,7 @@ WRONG_EPSILON = replace(LLAMA, to_json=lambda model, context: LLAMA.to_json(mode
 def test_a_weight_that_is_not_finite_is_refused_and_nothing_is_left(sentencepiece_model: Path, tmp_path: Path) -> None:
     source = memory_source(sentencepiece_model)
     source.tensors["blocks.0.attention.output.weight"][0, 0] = float("nan")
-    with pytest.raises(ExportError, match=r"blocks\.0\.attention\.output\.weight holds 1 of 4096"):
+    with pytest.raises(ExportError, match=r"blocks\.0\.attention\.output\.weight: 1 of 4096"):
         export_hf(source, tmp_path / "deep" / "out")
     assert list((tmp_path / "deep").iterdir()) == []
 
@@ -197,7 +197,7 @@ def test_without_a_tokenizer_the_message_says_how_to_name_one(sentencepiece_mode
 
 
 def test_a_tokenizer_with_more_pieces_than_rows_is_refused(sentencepiece_model: Path, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="1009 tokens, the model only 1008 rows"):
+    with pytest.raises(DataError, match="1009 tokens, the model only 1008 embedding rows"):
         export_hf(memory_source(sentencepiece_model, small_model(vocab_size=1_008)), tmp_path / "out")
 
 

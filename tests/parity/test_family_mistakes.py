@@ -1,4 +1,4 @@
-"""A mistake in any family's declaration is found by the proof, and nothing is published."""
+"""A mistake in any family's declaration fails the verification, and nothing is published."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -25,7 +25,7 @@ EVERY = tuple(BY_TYPE)
 
 
 def block_rows(rows: Rows) -> Rows:
-    return [row for row in rows if row.parts and row.parts[0].startswith("blocks.1.")]
+    return [row for row in rows if row.sources and row.sources[0].startswith("blocks.1.")]
 
 
 def swapped(first: HFTensor, second: HFTensor, rows: Rows) -> Rows:
@@ -35,16 +35,18 @@ def swapped(first: HFTensor, second: HFTensor, rows: Rows) -> Rows:
 
 def norms_exchanged(rows: Rows, _model: ModelConfig) -> Rows:
     first, second = [
-        row for row in block_rows(rows) if row.parts[0].endswith(("attention_norm.weight", "feed_forward_norm.weight"))
+        row
+        for row in block_rows(rows)
+        if row.sources[0].endswith(("attention_norm.weight", "feed_forward_norm.weight"))
     ]
     return swapped(first, second, rows)
 
 
-def parts_exchanged(rows: Rows, _model: ModelConfig) -> Rows:
+def sources_exchanged(rows: Rows, _model: ModelConfig) -> Rows:
     """Key and value, which are one tensor in GPT-2."""
     other = {"blocks.1.attention.key.weight": "value", "blocks.1.attention.value.weight": "key"}
     return [
-        replace(row, parts=tuple(f"blocks.1.attention.{other[p]}.weight" if p in other else p for p in row.parts))
+        replace(row, sources=tuple(f"blocks.1.attention.{other[p]}.weight" if p in other else p for p in row.sources))
         for row in rows
     ]
 
@@ -59,7 +61,7 @@ def transposed(rows: Rows, model: ModelConfig) -> Rows:
 
 def bias_forgotten(rows: Rows, model: ModelConfig) -> Rows:
     """Zeros in place of a bias that the model has."""
-    biases = [row for row in block_rows(rows) if row.name.endswith(".bias") and row.parts]
+    biases = [row for row in block_rows(rows) if row.name.endswith(".bias") and row.sources]
     shape = stored_shape(biases[-1], expected_shapes(model))
     return [HFTensor(row.name, fill="zeros", shape=shape) if row is biases[-1] else row for row in rows]
 
@@ -88,7 +90,7 @@ def another_shape(rows: Rows, model: ModelConfig) -> Rows:
 
 TABLES: dict[str, tuple[Callable[[Rows, ModelConfig], Rows], str]] = {
     "norms exchanged": (norms_exchanged, LOGITS),
-    "key and value exchanged": (parts_exchanged, LOGITS),
+    "key and value exchanged": (sources_exchanged, LOGITS),
     "a matrix transposed": (transposed, f"{LOGITS}|{NAMES}"),
     "a bias forgotten": (bias_forgotten, LOGITS),
     "a tensor missing": (one_missing, NAMES),

@@ -26,7 +26,7 @@ from pretrain.convert.files.tokenizer_files import (
     tokenizer_notes,
     write_tokenizer_files,
 )
-from pretrain.convert.verify.token_ids import prove_tokenizer, settle_tokenizer
+from pretrain.convert.verify.token_ids import prove_or_fix_tokenizer, prove_tokenizer
 from pretrain.errors import DataError, ExportError
 from tests.support.json_tokenizers import ENDOFTEXT, KINDS, edit
 from tests.support.tokenizers import (
@@ -100,7 +100,7 @@ def test_a_class_that_makes_another_tokenizer_of_the_file_is_found_out_and_repla
     (tmp_path / "run" / "config.json").write_text('{"model_type": "gpt2"}')
     folder = exported(tokenizer, tmp_path / "out")
     if not SINCE_5:
-        assert settle_tokenizer(folder, tokenizer).changed == ""
+        assert prove_or_fix_tokenizer(folder, tokenizer).changed == ""
         return
     before = (folder / "tokenizer_config.json").read_bytes()
     with pytest.raises(ExportError) as caught:
@@ -109,9 +109,9 @@ def test_a_class_that_makes_another_tokenizer_of_the_file_is_found_out_and_repla
     assert "differs from tokenizers in" in message and "and the run has [" in message
     assert "loads it as GPT2Tokenizer" in message and '"tokenizer_class": "PreTrainedTokenizerFast"' in message
     assert (folder / "tokenizer_config.json").read_bytes() == before
-    proof = settle_tokenizer(folder, tokenizer)
+    proof = prove_or_fix_tokenizer(folder, tokenizer)
     assert proof.changed.startswith(
-        "tokenizer_class: GPT2Tokenizer → PreTrainedTokenizerFast, since it gives other ids of"
+        "tokenizer_class: GPT2Tokenizer → PreTrainedTokenizerFast, because it gives other ids of"
     )
     config = json.loads((folder / "tokenizer_config.json").read_text())
     assert config == {**json.loads(before), "tokenizer_class": "PreTrainedTokenizerFast"}
@@ -120,7 +120,7 @@ def test_a_class_that_makes_another_tokenizer_of_the_file_is_found_out_and_repla
 
 def test_llama_2_s_own_file_is_settled_in_either_generation(kinds: dict[str, Path], tmp_path: Path) -> None:
     folder = exported(kinds["llama2"], tmp_path / "out")
-    assert bool(settle_tokenizer(folder, kinds["llama2"]).changed) == SINCE_5
+    assert bool(prove_or_fix_tokenizer(folder, kinds["llama2"]).changed) == SINCE_5
     assert (folder / "tokenizer.json").read_bytes() == kinds["llama2"].read_bytes()
 
 
@@ -151,14 +151,14 @@ def test_a_copy_that_is_not_the_run_s_tokenizer_does_not_pass(
         definition["post_processor"]["processors"][1]["special_tokens"]["<|begin_of_text|>"]["ids"] = [901]
     (folder / "tokenizer.json").write_text(json.dumps(definition))
     with pytest.raises(ExportError, match="special ids are" if change == "eos" else "differs from tokenizers in"):
-        settle_tokenizer(folder, kinds["qwen"])
+        prove_or_fix_tokenizer(folder, kinds["qwen"])
 
 
 def test_a_file_that_transformers_cannot_load_is_one_error(kinds: dict[str, Path], tmp_path: Path) -> None:
     folder = exported(kinds["gpt2"], tmp_path / "out")
     (folder / "tokenizer.json").write_text("{}")
     with pytest.raises(ExportError, match="cannot load the exported tokenizer"):
-        settle_tokenizer(folder, kinds["gpt2"])
+        prove_or_fix_tokenizer(folder, kinds["gpt2"])
 
 
 def test_a_bare_definition_gets_the_configuration_that_it_lacks(kinds: dict[str, Path], tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_a_bare_definition_gets_the_configuration_that_it_lacks(kinds: dict[str,
 def test_rows_without_a_token_are_fine_and_tokens_without_a_row_are_not(kinds: dict[str, Path]) -> None:
     check_tokenizer(kinds["qwen"], 1_024)
     check_tokenizer(kinds["qwen"], 905)
-    with pytest.raises(DataError, match="has 905 tokens, the model only 904 rows"):
+    with pytest.raises(DataError, match="has 905 tokens, the model only 904 embedding rows"):
         check_tokenizer(kinds["qwen"], 904)
 
 
@@ -204,7 +204,7 @@ def test_a_directory_s_tokenizer_is_its_json_file_else_its_model(
 
 
 def test_a_directory_with_no_tokenizer_or_one_that_cannot_be_exact_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds neither tokenizer.json nor tokenizer.model\n.*save_pretrained"):
+    with pytest.raises(DataError, match=r"has neither tokenizer.json nor tokenizer.model\n.*save_pretrained"):
         find_tokenizer(tmp_path)
     changes: dict[str, Any] = {"model_type": "unigram", "add_dummy_prefix": True, "user_defined_symbols": ["<tool>"]}
     train_sentencepiece(

@@ -1,7 +1,7 @@
-"""The training curve of a run as a picture beside its model card: one SVG file, light on dark pages too.
+"""Training curve for the model card, one SVG file.
 
-metrics.jsonl has a line a step, evaluations.jsonl one an evaluation. Long runs are drawn as means over equal stretches
-of steps. The picture brings its own paper: a page's dark mode does not reach into an image.
+Drawn from metrics.jsonl (a line per step) and evaluations.jsonl (a line per evaluation). Long runs are averaged over equal
+intervals of steps. The background is white in dark mode too: a page's style does not apply inside an image.
 """
 
 import json
@@ -18,7 +18,7 @@ from pretrain.run_folder import RunFolder
 
 CURVE = "training-curve.svg"
 MOST_POINTS = 400
-# The first losses, ln(vocab_size) and little less, would take most of the height.
+# Fraction of first losses outside the scale: at about ln(vocab_size) they would take most of the height.
 LEFT_OUT_OF_SCALE = 0.02
 STYLE = """
 svg { font-family: system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Noto Sans", sans-serif; }
@@ -32,14 +32,14 @@ text { font-size: 12px; fill: #5d6673; } text.name { fill: #1c2128; }
 
 @dataclass(frozen=True)
 class History:
-    """What a run logged: (step, training loss in nats a token), and the evaluations, each with its step."""
+    """Logs of a run: (step, training loss in nats per token), and the lines of evaluations.jsonl."""
 
     losses: tuple[tuple[int, float], ...]
     evaluations: tuple[dict[str, Any], ...]
 
 
 def training_history(source: WeightSource) -> History | None:
-    """What was logged up to the step of a run's checkpoint; None for weights that are not in a run's folder."""
+    """Logs up to the step of a checkpoint; None for weights outside a run folder."""
     folder = getattr(source, "folder", None)
     if folder is None or Path(folder).parent.name not in ("checkpoints", "weights"):
         return None
@@ -47,13 +47,13 @@ def training_history(source: WeightSource) -> History | None:
 
 
 def read_history(run: RunFolder, step: int) -> History:
-    """Both files up to `step`. Lines that say no loss are left out, as are those that a kill cut off."""
+    """Both files up to `step`, without lines that have no loss or are truncated."""
     losses = tuple((line["step"], float(line["loss"])) for line in _lines(run.metrics, step))
     return History(losses, tuple(_lines(run.evaluations, step)))
 
 
 def write_curve(folder: Path, history: History) -> str | None:
-    """Draw CURVE into `folder` and return its name; None, and no file, where there are no two losses to join."""
+    """Write CURVE into `folder` and return its name; None without a file if there are fewer than two losses."""
     if len(history.losses) < 2:
         return None
     (folder / CURVE).write_text(curve(history), encoding="utf-8")
@@ -61,7 +61,7 @@ def write_curve(folder: Path, history: History) -> str | None:
 
 
 def curve(history: History) -> str:
-    """The picture as the text of an SVG file."""
+    """Text of the SVG file."""
     losses = _thinned(history.losses)
     valid = [(float(line["step"]), float(line["loss"])) for line in history.evaluations]
     settled = [*losses[int(len(losses) * LEFT_OUT_OF_SCALE) :], *(point for point in valid if point[0] > 0)]
@@ -84,17 +84,17 @@ def curve(history: History) -> str:
 
 
 def _thinned(losses: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
-    """At most about MOST_POINTS means of neighbouring steps."""
-    stretch = math.ceil(len(losses) / MOST_POINTS)
+    """Means of neighbouring steps, at most MOST_POINTS."""
+    interval = math.ceil(len(losses) / MOST_POINTS)
     means = []
-    for _, group in groupby(enumerate(losses), key=lambda item: item[0] // stretch):
+    for _, group in groupby(enumerate(losses), key=lambda item: item[0] // interval):
         members = [point for _, point in group]
         means.append((sum(x for x, _ in members) / len(members), sum(y for _, y in members) / len(members)))
     return means
 
 
 def _lines(path: Path, step: int) -> Iterator[dict[str, Any]]:
-    """Objects with a whole `step` up to the given one and a finite `loss`."""
+    """Lines with an integer `step` up to the given one and a finite `loss`."""
     if not path.is_file():
         return
     with path.open(encoding="utf-8", errors="replace") as file:

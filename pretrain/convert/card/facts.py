@@ -1,4 +1,4 @@
-"""What a model card says, as plain values: the export collects them, model_card.py writes them down."""
+"""Facts of a model card as plain values; export_hf.py collects them, model_card.py formats them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,9 +18,9 @@ class CardFacts:
     """`name` is the folder's; `family` transformers' model_type, `architecture` its class.
 
     `step` counts optimizer steps and `tokens` the targets behind the weights, `context` the positions that config.json
-    claims. `padding` is the spelling of the padding token, None for a tokenizer without one. `ledger` has tokens and
-    epochs by source, empty where they are not known. `base_model` is what was imported to begin with, as a name on a hub
-    or a path; `averaged` the steps whose mean the weights are.
+    has. `padding` is the spelling of the padding token, None for a tokenizer without one. `ledger` has tokens and epochs by
+    source, empty if unknown. `base_model` is the imported model that training started from, as a name on the Hub or a path;
+    `averaged` are the steps whose weights were averaged.
     """
 
     name: str
@@ -42,14 +42,14 @@ class CardFacts:
     averaged: Sequence[int] = ()
 
     @property
-    def begun_from(self) -> str | None:
-        """What the run started from, without the folders that it lay in on some machine; None for drawn weights."""
+    def initial_weights(self) -> str | None:
+        """Name of the initial weights, without local folders; None for random initialization."""
         start = self.config.run.init_from
         return self.base_model or (Path(start).name if start else None)
 
 
 def ledger_of(source: WeightSource) -> dict[str, dict[str, float]]:
-    """Tokens and epochs by source, from the state of a run's checkpoint; empty for weights from elsewhere."""
+    """Tokens and epochs by source, from the state of a checkpoint; empty for other weights."""
     state: Any = getattr(source, "state", None)
     ledger = state.get("ledger") if isinstance(state, Mapping) else None
     entries = ledger.items() if isinstance(ledger, Mapping) else ()
@@ -86,12 +86,12 @@ def _positions(model: ModelConfig) -> str:
     if model.positions != "rope":
         return f"{model.positions} positions"
     part = f" of {model.rotary_width} channels a head" if model.rotary_width != model.head_width else ""
-    longer = f", lengthened {model.rope_factor:g} times ({model.rope_scaling})" if model.rope_scaling != "none" else ""
+    longer = f", scaled by {model.rope_factor:g} ({model.rope_scaling})" if model.rope_scaling != "none" else ""
     return f"rotary positions{part} with theta {model.rope_theta:g}{longer}"
 
 
 def recipe(config: Config) -> str:
-    """The configuration as YAML, without what only says where things lay: it is about to be published."""
+    """The configuration as YAML, without local paths, addresses and DeepSpeed options, for publication."""
     config = replace(
         config,
         run=replace(config.run, dir="", init_from=None),
@@ -105,5 +105,5 @@ def recipe(config: Config) -> str:
         checkpoint=replace(config.checkpoint, upload=None),
         engine=replace(config.engine, deepspeed={}),
     )
-    head = "# The configuration of the training. Paths, addresses and native DeepSpeed options are left out.\n"
+    head = "# The configuration of the training, without paths, addresses and native DeepSpeed options.\n"
     return head + config_text(config)

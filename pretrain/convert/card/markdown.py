@@ -1,4 +1,4 @@
-"""Text from a configuration, a corpus or a file name inside Markdown, where it stays text."""
+"""Escaping text from configurations, corpora and file names for Markdown."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -7,17 +7,17 @@ _SPECIAL = re.compile(r"([\\`*_{}\[\]()<>#.!|~&$:@])")  # `.`, `:` and `@` becau
 
 
 def escaped(text: str) -> str:
-    """`text` in one line of prose or one cell of a table: every character that Markdown or HTML could obey is escaped."""
+    """`text` for a line of prose or a table cell, with every special character of Markdown and HTML escaped."""
     return _SPECIAL.sub(r"\\\1", shown(text))
 
 
 def shown(text: str) -> str:
-    """`text` with what does not print, or would reorder its surroundings, as an escape such as `\\n`."""
+    """`text` with unprintable and bidirectional control characters as escapes such as `\\n`."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 def code_span(text: str) -> str:
-    """`text` as code in a line, outside tables, whatever backticks it holds."""
+    """`text` as inline code, outside tables; may hold backticks."""
     text = shown(text)
     fence = "`" * (max((len(run) for run in re.findall("`+", text)), default=0) + 1)
     pad = " " if text.startswith("`") or text.endswith("`") or not text.strip() else ""
@@ -25,6 +25,6 @@ def code_span(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], align: str) -> str:
-    """A table; `align` has `l` or `r` for each column. Cells are escaped already."""
+    """A table; `align` has `l` or `r` for each column. Cells must be escaped."""
     rules = [{"l": "---", "r": "--:"}[side] for side in align]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rules, *rows))

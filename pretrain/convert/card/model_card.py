@@ -1,6 +1,6 @@
-"""README.md of an exported folder: what the model is, what it was trained on, how well, how to use it, what was checked.
+"""README.md of an exported folder: model, training data, evaluation, usage, verification.
 
-A training curve and the configuration lie beside it. Names come from configurations and corpora, and stay text.
+The training curve and the configuration are separate files. Names from configurations and corpora are escaped.
 """
 
 import json
@@ -40,7 +40,7 @@ NO_PADDING = "tokenizer.pad_token = tokenizer.eos_token  # the tokenizer has no 
 
 
 def write_card(folder: Path, facts: CardFacts) -> None:
-    """Write CARD_FILES into `folder`; the curve only where the run logged its losses, no recipe for what was not trained."""
+    """Write CARD_FILES into `folder`; the curve only if losses were logged, the recipe only if the model was trained."""
     picture = None if facts.history is None else write_curve(folder, facts.history)
     if facts.step:
         (folder / RECIPE).write_text(recipe(facts.config), encoding="utf-8")
@@ -48,7 +48,7 @@ def write_card(folder: Path, facts: CardFacts) -> None:
 
 
 def model_card(facts: CardFacts, picture: str | None = None) -> str:
-    """Markdown of the card; `picture` is the file name of the training curve beside it."""
+    """Markdown of the card; `picture` is the file name of the training curve."""
     sections = [
         _front_matter(facts),
         f"# {escaped(facts.name)}",
@@ -64,16 +64,16 @@ def model_card(facts: CardFacts, picture: str | None = None) -> str:
         _load(facts),
         "## Fine-tune",
         _fine_tune(facts),
-        "## Checked when this folder was made",
+        "## Verification of this export",
         _checks(facts),
         "## License",
-        "None is stated here. The owner of the weights chooses one; note that the training data may restrict the choice.",
+        "Not stated: the owner of the weights chooses it. The training data may restrict the choice.",
     ]
     return "\n\n".join(section.strip("\n") for section in sections if section) + "\n"
 
 
 def _front_matter(facts: CardFacts) -> str:
-    """What the Hub reads. JSON strings are YAML strings."""
+    """YAML metadata for the Hub. JSON strings are valid YAML."""
     lines = ["library_name: transformers", "pipeline_tag: text-generation"]
     if facts.base_model is not None and _HUB_NAME.fullmatch(facts.base_model):
         lines.append(f"base_model: {json.dumps(facts.base_model)}")
@@ -83,10 +83,10 @@ def _front_matter(facts: CardFacts) -> str:
 
 def _opening(facts: CardFacts) -> str:
     begun = "pretrained from scratch with pretrain-toolkit"
-    if facts.begun_from is not None:
-        begun = f"pretrained with pretrain-toolkit, starting from {escaped(facts.begun_from)}"
+    if facts.initial_weights is not None:
+        begun = f"pretrained with pretrain-toolkit, starting from {escaped(facts.initial_weights)}"
     if not facts.step:
-        begun = f"converted with pretrain-toolkit{f' from {escaped(facts.begun_from)}' if facts.begun_from else ''}"
+        begun = f"converted with pretrain-toolkit{f' from {escaped(facts.initial_weights)}' if facts.initial_weights else ''}"
     return (
         f"A base language model, {begun}: {facts.parameters:,} parameters, stored in {facts.dtype}. It continues text; "
         "it was not trained to follow instructions or to refuse anything."
@@ -115,7 +115,7 @@ def _shape(facts: CardFacts) -> str:
 def _training(facts: CardFacts) -> str:
     config = facts.config
     if not facts.step:
-        return "None here: these are the weights that were imported, or drawn."
+        return "None with this toolkit: the weights are imported or randomly initialized."
     mean = ""
     if len(facts.averaged) > 1:
         mean = f" The weights are the mean of steps {', '.join(map(str, facts.averaged))}."
@@ -140,7 +140,7 @@ def _data(facts: CardFacts) -> str:
 
 
 def _evaluation(facts: CardFacts) -> str:
-    """The last evaluation up to the step: overall, and by source where there are several."""
+    """The last evaluation up to the step: overall, and by source if there are several."""
     if facts.history is None or not facts.history.evaluations:
         return ""
     last = facts.history.evaluations[-1]
@@ -149,13 +149,13 @@ def _evaluation(facts: CardFacts) -> str:
     rows += [(escaped(name), *_scores(last, f"/{name}")) for name in names]
     sources = ", ".join(escaped(name) for name in facts.config.data.valid)
     said = f"Held-out sequences of {sources or 'the validation sources'} after step {last['step']:,}."
-    mean = " These are losses of that step, not of the mean of several." if len(facts.averaged) > 1 else ""
+    mean = " These are losses of that step, not of the averaged weights." if len(facts.averaged) > 1 else ""
     head = ("source", "loss (nats per token)", "perplexity", "bits per byte", "tokens right")
     return f"### Evaluation\n\n{said}{mean}\n\n{table(head, rows, 'lrrrr')}"
 
 
 def _scores(values: Mapping[str, Any], suffix: str) -> tuple[str, str, str, str]:
-    """Cells from a line of evaluations.jsonl, whose keys end in `suffix`; a dash for what it does not say."""
+    """Cells from the keys of a line of evaluations.jsonl that end in `suffix`; a dash for a missing value."""
     loss, bits, right = (_number(values.get(f"{key}{suffix}")) for key in ("loss", "bits_per_byte", "accuracy"))
     return (
         "–" if loss is None else f"{loss:.4f}",
@@ -184,15 +184,13 @@ print(tokenizer.decode(model.generate(**batch, max_new_tokens=20)[0]))
 
 def _fine_tune(facts: CardFacts) -> str:
     script = FINE_TUNE.format(name=json.dumps(facts.name), padding="" if facts.padding else NO_PADDING)
-    said = "TRL and PEFT take the folder as it is."
+    said = "TRL and PEFT load the folder unchanged."
     if facts.padding:
-        said = (
-            "The padding token is not the end-of-text token, so the collator masks the one and keeps the other. " + said
-        )
+        said = "The padding token differs from the end-of-text token, so the collator masks padding only. " + said
     symbols = " ".join(map(code_span, facts.control_symbols))
     if symbols:
         said += f"\n\nThese symbols are recognized in text, for chat templates: {symbols}. "
-        said += "Encode text that you do not trust with `tokenizer(text, split_special_tokens=True)`."
+        said += "Encode untrusted text with `tokenizer(text, split_special_tokens=True)`."
     return f"{script}\n{said}"
 
 

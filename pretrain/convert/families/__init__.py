@@ -1,1 +1,1 @@
-"""Stock architectures of transformers that can hold our models: what each holds, and how. Start with choose.py."""
+"""Architectures of transformers that can hold our models, and the conversion in both directions. Start with choose.py."""

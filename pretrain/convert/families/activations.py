@@ -1,8 +1,8 @@
-"""Names of activations in config.json, for the families whose feed-forward network has two matrices."""
+"""Activation names in config.json, for families whose feed-forward network has two matrices."""
 
 from pretrain.convert.families.config_file import ConfigFile, shown
 
-# Both sides of each pair run the same kernel of torch.
+# Both names of a pair run the same torch kernel.
 EXPORTED = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "relu": "relu"}
 IMPORTED = {stored: ours for ours, stored in EXPORTED.items()} | {"gelu_new": "gelu_tanh"}
 
@@ -15,7 +15,7 @@ def read_activation(file: ConfigFile, key: str, default: str) -> str:
         return "gelu"
     if name == "gelu_new":
         file.notes.append(
-            f"{key}=gelu_new is the formula of gelu_tanh in single steps of torch; the decoder runs it as one, which can "
-            "change the last bits of activations, and an export says gelu_pytorch_tanh"
+            f"{key}=gelu_new is the formula of gelu_tanh, in several torch operations instead of one kernel: the last "
+            "bits of activations can differ; an export writes gelu_pytorch_tanh"
         )
     return IMPORTED[name]

@@ -1,6 +1,6 @@
-"""A config.json of somebody else's while it is read: each value with its type checked, all problems collected.
+"""Reading an untrusted config.json: each value is type-checked, all problems are collected.
 
-Defaults are those that transformers takes where a key is missing.
+Defaults are those of transformers for a missing key.
 """
 
 import math
@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Any
 
 _MISSING = object()
-LARGEST = 1 << 24  # no vocabulary, width, depth or context of a model comes near
+LARGEST = 1 << 24  # above the vocabulary, width, depth and context of any model
 
 
 class ConfigFile:
-    """`problems` keep the file from being imported; `notes` are what a person should know of it."""
+    """`problems` prevent the import; `notes` are shown to the user."""
 
     def __init__(self, values: dict[str, Any]) -> None:
         self.values = values
@@ -20,15 +20,15 @@ class ConfigFile:
         self.notes: list[str] = []
 
     def integer(self, key: str, default: Any = _MISSING) -> int:
-        """A whole number above 0 that overflows no size of torch's. 1 stands for one that is missing or wrong."""
+        """An integer in 1..LARGEST, so that no torch size overflows; 1 if it is missing or wrong."""
         value = self._value(key, default)
         if type(value) is int and 0 < value <= LARGEST:
             return value
-        self._wrong(key, value, f"a whole number from 1 to {LARGEST}")
+        self._wrong(key, value, f"an integer from 1 to {LARGEST}")
         return 1
 
     def number(self, key: str, default: Any = _MISSING) -> float:
-        """A finite number. 1 stands for one that is missing or wrong."""
+        """A finite number; 1 if it is missing or wrong."""
         value = self._value(key, default)
         if is_number(value):
             return float(value)
@@ -36,7 +36,7 @@ class ConfigFile:
         return 1.0
 
     def truth(self, key: str, default: bool) -> bool:
-        """True or false; null counts as missing."""
+        """A boolean; null counts as missing."""
         value = self._value(key, default)
         if isinstance(value, bool):
             return value
@@ -44,7 +44,7 @@ class ConfigFile:
         return default
 
     def only(self, key: str, allowed: Sequence[Any], default: Any, ours: str) -> Any:
-        """One of the values that our model has a place for; `ours` says what it has."""
+        """One of the `allowed` values. `ours` says in the message what the decoder has."""
         value = self._value(key, default)
         if any(type(value) is type(one) and value == one for one in allowed):
             return value
@@ -69,7 +69,7 @@ def is_number(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """As JSON writes it, cut to a line."""
+    """The value as in JSON, at most 60 characters."""
     text = (
         {True: "true", False: "false", None: "null"}[value]
         if value is None or value is True or value is False

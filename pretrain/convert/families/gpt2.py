@@ -1,7 +1,7 @@
 """transformers' GPT2LMHeadModel: LayerNorm, a table of positions, all matrices transposed, biases everywhere.
 
-Queries, keys and values are one matrix, (in, out) as all of its `Conv1D`. Biases that our model has not are zeros, and
-sinusoidal positions are written as the table that they are: a model that is read back has both as parameters.
+Queries, keys and values are one matrix, (in, out) like all of its `Conv1D`. Biases that our model lacks are written as
+zeros, sinusoidal positions as a table; after an import both are parameters.
 """
 
 from typing import Any
@@ -13,20 +13,22 @@ from pretrain.convert.families.family import (
     Family,
     HFTensor,
     bias,
-    heads_fill_the_width,
+    head,
+    heads_span_width,
     in_each_block,
-    matrix,
-    mismatches,
+    norm,
+    unsupported_settings,
+    weight,
 )
 
 NAME = "GPT-2"
-# The triangle of the causal mask and its filling, in files from before transformers 4.29.
+# The causal mask and its fill value, in files from before transformers 4.29.
 IGNORED = (r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",)
 
 
-def reasons(model: ModelConfig) -> list[str]:
-    """Why stock GPT-2 code cannot hold the model."""
-    found = mismatches(
+def incompatibilities(model: ModelConfig) -> list[str]:
+    """A sentence for each setting that stock GPT-2 code lacks."""
+    found = unsupported_settings(
         model,
         NAME,
         positions=("learned", "sinusoidal"),
@@ -37,49 +39,43 @@ def reasons(model: ModelConfig) -> list[str]:
     )
     if model.n_kv_heads != model.n_heads:
         found.append(f"model.n_kv_heads={model.n_kv_heads}: {NAME} has as many as n_heads={model.n_heads} only")
-    return found + heads_fill_the_width(model, NAME)
+    return found + heads_span_width(model, NAME)
 
 
 def tensors(model: ModelConfig) -> list[HFTensor]:
     """All tensors of a file."""
-    block, ours, width = "transformer.h.{n}", "blocks.{n}", model.d_model
-    attention = [f"{ours}.attention.{name}" for name in ("query", "key", "value")]
-    biased = model.attention_bias != "none"
-    fused, whole = f"{block}.attn.c_attn", f"{block}.attn.c_proj"
-    up, down = f"{block}.mlp.c_fc", f"{block}.mlp.c_proj"
-
-    def norm(stored: str, part: str) -> list[HFTensor]:
-        return [matrix(stored, part), bias(stored, part, present=model.norm_bias, width=width)]
-
-    rows = [
-        *norm(f"{block}.ln_1", f"{ours}.attention_norm"),
-        matrix(fused, *attention, transposed=True),
-        bias(fused, *attention, present=biased, width=3 * width),
-        matrix(whole, f"{ours}.attention.output", transposed=True),
-        bias(whole, f"{ours}.attention.output", present=model.attention_bias == "all", width=width),
-        *norm(f"{block}.ln_2", f"{ours}.feed_forward_norm"),
-        matrix(up, f"{ours}.feed_forward.up", transposed=True),
-        bias(up, f"{ours}.feed_forward.up", present=model.ffn_bias, width=model.d_ff),
-        matrix(down, f"{ours}.feed_forward.down", transposed=True),
-        bias(down, f"{ours}.feed_forward.down", present=model.ffn_bias, width=width),
+    theirs, ours, d_model = "transformer.h.{n}", "blocks.{n}", model.d_model
+    qkv = [f"{ours}.attention.{name}" for name in ("query", "key", "value")]
+    has_qkv_bias, has_output_bias = model.attention_bias != "none", model.attention_bias == "all"
+    block = [
+        *norm(model, f"{theirs}.ln_1", f"{ours}.attention_norm"),
+        weight(f"{theirs}.attn.c_attn", *qkv, transposed=True),
+        bias(f"{theirs}.attn.c_attn", *qkv, present=has_qkv_bias, width=3 * d_model),
+        weight(f"{theirs}.attn.c_proj", f"{ours}.attention.output", transposed=True),
+        bias(f"{theirs}.attn.c_proj", f"{ours}.attention.output", present=has_output_bias, width=d_model),
+        *norm(model, f"{theirs}.ln_2", f"{ours}.feed_forward_norm"),
+        weight(f"{theirs}.mlp.c_fc", f"{ours}.feed_forward.up", transposed=True),
+        bias(f"{theirs}.mlp.c_fc", f"{ours}.feed_forward.up", present=model.ffn_bias, width=model.d_ff),
+        weight(f"{theirs}.mlp.c_proj", f"{ours}.feed_forward.down", transposed=True),
+        bias(f"{theirs}.mlp.c_proj", f"{ours}.feed_forward.down", present=model.ffn_bias, width=d_model),
     ]
     return [
-        matrix("transformer.wte", "embedding.tokens"),
+        weight("transformer.wte", "embedding.tokens"),
         _positions(model),
-        *in_each_block(model, rows),
-        *norm("transformer.ln_f", "final_norm"),
-        *([] if model.tie_embeddings else [matrix("lm_head", "head")]),
+        *in_each_block(model, block),
+        *norm(model, "transformer.ln_f", "final_norm"),
+        *head(model),
     ]
 
 
 def _positions(model: ModelConfig) -> HFTensor:
     if model.positions == "learned":
-        return matrix("transformer.wpe", "embedding.positions")
+        return weight("transformer.wpe", "embedding.positions")
     return HFTensor("transformer.wpe.weight", fill="sinusoids", shape=(model.max_seq_len, model.d_model))
 
 
 def context(model: ModelConfig, seq_len: int) -> int:
-    """A table has the rows that it has, those beyond the length of the training too."""
+    """All rows of the table, including those beyond the training length."""
     return model.max_seq_len
 
 
@@ -108,12 +104,12 @@ def to_json(model: ModelConfig, context: int) -> dict[str, Any]:
 
 
 def from_json(file: ConfigFile) -> dict[str, Any]:
-    """Values of our `model` section. A file does not say which biases are nothing but zeros: all become parameters."""
-    scores = "the decoder's scores are divided by the root of the head's width"
+    """Values of our `model` section. All biases become parameters: a file does not say which ones are only zeros."""
+    scores = "the decoder divides scores by sqrt(head_dim)"
     file.only("scale_attn_weights", (True,), True, scores)
     file.only("scale_attn_by_inverse_layer_idx", (False,), False, scores)
-    file.only("add_cross_attention", (False,), False, "the decoder attends to its own text")
-    # Each name has an older one, which transformers still reads.
+    file.only("add_cross_attention", (False,), False, "the decoder has no cross-attention")
+    # transformers reads either name of a size.
     width, heads = _either(file, "n_embd", "hidden_size"), _either(file, "n_head", "num_attention_heads")
     return {
         "vocab_size": file.integer("vocab_size"),
@@ -142,7 +138,7 @@ def _either(file: ConfigFile, key: str, other: str) -> int:
 GPT2 = Family(
     "gpt2",
     "GPT2LMHeadModel",
-    reasons,
+    incompatibilities,
     tensors,
     to_json,
     from_json,

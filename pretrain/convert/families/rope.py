@@ -3,8 +3,8 @@
     transformers 4    rope_theta, rope_scaling = null or {rope_type, factor, …}, partial_rotary_factor
     transformers 5    rope_parameters = {rope_theta, rope_type, factor, …, partial_rotary_factor}
 
-Each takes its default silently where its own name is missing (theta 10,000 for one), so both are written. Read is either;
-where a file has both, they have to agree.
+Each generation silently falls back to defaults (theta = 10,000) if its own key is missing, so exports write both. Imports
+read either; if a file has both, they must agree.
 """
 
 import math
@@ -14,7 +14,7 @@ from pretrain.config.schema import ModelConfig
 from pretrain.convert.families.config_file import ConfigFile, is_number, shown
 
 ORIGINAL = "original_max_position_embeddings"
-# Keys of each type beside theta and the type itself, with the names that our model has for them.
+# Keys of each type besides theta and the type itself, with our names.
 TYPES: dict[str, dict[str, str]] = {
     "default": {},
     "linear": {"factor": "rope_factor"},
@@ -34,7 +34,7 @@ TYPES: dict[str, dict[str, str]] = {
 
 
 def rope_json(model: ModelConfig, *, partial: bool = False) -> dict[str, Any]:
-    """The keys of both generations; with `partial`, the part of each head that turns as well."""
+    """The keys of both generations; with `partial` also the fraction of channels that is rotated."""
     kind = "default" if model.rope_scaling == "none" else model.rope_scaling
     scaling = {"rope_type": kind, **{key: getattr(model, ours) for key, ours in TYPES[kind].items()}}
     fraction = {"partial_rotary_factor": model.rope_fraction} if partial else {}
@@ -49,7 +49,7 @@ def rope_json(model: ModelConfig, *, partial: bool = False) -> dict[str, Any]:
 def read_rope(file: ConfigFile, positions: int, *, fraction: float | None = None) -> dict[str, Any]:
     """Values of our `model` section. `positions` is the file's context in tokens.
 
-    `fraction` is the family's default for the part of a head that turns; None for one that turns whole heads.
+    `fraction` is the family's default for the rotated fraction of channels; None if it rotates all channels.
     """
     found = _merged(file)
     kind = found.pop("rope_type", "default")
@@ -62,18 +62,18 @@ def read_rope(file: ConfigFile, positions: int, *, fraction: float | None = None
         values["rope_fraction"] = _number(file, "partial_rotary_factor", part)
     elif part != 1:
         file.problems.append(
-            f"partial_rotary_factor={shown(part)}: transformers turns whole heads in this architecture"
+            f"partial_rotary_factor={shown(part)}: transformers rotates all channels in this architecture"
         )
     if kind == "default":
-        found.pop(ORIGINAL, None)  # the library writes it, and does not read it here
+        found.pop(ORIGINAL, None)  # transformers writes it, but does not use it for this type
     else:
         values |= _scaling(file, kind, found, positions)
-    file.problems += [f"{key}={shown(value)}: rope_type={kind} has no such value here" for key, value in found.items()]
+    file.problems += [f"{key}={shown(value)}: not supported for rope_type={kind}" for key, value in found.items()]
     return values
 
 
 def _merged(file: ConfigFile) -> dict[str, Any]:
-    """All keys that are not null, from wherever they stand; a problem for two that disagree."""
+    """All keys that are not null, from all places; adds a problem for two that disagree."""
     merged: dict[str, Any] = {}
     top = {key: file.values.get(key) for key in ("rope_theta", "partial_rotary_factor")}
     if file.values.get("rope_scaling"):
@@ -90,18 +90,18 @@ def _merged(file: ConfigFile) -> dict[str, Any]:
         for key, value in group.items():
             name = "rope_type" if key == "type" else key
             if value is not None and merged.setdefault(name, value) != value:
-                file.problems.append(f"{name} is {shown(merged[name])} in one place and {shown(value)} in another")
+                file.problems.append(f"{name} is {shown(merged[name])} in one place, {shown(value)} in another")
     return merged
 
 
 def _scaling(file: ConfigFile, kind: str, found: dict[str, Any], positions: int) -> dict[str, Any]:
-    """Takes what it reads out of `found`."""
+    """Values of one scaling type; removes the keys it reads from `found`."""
     values: dict[str, Any] = {"rope_scaling": kind}
     for key, ours in TYPES[kind].items():
         if key == ORIGINAL:
             length = found.pop(key, positions)
             if type(length) is not int or length < 1:
-                file.problems.append(f"{key}={shown(length)} is not a whole number above 0")
+                file.problems.append(f"{key}={shown(length)} is not an integer above 0")
             values[ours] = length
         elif key in found:
             values[ours] = _number(file, key, found.pop(key))
@@ -110,6 +110,7 @@ def _scaling(file: ConfigFile, kind: str, found: dict[str, Any], positions: int)
         else:
             file.problems.append(f"{key} is missing for rope_type={kind}")
     if kind == "yarn":
+        # Accepted if they are what the decoder computes anyway.
         scale = 0.1 * math.log(max(1.0, values.get("rope_factor", 1.0))) + 1.0
         if found.get("attention_factor") == scale:
             del found["attention_factor"]

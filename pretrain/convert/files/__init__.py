@@ -1,1 +1,1 @@
-"""Files of a Hugging Face directory: reading and writing weights, config and tokenizer."""
+"""Reading and writing the files of a Hugging Face directory: weights, config.json, tokenizer."""

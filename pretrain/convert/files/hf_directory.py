@@ -1,4 +1,4 @@
-"""Files of a Hugging Face directory, which may come from a stranger: names that lead out of it are not followed.
+"""Files of an untrusted Hugging Face directory: paths and links that lead outside are refused.
 
 Nothing here needs torch.
 """
@@ -12,7 +12,7 @@ from pretrain.checkpoint import layout
 from pretrain.errors import DataError
 
 CONFIG = "config.json"
-LARGEST_JSON = 64 << 20  # an index of a million tensors is shorter
+LARGEST_JSON = 64 << 20  # bytes; above an index of a million tensors
 
 
 def read_json(directory: Path, name: str) -> dict[str, Any]:
@@ -22,39 +22,39 @@ def read_json(directory: Path, name: str) -> dict[str, Any]:
         with path.open("rb") as file:
             data = file.read(LARGEST_JSON + 1)
         if len(data) > LARGEST_JSON:
-            raise ValueError(f"longer than the {LARGEST_JSON} bytes that such a file can have")
+            raise ValueError(f"longer than {LARGEST_JSON} bytes")
         value = json.loads(data)
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as JSON: {str(error)[:200]}") from error
     if not isinstance(value, dict):
-        raise DataError(f"{path} holds no JSON object")
+        raise DataError(f"{path} is not a JSON object")
     return value
 
 
 def model_name(directory: Path, config: dict[str, Any]) -> str:
-    """What the model is called: its name on the Hub, where config.json says it, or that of the directory."""
+    """Name of the model on the Hub if config.json has it, else of the directory."""
     name = config.get("_name_or_path")
-    on_hub = isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name)  # and no path of somebody's machine
+    on_hub = isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name)  # not a local path
     return str(name) if on_hub else directory.resolve().name
 
 
 def is_hf_directory(path: Path) -> bool:
-    """Whether it is one. A checkpoint of ours may hold a config.json too, as a part of its tokenizer."""
+    """Whether `path` is one. One of our checkpoints may hold a config.json too, as part of its tokenizer."""
     ours = layout.parse_name(path.name) is not None and (path / layout.MANIFEST).is_file()
     return (path / CONFIG).is_file() and not ours
 
 
 def inside(directory: Path, name: str) -> Path:
-    """The path of a file of the directory. Raises DataError for one that is missing or that lies elsewhere.
+    """Path of a file of the directory. Raises DataError if it is missing or lies elsewhere.
 
-    Links stay within it, but for those into `blobs`, of which the Hub's cache is made.
+    Links must stay within the directory. Exception: the Hub's cache, whose snapshots are links into `blobs`.
     """
     path = directory / name
     if Path(name).name != name or name in ("", "..") or "\0" in name:
-        raise DataError(f"{directory}: {name!r} is not the plain name of a file")
+        raise DataError(f"{directory}: {name!r} is not a plain file name")
     try:
         there = path.is_file()
-    except OSError:  # a name that is too long
+    except OSError:  # the name is too long
         there = False
     if not there:
         raise DataError(f"{path} is missing")
@@ -62,6 +62,7 @@ def inside(directory: Path, name: str) -> Path:
     blobs = home.parent.parent / "blobs"
     if target.parent != home and not (home.parent.name == "snapshots" and target.parent == blobs):
         raise DataError(
-            f"{path} is a link to {target}, out of the directory", hint="copy the file itself to this place"
+            f"{path} is a link to {target}, outside the directory",
+            hint=f"replace the link by the file: cp --remove-destination {target} {path}",
         )
     return path

@@ -1,8 +1,8 @@
-"""A Hugging Face directory as a source of weights: somebody else's model, or an export of our own.
+"""A Hugging Face directory as a source of weights: another project's model, or one of our exports.
 
-config.json  → family, ModelConfig        families/choose.py: every value that the decoder has no place for, at once
-headers      → names, shapes, types       held against what the family says: missing, surplus, misshapen, quantized
-tensors      → our parameters             renamed, cut apart and transposed back, on demand
+config.json  → family, ModelConfig        families/choose.py: collects every value that the decoder cannot compute
+headers      → names, shapes, types       compared with the family's: missing, unknown, wrong shape, quantized
+tensors      → our parameters             renamed, split and transposed back, on demand
 """
 
 import re
@@ -19,26 +19,24 @@ from pretrain.convert.families.family import Family, HFTensor
 from pretrain.convert.files.hf_directory import CONFIG, inside, model_name, read_json
 from pretrain.convert.files.stored_files import StoredTensor, load_tensor, shape_of, stored_tensors, type_of
 from pretrain.convert.files.tokenizer_files import find_tokenizer
-from pretrain.convert.files.weight_files import expected_shapes, stored_shape
+from pretrain.convert.files.weight_files import expected_shapes, listed, stored_shape
 from pretrain.errors import DataError
 from pretrain.storage.safetensors import DTYPES
 from tokenizer.models.base import COMPANION_FILES, FALLBACK_FILES, SENTENCEPIECE_MODEL, TOKENIZER_JSON
 
-NAMES_LISTED = 5
-
 
 class TensorPlace(NamedTuple):
-    """Rows [start, start + rows) of a tensor of the files, after it is transposed back."""
+    """Rows [start, start + rows) of a tensor of the files, after transposing it back."""
 
-    stored: HFTensor
+    tensor: HFTensor
     start: int
     rows: int
 
 
 class HfSource:
-    """A WeightSource. `notes` say what the decoder does not quite compute as the directory's own code.
+    """A WeightSource. `notes` list small numerical differences from the directory's own code.
 
-    Raises DataError for a directory that is not one, and with every reason why the decoder cannot hold its model.
+    Raises DataError if it is no such directory, and with all problems if the decoder cannot hold its model.
     """
 
     step = 0
@@ -53,45 +51,45 @@ class HfSource:
         self.state: dict[str, Any] = {"imported_from": model_name(directory, values)}
         self.shapes: Mapping[str, tuple[int, ...]] = expected_shapes(self.config.model)
         table = self.family.tensors(self.config.model)
-        self._stored = _held_against(stored_tensors(directory), table, self.shapes, self.family, self.config, directory)
+        self._stored = _matched(stored_tensors(directory), table, self.shapes, self.family, self.config, directory)
         self._places = _places(table, self.shapes)
 
     @property
     def tokenizer(self) -> Path | None:
-        """The file to load it from; None where the directory has none. Raises DataError for one that cannot be used."""
+        """The tokenizer file; None if the directory has none. Raises DataError if it cannot be used."""
         for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL, *COMPANION_FILES, *FALLBACK_FILES):
             if (self.directory / name).is_file():
-                inside(self.directory, name)  # they are copied: a link would publish what it points to
+                # Refuses links: these files are copied, so a link would publish its target.
+                inside(self.directory, name)
         if not any((self.directory / name).is_file() for name in (TOKENIZER_JSON, SENTENCEPIECE_MODEL)):
             return None
         return find_tokenizer(self.directory)
 
     def tensor(self, name: str) -> Tensor:
-        """One of our parameters, fp32. Raises DataError where an element is not finite or the file cannot be read."""
-        stored, start, rows = self._places[name]
-        tensor = load_tensor(self._stored[stored.name], f"{self.directory}: {stored.name}")
-        whole = tensor.t() if stored.transposed else tensor
-        part = whole[start : start + rows]
-        return (
-            part.contiguous() if part.numel() == tensor.numel() else part.clone(memory_format=torch.contiguous_format)
-        )
+        """One of our parameters, fp32. Raises DataError if an element is not finite or the file cannot be read."""
+        hf_tensor, start, rows = self._places[name]
+        tensor = load_tensor(self._stored[hf_tensor.name], f"{self.directory}: {hf_tensor.name}")
+        part = (tensor.t() if hf_tensor.transposed else tensor)[start : start + rows]
+        if part.numel() == tensor.numel():
+            return part.contiguous()
+        return part.clone(memory_format=torch.contiguous_format)  # a view would keep the joined tensor in memory
 
     def read(self, name: str, start: int, out: Tensor) -> None:
-        """Fill the flat fp32 tensor `out` with a parameter's elements from `start` on."""
+        """Fill the flat fp32 tensor `out` with a parameter's elements from `start`."""
         out.copy_(self.tensor(name).view(-1)[start : start + out.numel()])
 
 
 def _places(table: list[HFTensor], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, TensorPlace]:
     places = {}
-    for stored in table:
+    for tensor in table:
         start = 0
-        for part in stored.parts:
-            places[part] = TensorPlace(stored, start, shapes[part][0])
-            start += shapes[part][0]
+        for name in tensor.sources:
+            places[name] = TensorPlace(tensor, start, shapes[name][0])
+            start += shapes[name][0]
     return places
 
 
-def _held_against(
+def _matched(
     found: dict[str, StoredTensor],
     table: list[HFTensor],
     shapes: Mapping[str, tuple[int, ...]],
@@ -99,13 +97,13 @@ def _held_against(
     config: Config,
     directory: Path,
 ) -> dict[str, StoredTensor]:
-    """The tensors that the family has, under its names. Raises DataError unless there are these and no others."""
-    expected = {stored.name: stored_shape(stored, shapes) for stored in table}
+    """The tensors by the family's names. Raises DataError unless the files hold exactly the family's tensors."""
+    expected = {tensor.name: stored_shape(tensor, shapes) for tensor in table}
     held = {_full_name(name, expected, family): tensor for name, tensor in found.items()}
     ignored = re.compile("|".join(family.ignored) or r"(?!)")
     held = {name: tensor for name, tensor in held.items() if not ignored.fullmatch(name)}
     if config.model.tie_embeddings and "lm_head.weight" in held:
-        _refuse_other_head(held, table[0].name, directory)
+        _drop_tied_head(held, table[0].name, directory)
     problems = [
         *(f"missing: {name} {shape}" for name, shape in expected.items() if name not in held),
         *(f"unknown to {family.model_type}: {name} {shape_of(held[name])}" for name in held if name not in expected),
@@ -115,27 +113,25 @@ def _held_against(
             if name in held and shape_of(held[name]) != shape
         ),
         *(
-            f"{name} is stored as {type_of(held[name])}; read are {', '.join(DTYPES)}"
+            f"{name} is stored as {type_of(held[name])}, not as {', '.join(DTYPES)}"
             for name in expected
             if name in held and type_of(held[name]) not in DTYPES
         ),
     ]
     if problems:
-        more = f"\n  - and {len(problems) - NAMES_LISTED} more" if len(problems) > NAMES_LISTED else ""
-        listed = "\n".join(f"  - {problem}" for problem in problems[:NAMES_LISTED])
-        raise DataError(f"{directory}: the weights do not fit config.json:\n{listed}{more}")
+        raise DataError(f"{directory}: the weights do not fit config.json:\n{listed(problems)}")
     return held
 
 
 def _full_name(name: str, expected: Mapping[str, Any], family: Family) -> str:
-    """Some files leave out the prefix; transformers adds it."""
+    """The name with the family's prefix, which some files leave out; transformers adds it too."""
     full = f"{family.prefix}{name}"
     known = full in expected or any(re.fullmatch(pattern, full) for pattern in family.ignored)
     return full if name not in expected and known else name
 
 
-def _refuse_other_head(held: dict[str, StoredTensor], embedding: str, directory: Path) -> None:
-    """A tied head may be stored as well, where it is the same; then it is dropped."""
+def _drop_tied_head(held: dict[str, StoredTensor], embedding: str, directory: Path) -> None:
+    """Drop a stored copy of a tied head. Raises DataError if it differs from the embedding."""
     head, tokens = held["lm_head.weight"], held.get(embedding)
     if tokens is None or shape_of(head) != shape_of(tokens):
         return
@@ -145,6 +141,6 @@ def _refuse_other_head(held: dict[str, StoredTensor], embedding: str, directory:
         del held["lm_head.weight"]
         return
     raise DataError(
-        f"{directory}: lm_head.weight is not {embedding}, and config.json says tie_word_embeddings=true",
-        hint="set tie_word_embeddings to false in config.json where the head is one of its own",
+        f"{directory}: lm_head.weight differs from {embedding}, but config.json has tie_word_embeddings=true",
+        hint="if the model has a head of its own, set tie_word_embeddings to false in config.json",
     )

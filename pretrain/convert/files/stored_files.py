@@ -1,9 +1,9 @@
-"""The weights of a Hugging Face directory as its files have them: which tensors there are, and each on demand.
+"""Weights of a Hugging Face directory as stored: the list of tensors, and each tensor on demand.
 
     model.safetensors                     or model.safetensors.index.json with the files that it names
-    pytorch_model.bin                     or its index; through torch's loader for weights only, which runs nothing
+    pytorch_model.bin                     or its index; read with torch.load(weights_only=True), which runs no code
 
-The order is transformers'.
+They are tried in this order, as in transformers.
 """
 
 import zipfile
@@ -21,7 +21,7 @@ StoredTensor = Entry | Tensor
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
-    """All tensors by name. Raises DataError for files that are missing or damaged, and where there are none."""
+    """All tensors by name. Raises DataError if files are missing or corrupt, or if there are no weights."""
     for single in FORMATS:
         read = read_header if single.endswith(".safetensors") else _read_pickle
         if (directory / single).exists():
@@ -34,40 +34,40 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
                 absent = [name for name in names if name not in held]
                 if absent:
                     raise DataError(
-                        f"{directory / file} lacks {len(absent)} of the tensors that {index} names: {absent[0]}"
+                        f"{directory / file} lacks {len(absent)} of the tensors that {index} lists: {absent[0]}"
                     )
                 found |= held
             return found
     raise DataError(
-        f"{directory}: holds no weights: neither {' nor '.join(FORMATS)}, nor an index of one",
-        hint="transformers writes them: model.save_pretrained(DIR)",
+        f"{directory} has no weights: no {', no '.join(FORMATS)}, no index of one",
+        hint="write them with transformers: model.save_pretrained(DIR)",
     )
 
 
 def shape_of(stored: StoredTensor) -> tuple[int, ...]:
-    """Its shape."""
+    """Shape of a stored tensor."""
     return tuple(stored.shape)
 
 
 def type_of(stored: StoredTensor) -> str:
-    """The name of its type as safetensors has it, or torch's where that has none."""
+    """Name of the type in safetensors, else in torch."""
     return stored.dtype if isinstance(stored, Entry) else NAMES.get(stored.dtype, str(stored.dtype))
 
 
 def load_tensor(stored: StoredTensor, name: str) -> Tensor:
-    """In fp32, which holds every number of the types that are read. Raises DataError where one is not finite."""
+    """The tensor in fp32, exact for all types that are read. Raises DataError if an element is not finite."""
     assert type_of(stored) in DTYPES
     tensor = read_tensor(stored) if isinstance(stored, Entry) else stored.detach().to(torch.float32, copy=True)
     bad = sum(part.numel() - int(torch.isfinite(part).sum()) for part in tensor.contiguous().view(-1).split(CHUNK))
     if bad:
-        raise DataError(f"{name} holds {bad} of {tensor.numel()} elements that are not finite")
+        raise DataError(f"{name}: {bad} of {tensor.numel()} elements are not finite")
     return tensor
 
 
 def _files_of(directory: Path, index: str) -> dict[str, list[str]]:
     mapping = read_json(directory, index).get("weight_map")
     if not isinstance(mapping, dict) or not all(isinstance(file, str) for file in mapping.values()):
-        raise DataError(f"{directory / index} has no weight_map from tensors to files")
+        raise DataError(f"{directory / index} has no weight_map of tensor names to file names")
     files: dict[str, list[str]] = {}
     for name, file in mapping.items():
         files.setdefault(file, []).append(name)
@@ -76,13 +76,13 @@ def _files_of(directory: Path, index: str) -> dict[str, list[str]]:
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
     try:
-        # Files from before torch 1.6 are no archives, and cannot be mapped.
+        # Files from before torch 1.6 are not zip archives and cannot be memory-mapped.
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except Exception as error:
-        # Its unpickler meets whatever the file holds, and raises as many kinds of errors.
+        # The unpickler raises errors of many types on an arbitrary file.
         raise DataError(
-            f"{path} holds more than weights, or is damaged ({type(error).__name__}: {' '.join(str(error).split())[:120]})",
-            hint="nothing of it was run; a safetensors file of the same model is safer",
+            f"{path} is corrupt or holds more than weights ({type(error).__name__}: {' '.join(str(error).split())[:120]})",
+            hint="none of its code was run; use a safetensors file of the same model",
         ) from error
     if not isinstance(found, dict) or not all(_is_plain(*item) for item in found.items()):
         raise DataError(f"{path} is not a mapping of names to tensors")

@@ -1,10 +1,10 @@
-"""The tokenizer of a run as the files of a Hugging Face directory, and the tokenizer that such a directory has.
+"""Writing a run's tokenizer into a Hugging Face directory, and finding the tokenizer of such a directory.
 
-    tokenizer.model   written as a tokenizer.json with the same ids, or refused with every reason     -> tokenizer_json.py
-    tokenizer.json    copied byte for byte, with the files beside it that say what its special tokens are
+    tokenizer.model   converted to a tokenizer.json with the same ids, or refused  (tokenizer/models/sentencepiece_to_hf.py)
+    tokenizer.json    copied byte for byte, with the files that define its special tokens
 
-The way back, `find_tokenizer`, takes the SentencePiece model where a directory is one of our own exports, so that the run
-goes on with the tokenizer that it had.
+For an import of one of our own exports, `find_tokenizer` takes its SentencePiece model, so that the run continues with the
+tokenizer it had.
 """
 
 import json
@@ -34,11 +34,11 @@ from tokenizer.models.sentencepiece_to_hf import control_symbols as control_piec
 
 
 def check_tokenizer(model_file: Path, vocab_size: int) -> None:
-    """Refuse a tokenizer that cannot be exported id for id, or with ids that the model has no row for.
+    """Refuse a tokenizer whose ids cannot be exported exactly, or with more tokens than `vocab_size` embedding rows.
 
-    A SentencePiece model has to be one that a merge list can express; a tokenizer.json has to load, to name the token that
-    ends a document, and to keep special tokens out of texts that spell them. `vocab_size` are the rows of the embedding;
-    there may be more of them than tokens. Raises DataError, and UserError where a package is missing.
+    A SentencePiece model must be one that a merge list can express. A tokenizer.json must load, name its end-of-document
+    token, and not encode the spelling of a special token as that token. Raises DataError, and UserError if a package is
+    missing.
     """
     if is_tokenizer_json(model_file):
         tokens = load_tokenizer(model_file).vocab_size()
@@ -47,22 +47,22 @@ def check_tokenizer(model_file: Path, vocab_size: int) -> None:
         refuse_unless_exportable(model, str(model_file))
         tokens = len(model.pieces)
     if tokens > vocab_size:
-        raise DataError(f"the tokenizer {model_file} has {tokens} tokens, the model only {vocab_size} rows")
+        raise DataError(f"the tokenizer {model_file} has {tokens} tokens, the model only {vocab_size} embedding rows")
 
 
 def write_tokenizer_files(model_file: Path, folder: Path, *, max_tokens: int) -> SpecialTokens:
-    """Write the tokenizer into `folder`; its special tokens, None where it has no such token.
+    """Write the tokenizer into `folder` and return its special tokens, None for each that it lacks.
 
-    `max_tokens` is the context length that `truncation=True` cuts to. It has no effect on a tokenizer_config.json that is
-    copied. Raises as `check_tokenizer`.
+    `max_tokens` is the length that `truncation=True` cuts to; a tokenizer_config.json that is copied keeps its own. Raises
+    as `check_tokenizer`.
     """
     if not is_tokenizer_json(model_file):
         return write_tokenizer(model_file, folder, max_tokens=max_tokens)
-    codec, files = _json_codec(model_file), read_tokenizer(model_file)
-    ids = {**({"bos": codec.bos_id()} if codec.bos_id() >= 0 else {}), **codec.special_ids}
-    special = {name: (token, str(codec.backend.id_to_token(token))) for name, token in ids.items()}
+    tokenizer, files = _load_json_tokenizer(model_file), read_tokenizer(model_file)
+    ids = {**({"bos": tokenizer.bos_id()} if tokenizer.bos_id() >= 0 else {}), **tokenizer.special_ids}
+    special = {name: (token, str(tokenizer.backend.id_to_token(token))) for name, token in ids.items()}
     if "tokenizer_config.json" not in files:
-        # Without one, transformers takes the class of the model's family, which makes a tokenizer of its own.
+        # Without one, transformers takes the class of the model's family, which rebuilds the tokenizer.
         names = {f"{name}_token": spelling for name, (_, spelling) in special.items()}
         config = {"tokenizer_class": "PreTrainedTokenizerFast", **names, "model_max_length": max_tokens}
         files["tokenizer_config.json"] = (json.dumps(config, indent=2, ensure_ascii=False) + "\n").encode()
@@ -73,28 +73,28 @@ def write_tokenizer_files(model_file: Path, folder: Path, *, max_tokens: int) ->
 
 
 def control_symbols(model_file: Path) -> list[str]:
-    """Spellings of all special tokens, in the order of the ids. Raises as `check_tokenizer`."""
+    """Spellings of all special tokens, by id. Raises as `check_tokenizer`."""
     if is_tokenizer_json(model_file):
-        return list(_json_codec(model_file).special_tokens.values())
+        return list(_load_json_tokenizer(model_file).special_tokens.values())
     return control_pieces(read_proto(model_file))
 
 
 def find_tokenizer(hf_dir: Path) -> Path:
-    """The tokenizer of a Hugging Face directory: its tokenizer.json, or the tokenizer.model that it was made of.
+    """The tokenizer of a Hugging Face directory: its tokenizer.json, or the tokenizer.model that it was converted from.
 
-    A tokenizer.model alone will do where it can be exported id for id. Raises DataError with every reason where it can't,
-    where there is neither, and as `check_tokenizer`.
+    Raises DataError if there is neither, if there is only a tokenizer.model that cannot be exported exactly, and as
+    `check_tokenizer`.
     """
-    model_file, definition = hf_dir / SENTENCEPIECE_MODEL, hf_dir / TOKENIZER_JSON
-    if definition.is_file():
-        if model_file.is_file() and _is_made_of(definition, model_file):
+    model_file, json_file = hf_dir / SENTENCEPIECE_MODEL, hf_dir / TOKENIZER_JSON
+    if json_file.is_file():
+        if model_file.is_file() and _is_converted_from(json_file, model_file):
             return model_file
-        load_tokenizer(definition)
-        return definition
+        load_tokenizer(json_file)
+        return json_file
     if not model_file.is_file():
         raise DataError(
-            f"{hf_dir}: holds neither {TOKENIZER_JSON} nor {SENTENCEPIECE_MODEL}",
-            hint="transformers makes one of older files: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
+            f"{hf_dir} has neither {TOKENIZER_JSON} nor {SENTENCEPIECE_MODEL}",
+            hint="convert older files with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)",
         )
     refuse_unless_exportable(read_proto(model_file), str(model_file))
     load_sentencepiece(model_file.read_bytes(), str(model_file))
@@ -102,30 +102,30 @@ def find_tokenizer(hf_dir: Path) -> Path:
 
 
 def tokenizer_notes(model_file: Path) -> list[str]:
-    """What texts lose on their way through the ids of a tokenizer.json, a sentence each; none for an exportable model."""
-    return round_trip_losses(_json_codec(model_file)) if is_tokenizer_json(model_file) else []
+    """A sentence for each way in which encoding and decoding changes a text; none for a SentencePiece model."""
+    return round_trip_losses(_load_json_tokenizer(model_file)) if is_tokenizer_json(model_file) else []
 
 
-def _is_made_of(definition: Path, model_file: Path) -> bool:
-    """Whether the tokenizer.json is what we write for this model."""
+def _is_converted_from(json_file: Path, model_file: Path) -> bool:
+    """Whether our conversion of the model gives this tokenizer.json."""
     try:
-        with wrap_library_errors(str(definition)):
+        with wrap_library_errors(str(json_file)):
             model = read_proto(model_file)
             if incompatibilities(model):
                 return False
             ours = build_tokenizer(model)
-            # Read and written by the same release of the library: others write other defaults.
-            theirs = type(ours).from_str(definition.read_text(encoding="utf-8"))
-            # What a file carries from somebody's last call.
+            # Parse it with the same release of the library: other releases write other defaults.
+            theirs = type(ours).from_str(json_file.read_text(encoding="utf-8"))
+            # A file keeps the truncation and padding of its last use.
             theirs.no_truncation()
             theirs.no_padding()
     except PretrainError:
-        # Whatever is wrong with either file is said when it is used.
+        # Problems of either file are reported when it is used.
         return False
     return bool(ours.to_str() == theirs.to_str())
 
 
-def _json_codec(model_file: Path) -> HFTokenizer:
-    codec: Tokenizer = load_tokenizer(model_file)
-    assert isinstance(codec, HFTokenizer)
-    return codec
+def _load_json_tokenizer(model_file: Path) -> HFTokenizer:
+    tokenizer: Tokenizer = load_tokenizer(model_file)
+    assert isinstance(tokenizer, HFTokenizer)
+    return tokenizer

@@ -1,4 +1,4 @@
-"""From the parameters of a checkpoint to sharded safetensors, a tensor at a time."""
+"""Conversion of a checkpoint's parameters to sharded safetensors, one tensor at a time."""
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +19,11 @@ from pretrain.storage.safetensors import CHUNK, write_tensors
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 INDEX = "model.safetensors.index.json"
-NAMES_LISTED = 5
+PROBLEMS_LISTED = 5
 
 
 class WeightSource(Protocol):
-    """What an export reads. `pretrain.checkpoint.checkpoint_reader.CheckpointReader` is one; sources.py has the others."""
+    """Weights to export: a `CheckpointReader`, an `HfSource` or an `AverageSource` (see convert/weight_sources.py)."""
 
     @property
     def config(self) -> Config:
@@ -51,13 +51,13 @@ class WeightSource(Protocol):
         ...
 
     def tensor(self, name: str) -> Tensor:
-        """One whole parameter, fp32, on the CPU. It is the caller's to change."""
+        """A parameter in fp32 on the CPU. The caller may modify it."""
         ...
 
 
 @dataclass(frozen=True)
 class WrittenWeights:
-    """What lies in the output folder. `bytes` counts tensor data only."""
+    """Weights in the output folder. `bytes` counts tensor data only."""
 
     files: tuple[str, ...]
     parameters: int
@@ -65,7 +65,7 @@ class WrittenWeights:
 
 
 def refuse_unless_complete(source: WeightSource) -> None:
-    """Raise ExportError where the parameters and their shapes are not exactly those of `source.config.model`."""
+    """Raise ExportError unless the parameters and their shapes are exactly those of `source.config.model`."""
     expected, found = expected_shapes(source.config.model), {name: tuple(s) for name, s in source.shapes.items()}
     problems = [
         *(f"missing: {name} {shape}" for name, shape in expected.items() if name not in found),
@@ -77,51 +77,54 @@ def refuse_unless_complete(source: WeightSource) -> None:
         ),
     ]
     if problems:
-        more = f"\n  - and {len(problems) - NAMES_LISTED} more" if len(problems) > NAMES_LISTED else ""
-        listed = "\n".join(f"  - {problem}" for problem in problems[:NAMES_LISTED])
-        raise ExportError(f"the weights of step {source.step} do not fit their configuration:\n{listed}{more}")
+        raise ExportError(f"the weights of step {source.step} do not fit their configuration:\n{listed(problems)}")
+
+
+def listed(problems: Sequence[str]) -> str:
+    """The first problems as lines of a message, and the number of the others."""
+    lines = [f"  - {problem}" for problem in problems[:PROBLEMS_LISTED]]
+    if len(problems) > PROBLEMS_LISTED:
+        lines.append(f"  - and {len(problems) - PROBLEMS_LISTED} more")
+    return "\n".join(lines)
 
 
 def expected_shapes(model: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Shape of each parameter that the decoder of `model` has; a tied head is not listed. Allocates nothing."""
+    """Shape of each parameter of the decoder, without a tied head. Allocates nothing."""
     with torch.device("meta"):
         return {name: tuple(parameter.shape) for name, parameter in Decoder(model).named_parameters()}
 
 
 def rounded_parameter(source: WeightSource, name: str, dtype: torch.dtype) -> Tensor:
-    """The parameter in fp32, its elements rounded to those that `dtype` has.
-
-    Raises ExportError where an element is not finite, or no longer is after rounding.
-    """
+    """The parameter in fp32, its elements rounded to `dtype`. Raises ExportError if one is not finite after rounding."""
     tensor = source.tensor(name)
     if tuple(tensor.shape) != tuple(source.shapes[name]):
-        raise ExportError(f"{name} was read as {tuple(tensor.shape)}, its entry says {tuple(source.shapes[name])}")
+        raise ExportError(f"{name} has shape {tuple(tensor.shape)}, its entry says {tuple(source.shapes[name])}")
     return _round(tensor, name, dtype)
 
 
-def stored_shape(stored: HFTensor, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
+def stored_shape(tensor: HFTensor, shapes: Mapping[str, tuple[int, ...]]) -> tuple[int, ...]:
     """Shape of a tensor of the file, from those of our parameters."""
-    if stored.fill is not None:
-        return stored.shape
-    first = shapes[stored.parts[0]]
-    shape = (sum(shapes[part][0] for part in stored.parts), *first[1:])
-    return shape[::-1] if stored.transposed else shape
+    if tensor.fill is not None:
+        return tensor.shape
+    first = shapes[tensor.sources[0]]
+    shape = (sum(shapes[name][0] for name in tensor.sources), *first[1:])
+    return shape[::-1] if tensor.transposed else shape
 
 
-def assemble(source: WeightSource, stored: HFTensor, dtype: torch.dtype) -> Tensor:
+def assemble(source: WeightSource, tensor: HFTensor, dtype: torch.dtype) -> Tensor:
     """A tensor of the file in fp32, its elements rounded to `dtype`. Raises ExportError as `rounded_parameter`."""
-    if stored.fill == "zeros":
-        return torch.zeros(stored.shape)
-    if stored.fill == "sinusoids":
-        rows, width = stored.shape
-        return _round(sinusoidal(torch.arange(rows), width), stored.name, dtype)
-    parts = [rounded_parameter(source, part, dtype) for part in stored.parts]
-    whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-    return whole.t() if stored.transposed else whole
+    if tensor.fill == "zeros":
+        return torch.zeros(tensor.shape)
+    if tensor.fill == "sinusoids":
+        rows, width = tensor.shape
+        return _round(sinusoidal(torch.arange(rows), width), tensor.name, dtype)
+    parameters = [rounded_parameter(source, name, dtype) for name in tensor.sources]
+    joined = parameters[0] if len(parameters) == 1 else torch.cat(parameters)
+    return joined.t() if tensor.transposed else joined
 
 
 def plan_shards(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str]]:
-    """Names in their order, cut into shards of at most `max_shard_bytes`; a tensor larger than that has its own."""
+    """Names in order, split into shards of at most `max_shard_bytes`; a larger tensor gets a shard of its own."""
     shards: list[list[str]] = [[]]
     filled = 0
     for name, size in sizes.items():
@@ -136,12 +139,12 @@ def plan_shards(sizes: Mapping[str, int], max_shard_bytes: int) -> list[list[str
 def write_weights(
     source: WeightSource, folder: Path, tensors: Sequence[HFTensor], dtype: torch.dtype, max_shard_bytes: int
 ) -> WrittenWeights:
-    """Write every tensor of the family; one of them is in memory at a time.
+    """Write all `tensors`, with one of them in memory at a time.
 
-    One file is `model.safetensors`; more are `model-00001-of-0000N.safetensors` with an index, as transformers expects.
+    One file is named `model.safetensors`; several are `model-00001-of-0000N.safetensors` with an index, as in transformers.
     """
-    table = {stored.name: stored for stored in tensors}
-    shapes = {name: stored_shape(stored, source.shapes) for name, stored in table.items()}
+    by_name = {tensor.name: tensor for tensor in tensors}
+    shapes = {name: stored_shape(tensor, source.shapes) for name, tensor in by_name.items()}
     sizes = {name: prod(shape) * dtype.itemsize for name, shape in shapes.items()}
     shards = plan_shards(sizes, max_shard_bytes)
     files = tuple(_shard_names(len(shards)))
@@ -150,7 +153,7 @@ def write_weights(
             folder / file,
             {name: shapes[name] for name in names},
             dtype,
-            lambda name: assemble(source, table[name], dtype),
+            lambda name: assemble(source, by_name[name], dtype),
         )
     if len(files) > 1:
         weight_map = {name: file for file, names in zip(files, shards, strict=True) for name in names}
@@ -169,7 +172,7 @@ def _shard_names(count: int) -> Iterator[str]:
 
 
 def _round(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
-    """In place, and in chunks: a copy of the largest tensor would be what the memory of an export is made of."""
+    """Rounds in place and in chunks: a copy of the largest tensor would double the peak memory of an export."""
     bad = 0
     for chunk in tensor.view(-1).split(CHUNK) if tensor.numel() else ():
         if dtype != torch.float32:
@@ -177,7 +180,7 @@ def _round(tensor: Tensor, name: str, dtype: torch.dtype) -> Tensor:
         bad += chunk.numel() - int(torch.isfinite(chunk).sum())
     if bad:
         raise ExportError(
-            f"{name} holds {bad} of {tensor.numel()} elements that are not finite as {dtype}",
+            f"{name}: {bad} of {tensor.numel()} elements are not finite as {dtype}",
             hint="export an earlier step with --step",
         )
     return tensor

@@ -1,12 +1,12 @@
 """A checkpoint → one GGUF file for llama.cpp, through the package `gguf`.
 
-1. refuse what cannot be exported: architecture, parameters, tokenizer, an output that exists
-2. keys and tokens, then tensor by tensor, into a staging file beside the output
-3. the proof: read back, and run by llama.cpp where that is installed                               -> gguf_proof.py
-4. fsync, then one rename. Until then nothing is to be seen at the output; on failure nothing is left behind
+1. refuse an unsupported architecture, tokenizer or set of parameters, and an output that exists
+2. write keys and tokens, then tensor by tensor, into a staging file beside the output
+3. verify: read the file back, and run it with llama.cpp if that is installed                       -> gguf_check.py
+4. fsync and one atomic rename; on failure nothing is left behind
 
-Vectors, norms and tables of positions are fp32 whatever type was asked for, as in llama.cpp's own converter; a matrix whose
-rows are no multiple of 32 long is F16 where Q8_0 was asked for. One tensor is in memory at a time.
+Vectors, norms and tables of positions are always fp32, as in llama.cpp's own converter; a matrix whose rows are not a
+multiple of 32 long is F16 instead of Q8_0. One tensor is in memory at a time.
 """
 
 import os
@@ -24,7 +24,13 @@ import torch
 from pretrain.convert.files.tokenizer_files import check_tokenizer
 from pretrain.convert.files.weight_files import WeightSource, refuse_unless_complete
 from pretrain.convert.gguf.gguf_check import LlamaCppProof, prove_by_reading, prove_with_llama_cpp
-from pretrain.convert.gguf.gguf_tensors import Row, add_model_keys, choose_architecture, rows_of, tensor_of
+from pretrain.convert.gguf.gguf_tensors import (
+    GgufTensor,
+    add_model_keys,
+    choose_architecture,
+    gguf_tensors,
+    load_values,
+)
 from pretrain.convert.gguf.gguf_tokenizer import add_tokenizer_keys
 from pretrain.errors import DataError, ExportError, UserError
 from pretrain.storage.files import move_into_place, sync
@@ -40,7 +46,7 @@ POSITIONS = "position_embd.weight"
 
 @dataclass(frozen=True)
 class GgufReport:
-    """What was published. `llama_cpp` is None where llama.cpp was not there to be asked."""
+    """The published file. `llama_cpp` is None if llama.cpp is not installed."""
 
     file: Path
     architecture: str
@@ -52,18 +58,18 @@ class GgufReport:
     seconds: float
 
     def summary(self) -> str:
-        """Two lines for a person."""
+        """Two lines for the terminal."""
         proof = self.llama_cpp
-        proved = (
-            "every tensor and token read back; install llama-cpp-python to compare logits too"
+        verified = (
+            "every tensor and token was read back; pip install llama-cpp-python to compare logits as well"
             if proof is None
-            else f"llama.cpp's logits differ by {proof.max_abs_difference:.1e} at most where the largest is "
-            f"{proof.max_abs_logit:.3g}, the same token is likeliest at {proof.same_argmax} of {proof.positions} "
-            f"positions, {proof.texts} texts tokenize as in SentencePiece"
+            else f"llama.cpp's logits differ by at most {proof.max_abs_difference:.1e} (largest logit "
+            f"{proof.max_abs_logit:.3g}), argmax agrees at {proof.same_argmax} of {proof.positions} positions, "
+            f"{proof.texts} texts tokenize as in SentencePiece"
         )
         return (
             f"{self.file}: {self.architecture} of step {self.step}, {self.parameters:,} parameters in {self.dtype}, "
-            f"{self.bytes / 1e6:.1f} MB\nproved: {proved}"
+            f"{self.bytes / 1e6:.1f} MB\nverified: {verified}"
         )
 
 
@@ -75,13 +81,13 @@ def export_gguf(
     overwrite: bool = False,
     tokenizer: Path | None = None,
 ) -> GgufReport:
-    """Write `source` to the file `output`, which llama.cpp and what is built on it can run.
+    """Write `source` to the file `output`, for llama.cpp and programs built on it.
 
-    `dtype` is `f16`, `q8_0`, `bf16` or `fp32`. `tokenizer` is a SentencePiece model to take in place of the one that was
-    saved with the run. With `overwrite`, an earlier GGUF file is replaced once the new one is proved.
+    `dtype` is `f16`, `q8_0`, `bf16` or `fp32`. `tokenizer` is a SentencePiece model that replaces the run's own. With
+    `overwrite`, an earlier GGUF file is replaced once the new one is verified.
 
-    Raises UserError where the input cannot be exported (nothing was started), ExportError where the weights are not
-    what they should be or the proof fails (nothing was published).
+    Raises UserError or DataError if the input cannot be exported, ExportError if weights are wrong or the verification
+    fails. Nothing is published then.
     """
     started = time.monotonic()
     output = Path(os.path.abspath(output))  # noqa: PTH100 - resolve() would follow a link that is to be replaced
@@ -93,7 +99,7 @@ def export_gguf(
     family, _ = choose_architecture(model)
     refuse_unless_complete(source)
     model_file = _checked_tokenizer(tokenizer or source.tokenizer, model.vocab_size)
-    rows = rows_of(source, gguf)
+    tensors = gguf_tensors(source, gguf)
 
     with _staging(output) as file:
         writer = gguf.GGUFWriter(file, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[family.upper()]])
@@ -104,8 +110,8 @@ def export_gguf(
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         add_model_keys(writer, model, seq_len, gguf)
         add_tokenizer_keys(writer, read_proto(model_file), model.vocab_size, gguf)
-        _write_tensors(writer, rows, source, dtype, gguf)
-        prove_by_reading(file, rows, source, model_file, gguf)
+        _write_tensors(writer, tensors, source, dtype, gguf)
+        prove_by_reading(file, tensors, source, model_file, gguf)
         proof = prove_with_llama_cpp(file, source, model_file, dtype)
         size = file.stat().st_size
         _publish(file, output)
@@ -121,40 +127,40 @@ def export_gguf(
     )
 
 
-def stored_type(row: Row, dtype: str) -> str:
-    """Name of the type that a tensor gets where `dtype` was asked for."""
-    if len(row.shape) < 2 or row.name.endswith("_norm.weight") or row.name == POSITIONS:
+def stored_type(tensor: GgufTensor, dtype: str) -> str:
+    """Name of a tensor's type in an export as `dtype`."""
+    if len(tensor.shape) < 2 or tensor.name.endswith("_norm.weight") or tensor.name == POSITIONS:
         return "F32"
-    if dtype == "q8_0" and row.shape[-1] % 32:
+    if dtype == "q8_0" and tensor.shape[-1] % 32:
         return "F16"
     return TYPES[dtype][0]
 
 
-def _write_tensors(writer: Any, rows: list[Row], source: WeightSource, dtype: str, gguf: Any) -> None:
-    for row in rows:
-        kind = gguf.GGMLQuantizationType[stored_type(row, dtype)]
+def _write_tensors(writer: Any, tensors: list[GgufTensor], source: WeightSource, dtype: str, gguf: Any) -> None:
+    for tensor in tensors:
+        kind = gguf.GGMLQuantizationType[stored_type(tensor, dtype)]
         block, block_bytes = gguf.GGML_QUANT_SIZES[kind]
-        size = prod(row.shape) // block * block_bytes
-        writer.add_tensor_info(row.name, row.shape, numpy.dtype(numpy.float32), size, raw_dtype=kind)
+        size = prod(tensor.shape) // block * block_bytes
+        writer.add_tensor_info(tensor.name, tensor.shape, numpy.dtype(numpy.float32), size, raw_dtype=kind)
     try:
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for row in rows:
-            writer.write_tensor_data(_packed(row, source, stored_type(row, dtype), gguf))
+        for tensor in tensors:
+            writer.write_tensor_data(_quantized(tensor, source, stored_type(tensor, dtype), gguf))
     finally:
         writer.close()
 
 
-def _packed(row: Row, source: WeightSource, kind: str, gguf: Any) -> Any:
-    tensor = tensor_of(row, source)
-    largest = max(map(abs, (tensor.min().item(), tensor.max().item())))
+def _quantized(tensor: GgufTensor, source: WeightSource, kind: str, gguf: Any) -> Any:
+    values = load_values(tensor, source)
+    largest = max(map(abs, (values.min().item(), values.max().item())))
     if kind == "F16" and largest > torch.finfo(torch.float16).max:
         raise ExportError(
-            f"{row.name} holds {largest:.3g}, and F16 ends at {torch.finfo(torch.float16).max:,.0f}",
+            f"{tensor.name} holds {largest:.3g}, above the F16 maximum of {torch.finfo(torch.float16).max:,.0f}",
             hint="export with --dtype bf16",
         )
-    return gguf.quants.quantize(tensor.numpy(), gguf.GGMLQuantizationType[kind])
+    return gguf.quants.quantize(values.numpy(), gguf.GGMLQuantizationType[kind])
 
 
 def _import_gguf() -> Any:
@@ -171,28 +177,26 @@ def _refuse_output(output: Path, overwrite: bool) -> None:
     if not os.path.lexists(output):
         return
     if output.is_dir():
-        raise UserError(
-            f"{output} is a folder, and a GGUF export is one file", hint=f"name it: {output / 'model.gguf'}"
-        )
+        raise UserError(f"{output} is a folder; a GGUF export is one file", hint=f"write to {output / 'model.gguf'}")
     if not overwrite:
-        raise UserError(f"{output} exists", hint="choose another name, or replace it with --overwrite")
+        raise UserError(f"{output} exists", hint="choose another name or pass --overwrite")
     with output.open("rb") as file:
         if file.read(len(MAGIC)) != MAGIC:
-            raise UserError(f"{output} is no GGUF file, and --overwrite only replaces an earlier export")
+            raise UserError(f"{output} is not a GGUF file; --overwrite only replaces an earlier export")
 
 
 def _checked_tokenizer(model_file: Path | None, vocab_size: int) -> Path:
     if model_file is None:
         raise UserError(
-            "the run has no tokenizer, and without one nobody can use the model",
-            hint="name the SentencePiece model that its shards were made with: --tokenizer FILE",
+            "the run has no tokenizer, which the export needs",
+            hint="pass the SentencePiece model that encoded its shards: --tokenizer FILE",
         )
     if is_tokenizer_json(model_file):
         raise DataError(
-            f"{model_file}: a tokenizer.json splits texts by a pattern that llama.cpp knows by name only, and a wrong "
-            "one changes ids silently",
-            hint="where a SentencePiece model lies behind it, name that: --tokenizer FILE; else export with --to hf, then "
-            "run llama.cpp's convert_hf_to_gguf.py, which knows the patterns of well-known models",
+            f"{model_file}: a tokenizer.json splits texts by a pattern that llama.cpp only knows by name; a wrong name "
+            "changes ids silently",
+            hint="if it was converted from a SentencePiece model, pass that: --tokenizer FILE; else export with --to hf, "
+            "then run llama.cpp's convert_hf_to_gguf.py, which knows the patterns of well-known models",
         )
     check_tokenizer(model_file, vocab_size)
     return model_file
@@ -200,7 +204,7 @@ def _checked_tokenizer(model_file: Path | None, vocab_size: int) -> Path:
 
 @contextmanager
 def _staging(output: Path) -> Iterator[Path]:
-    """A file on the output's file system, so that publishing is a rename. Removed unless it was renamed."""
+    """A file on the output's file system, so that publishing is a rename. Removed unless renamed."""
     file = output.with_name(f".{output.name}.staging-{os.getpid()}")
     output.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -1,11 +1,12 @@
-"""A SentencePiece BPE model as the token list of a GGUF file, which llama.cpp merges by score as SentencePiece does.
+"""A SentencePiece BPE model as the token list of a GGUF file.
 
-Its model "llama" joins the pair whose result has the best score, the leftmost on a tie, and falls back to bytes. Two
-switches keep the ids: no space before a text, and `<s>` before each text as each document of the shards begins with one.
+llama.cpp's tokenizer model "llama" merges by score like SentencePiece: best score first, leftmost on a tie, with byte
+fallback. Two switches keep the ids: no space before a text, and `<s>` before each text, as before each document of the
+shards.
 
-llama.cpp looks up what two symbols make among *all* tokens, SentencePiece among the normal ones. So where a text spells a
-control symbol or a byte piece (`</s>`, `<0x0A>`), and its parts are pieces (`</` and `s>`), llama.cpp gives the token and
-SentencePiece the pieces. `without_names` leaves such texts out; the ids of all others are equal.
+llama.cpp looks up a merged symbol among *all* tokens, SentencePiece among the normal ones. So if a text spells a control
+symbol or a byte piece (`</s>`, `<0x0A>`) and its halves are pieces (`</` and `s>`), llama.cpp gives the token and
+SentencePiece the pieces. `without_special_spellings` drops such texts; the ids of all others are equal.
 """
 
 from collections.abc import Iterable
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def add_tokenizer_keys(writer: Any, model: "ModelProto", vocab_size: int, gguf: Any) -> None:
-    """Tokens, scores, types and special ids. Rows of the embedding beyond the pieces become unused tokens.
+    """Add tokens, scores, types and special ids. Embedding rows beyond the pieces become unused tokens.
 
-    The model is one that `refuse_unless_exportable` took.
+    The model must have passed `refuse_unless_exportable`.
     """
     types = {
         NORMAL: gguf.TokenType.NORMAL,
@@ -49,7 +50,7 @@ def add_tokenizer_keys(writer: Any, model: "ModelProto", vocab_size: int, gguf: 
     writer.add_add_space_prefix(False)
 
 
-def without_names(texts: Iterable[str], model: "ModelProto") -> list[str]:
-    """The texts that spell no token that is no text: a control symbol, or a byte piece as `<0x0A>`."""
+def without_special_spellings(texts: Iterable[str], model: "ModelProto") -> list[str]:
+    """The texts that spell no control symbol and no byte piece such as `<0x0A>`."""
     names = [piece.piece for piece in model.pieces if piece.type != NORMAL]
     return [text for text in texts if not any(name in text for name in names)]

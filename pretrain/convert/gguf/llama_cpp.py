@@ -1,10 +1,10 @@
-"""What llama.cpp makes of a GGUF file: logits and token ids, asked in a process of its own.
+"""llama.cpp's logits and token ids for a GGUF file, computed in a separate process.
 
-    python gguf_llama_cpp.py MODEL.gguf QUESTIONS.json ANSWERS.npz
+    python llama_cpp.py MODEL.gguf QUESTIONS.json ANSWERS.npz
 
-llama.cpp ends its process where it meets a file that it does not like, which must not be the process of an export. The
-program below needs numpy and llama-cpp-python only, so that any interpreter that has them will do:
-PRETRAIN_LLAMA_CPP_PYTHON names one; without it, it is this one where llama-cpp-python is installed.
+llama.cpp aborts its process on a file that it rejects, so it must not run in the export's process. The program below only
+needs numpy and llama-cpp-python. PRETRAIN_LLAMA_CPP_PYTHON names its interpreter; the default is this interpreter, if
+llama-cpp-python is installed.
 """
 
 import json
@@ -19,15 +19,15 @@ from typing import Any
 
 INTERPRETER = "PRETRAIN_LLAMA_CPP_PYTHON"
 TIMEOUT_S = 3600.0
-LINES_OF_BLAME = 5
+ERROR_LINES = 5
 
 
 class LlamaCppError(Exception):
-    """llama.cpp did not take the file; its last lines say why."""
+    """llama.cpp rejected the file; the message holds its last lines."""
 
 
 def llama_cpp_interpreter() -> str | None:
-    """The Python that can run llama.cpp, None where there is none."""
+    """The Python interpreter that has llama-cpp-python; None if there is none."""
     named = os.environ.get(INTERPRETER)
     return named or (sys.executable if find_spec("llama_cpp") else None)
 
@@ -35,7 +35,7 @@ def llama_cpp_interpreter() -> str | None:
 def ask_llama_cpp(
     interpreter: str, file: Path, *, token_rows: Sequence[Sequence[int]], texts: Sequence[str] = ()
 ) -> tuple[list[Any], list[list[int]]]:
-    """Logits (T, V) as arrays of fp32, one for each row of ids, and the ids of each text, control symbols not matched.
+    """fp32 logits (T, V) for each row of ids, and the ids of each text with control symbols as plain text.
 
     Raises LlamaCppError.
     """
@@ -45,7 +45,7 @@ def ask_llama_cpp(
         questions, answers = Path(folder, "questions.json"), Path(folder, "answers.npz")
         questions.write_text(json.dumps({"rows": [list(row) for row in token_rows], "texts": list(texts)}))
         command = [interpreter, str(Path(__file__).resolve()), str(file), str(questions), str(answers)]
-        # Away from the folder of this file, whose gguf.py and others must not hide packages of the same name.
+        # Not run in the folder of this file, whose modules could hide packages of the same name.
         try:
             ended = subprocess.run(
                 command, capture_output=True, text=True, cwd=folder, timeout=TIMEOUT_S, check=False, env=_environment()
@@ -53,9 +53,9 @@ def ask_llama_cpp(
         except OSError as error:
             raise LlamaCppError(f"{interpreter} ({INTERPRETER}) cannot be run: {error.strerror}") from None
         except subprocess.TimeoutExpired:
-            raise LlamaCppError(f"it did not end within {TIMEOUT_S:.0f} s") from None
+            raise LlamaCppError(f"no answer within {TIMEOUT_S:.0f} s") from None
         if ended.returncode != 0 or not answers.exists():
-            raise LlamaCppError(f"it ended with {ended.returncode}:\n{_blame(ended.stderr)}")
+            raise LlamaCppError(f"exit code {ended.returncode}:\n{_error_lines(ended.stderr)}")
         with numpy.load(answers, allow_pickle=False) as found:
             logits = [found[f"logits_{number}"] for number in range(len(token_rows))]
             flat, lengths = found["ids"].tolist(), found["lengths"].tolist()
@@ -66,11 +66,11 @@ def ask_llama_cpp(
     return logits, ids
 
 
-def _blame(said: str) -> str:
-    """The lines that tell of an error, of the hundreds that llama.cpp prints; else the last ones."""
+def _error_lines(said: str) -> str:
+    """The error lines among the hundreds that llama.cpp prints, else the last lines."""
     lines = said.strip().splitlines()
-    telling = [line for line in lines if "error" in line.lower() or "GGML_ASSERT" in line]
-    return "\n".join((telling or lines)[-LINES_OF_BLAME:])
+    errors = [line for line in lines if "error" in line.lower() or "GGML_ASSERT" in line]
+    return "\n".join((errors or lines)[-ERROR_LINES:])
 
 
 def _environment() -> dict[str, str]:
@@ -78,7 +78,7 @@ def _environment() -> dict[str, str]:
 
 
 def _answer(file: str, questions: str, answers: str) -> None:
-    """The program: keys and values in fp32, no flash attention, so that only the weights are rounded."""
+    """The program. fp32 KV cache and no flash attention, so that only the weights are rounded."""
     import llama_cpp  # type: ignore[import-not-found, unused-ignore]
     import numpy
 
@@ -95,7 +95,7 @@ def _answer(file: str, questions: str, answers: str) -> None:
         type_v=llama_cpp.GGML_TYPE_F32,
         n_gpu_layers=0,
         n_threads=1,
-        verbose=True,  # or it does not say what is wrong with a file
+        verbose=True,  # else it does not report errors of a file
     )
     found: dict[str, Any] = {}
     for number, row in enumerate(asked["rows"]):

@@ -1,1 +1,1 @@
-"""Proof that an export computes the same logits and token ids as the checkpoint."""
+"""Verification that an export computes the same logits and token ids as the checkpoint."""

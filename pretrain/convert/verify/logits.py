@@ -1,16 +1,16 @@
-"""What an exported folder has to show before it is published.
+"""Verification of an exported folder before it is published.
 
-    1. its files hold the tensors that transformers' model has: nothing missing, surplus or of another shape
-    2. transformers' logits are the decoder's, on real text and on random tokens
-    3. a folder of a common size is also loaded as users do it, with the same two claims
-    4. AutoTokenizer gives the ids of the run's tokenizer on every nasty string                  -> tokenizer_proof.py
+    1. its files hold exactly the tensors of transformers' model: none missing, unexpected or of another shape
+    2. transformers' logits match the decoder's, on real text and on random tokens
+    3. small folders are also loaded with from_pretrained, as users do, and checked the same way
+    4. AutoTokenizer gives the ids of the run's tokenizer on every stress text                        -> token_ids.py
 
-The bound on logits is tight because errors can be small: a wrong RoPE permutation showed as a KL divergence of 3e-6.
-Both sides compute in fp32 on the CPU from the stored weights, so that bf16 rounding is not part of the difference. The
-decoder takes its weights from the checkpoint and not from the exported files: a swapped name shows.
+The bound on logits is tight because errors can be small: a wrong RoPE permutation gave a KL divergence of only 3e-6. Both
+sides compute in fp32 on the CPU from the rounded weights, so bf16 rounding is not part of the difference. The decoder reads
+its weights from the checkpoint, not from the exported files, so an exchanged name shows.
 
-Both models run with one module's weights in memory at a time (streamed.py), so that a proof takes the memory of the
-largest tensor and of the logits twice.
+Both models run with one module's weights in memory at a time (streamed.py): the peak is the largest tensor and two copies
+of the logits.
 """
 
 from collections.abc import Sequence
@@ -33,13 +33,13 @@ from tokenizer.models.stress_texts import CODE, SCRIPTS
 
 LOGIT_BOUND = 1e-5
 MAX_PROOF_TOKENS = 256
-LOADED_BYTES = 100_000_000  # folders up to this size are loaded whole too
+LOADED_BYTES = 100_000_000  # folders up to this size are also loaded with from_pretrained
 FAILURES_LISTED = 3
 
 
 @dataclass(frozen=True)
 class LogitProof:
-    """Largest |ours - theirs| over `positions` positions, beside the largest |logit| that occurred."""
+    """Largest |ours - theirs| and largest |logit| over `positions` positions."""
 
     max_abs_difference: float
     max_abs_logit: float
@@ -47,14 +47,14 @@ class LogitProof:
 
     @property
     def bound(self) -> float:
-        """Largest difference that is accepted."""
+        """Largest accepted difference."""
         return LOGIT_BOUND * max(1.0, self.max_abs_logit)
 
 
 def prove_logits(folder: Path, source: WeightSource, tokenizer: Path, dtype: torch.dtype) -> LogitProof:
-    """Compare the folder's model with the decoder of `source` at `dtype`. Raises ExportError with the figures.
+    """Compare the folder's model with the decoder of `source` at `dtype`: steps 1 to 3 above, on 2 rows of up to 256 tokens.
 
-    Steps 1 to 3 of the module's list; batch 2, up to 256 tokens.
+    Raises ExportError if they differ.
     """
     tokens_BT = proof_tokens(source, tokenizer)
     theirs = [their_logits(folder, tokens_BT)]
@@ -62,20 +62,20 @@ def prove_logits(folder: Path, source: WeightSource, tokenizer: Path, dtype: tor
         theirs.append(_loaded_logits(folder, tokens_BT))
     ours_BTV = our_logits(source, tokens_BT, dtype)
     largest = max(map(abs, map(float, ours_BTV.aminmax())))
-    # In place: each of these is a quarter of a gigabyte for a large vocabulary.
+    # In place: logits take 256 MB at a vocabulary of 128k.
     difference = max(float(theirs_BTV.sub_(ours_BTV).abs_().max()) for theirs_BTV in theirs)
     proof = LogitProof(difference, largest, tokens_BT.numel())
-    # Written so that a NaN fails as well.
+    # `not <=` so that NaN fails as well.
     if not difference <= proof.bound:
         raise ExportError(
-            f"logits of the exported model differ from the trained one's by {difference:.3g}; the bound is "
+            f"logits of the exported model differ from the trained model's by {difference:.3g}; the bound is "
             f"{proof.bound:.3g} (largest |logit| {proof.max_abs_logit:.3g}, {proof.positions} positions)"
         )
     return proof
 
 
 def proof_tokens(source: WeightSource, tokenizer: Path) -> Tensor:
-    """(2, T) ids: text in the first row, uniformly random ids of the whole vocabulary in the second."""
+    """(2, T) ids: text in the first row, uniformly random ids in the second."""
     length = min(source.config.model.max_seq_len, MAX_PROOF_TOKENS)
     text = load_tokenizer(tokenizer).encode("".join((*CODE, *SCRIPTS)))
     text_T = torch.tensor((text * (length // len(text) + 1))[:length])
@@ -85,7 +85,7 @@ def proof_tokens(source: WeightSource, tokenizer: Path) -> Tensor:
 
 
 def their_logits(folder: Path, tokens_BT: Tensor) -> Tensor:
-    """Logits (B, T, V) of transformers' model over the exported files. Raises ExportError where they do not fit it."""
+    """Logits (B, T, V) of transformers' model over the exported files. Raises ExportError if they do not fit it."""
     entries: dict[str, Entry] = {}
     for file in sorted(folder.glob("*.safetensors")):
         entries |= read_header(file)
@@ -97,23 +97,25 @@ def their_logits(folder: Path, tokens_BT: Tensor) -> Tensor:
                     config, attn_implementation="sdpa", dtype=torch.float32
                 )
         except Exception as error:
-            # Whatever their code stumbles over: the config.json is not what it has to be.
+            # A wrong config.json can raise any error in transformers.
             raise ExportError(f"transformers cannot load the exported folder: {str(error)[:500]}") from error
         stored = _stored_names(model, entries)
         for name, module in list(model.named_modules()):
             if type(module).__name__.endswith("RotaryEmbedding"):
-                model.set_submodule(name, type(module)(config=model.config))  # its buffers are in no file
+                model.set_submodule(
+                    name, type(module)(config=model.config)
+                )  # rebuilt off the meta device: its buffers are in no file
         with torch.no_grad(), streamed(model.eval(), lambda name: read_tensor(entries[stored[name]])):
             logits_BTV: Tensor = model(tokens_BT, use_cache=False).logits
     return logits_BTV
 
 
 def _stored_names(model: nn.Module, entries: dict[str, Entry]) -> dict[str, str]:
-    """Name in the files of each parameter. Raises ExportError unless they hold these parameters and nothing else."""
+    """File name of each parameter. Raises ExportError unless the files hold exactly the model's parameters."""
     expected = dict(model.named_parameters(remove_duplicate=False))
     surplus = [name for name in entries if name not in expected]
     odd = [
-        f"{name} {entries[name].shape} in place of {tuple(parameter.shape)}"
+        f"{name} {entries[name].shape}, not {tuple(parameter.shape)}"
         for name, parameter in expected.items()
         if name in entries and entries[name].shape != tuple(parameter.shape)
     ]
@@ -132,9 +134,9 @@ def _loaded_logits(folder: Path, tokens_BT: Tensor) -> Tensor:
                 folder, output_loading_info=True, **options
             )
     except Exception as error:
-        # As above: also a package that is missing, for one.
+        # As above; also a missing package.
         raise ExportError(f"transformers cannot load the exported folder: {str(error)[:500]}") from error
-    # transformers fills a tensor that the files lack with random numbers, and only logs it.
+    # transformers initializes missing tensors randomly and only logs it.
     _refuse_unclean({key: found for key, found in loading.items() if found})
     with torch.no_grad():
         logits_BTV: Tensor = model.eval()(tokens_BT, use_cache=False).logits
@@ -142,15 +144,15 @@ def _loaded_logits(folder: Path, tokens_BT: Tensor) -> Tensor:
 
 
 def our_logits(source: WeightSource, tokens_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """Logits (B, T, V) of the decoder, in fp32 with weights that are rounded to `dtype`."""
+    """fp32 logits (B, T, V) of the decoder with weights rounded to `dtype`."""
     model = source.config.model
-    baked = model.positions == "sinusoidal" and dtype != torch.float32
+    stored_table = model.positions == "sinusoidal" and dtype != torch.float32
     with torch.device("meta"):
-        # A table that is written into the files is rounded like a weight; the decoder computes it in fp32.
-        decoder = Decoder(replace(model, positions="learned") if baked else model)
+        # The export stores the table of sinusoids, rounded like a weight; the decoder would compute it in fp32.
+        decoder = Decoder(replace(model, positions="learned") if stored_table else model)
 
     def load(name: str) -> Tensor:
-        if baked and name == "embedding.positions.weight":
+        if stored_table and name == "embedding.positions.weight":
             return sinusoidal(torch.arange(model.max_seq_len), model.d_model).to(dtype).float()
         return rounded_parameter(source, name, dtype)
 

@@ -1,8 +1,7 @@
-"""Running a model whose weights do not fit: each module's parameters exist only while it runs.
+"""Running a model that does not fit in memory: each module's parameters are loaded for its forward only.
 
-The model is made on torch's `meta` device, where a tensor has a shape and no elements. Hooks fill a module's own
-parameters before its forward and empty them after it, so that the model's own code runs, and one tensor or two are in
-memory at a time.
+The model is built on torch's `meta` device, whose tensors have no storage. Hooks load a module's own parameters before its
+forward and drop them afterwards, so the model's own code runs with one or two tensors in memory.
 """
 
 from collections.abc import Callable, Iterator
@@ -16,14 +15,14 @@ Load = Callable[[str], Tensor]
 
 @contextmanager
 def streamed(model: nn.Module, load: Load) -> Iterator[None]:
-    """Within the context the model's forward works. `load(name)` gives a parameter; a tied one has its first name."""
+    """Makes forward passes work within the context. `load(name)` returns a parameter; a tied one has its first name."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     handles = []
     for module in model.modules():
         own = dict(module.named_parameters(recurse=False))
         if own:
-            handles.append(module.register_forward_pre_hook(_filling(own, names, load)))
-            handles.append(module.register_forward_hook(_emptying(own)))
+            handles.append(module.register_forward_pre_hook(_load_hook(own, names, load)))
+            handles.append(module.register_forward_hook(_drop_hook(own)))
     try:
         yield
     finally:
@@ -31,17 +30,17 @@ def streamed(model: nn.Module, load: Load) -> Iterator[None]:
             handle.remove()
 
 
-def _filling(own: dict[str, nn.Parameter], names: dict[int, str], load: Load) -> Callable[..., None]:
-    def fill(module: nn.Module, _arguments: Any) -> None:
+def _load_hook(own: dict[str, nn.Parameter], names: dict[int, str], load: Load) -> Callable[..., None]:
+    def load_parameters(module: nn.Module, _arguments: Any) -> None:
         for key, parameter in own.items():
             setattr(module, key, nn.Parameter(load(names[id(parameter)]), requires_grad=False))
 
-    return fill
+    return load_parameters
 
 
-def _emptying(own: dict[str, nn.Parameter]) -> Callable[..., None]:
-    def empty(module: nn.Module, _arguments: Any, _result: Any) -> None:
+def _drop_hook(own: dict[str, nn.Parameter]) -> Callable[..., None]:
+    def drop_parameters(module: nn.Module, _arguments: Any, _result: Any) -> None:
         for key, parameter in own.items():
             setattr(module, key, parameter)
 
-    return empty
+    return drop_parameters

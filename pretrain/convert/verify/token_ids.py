@@ -1,11 +1,11 @@
-"""That an exported folder's tokenizer gives the ids that the model was trained on, before the folder is published.
+"""Verification that the exported tokenizer yields the training ids.
 
     tokenizer.model   SentencePiece, our loader of the written tokenizer.json, and AutoTokenizer
-    tokenizer.json    our loader of the file that the run had, and AutoTokenizer on the copy
+    tokenizer.json    our loader of the run's file, and AutoTokenizer on the copy
 
-transformers chooses a class by tokenizer_config.json and config.json, and some classes keep nothing of a tokenizer.json
-but its vocabulary and merges: they make the normalizer and the pre-tokenizer anew, as their family has them. For a
-tokenizer of that family nothing changes; for another one all ids may, which nobody would be told of.
+transformers chooses the tokenizer class by tokenizer_config.json and config.json. Some classes keep only vocabulary and
+merges of a tokenizer.json and build normalizer and pre-tokenizer as their family has them. A tokenizer of another family
+then gives other ids, without a warning.
 """
 
 import json
@@ -24,14 +24,14 @@ from tokenizer.models.sentencepiece import load_sentencepiece
 from tokenizer.models.stress_texts import stress_texts
 
 FAILURES_LISTED = 3
-PLAIN_CLASS = "PreTrainedTokenizerFast"  # of transformers: uses a tokenizer.json as it is, in 4.57 and in 5
+PLAIN_CLASS = "PreTrainedTokenizerFast"  # of transformers 4.57 and 5: uses tokenizer.json unchanged
 
 
 @dataclass(frozen=True)
 class TokenizerProof:
-    """Strings compared with the `reference`; `spelling_control` of them spell a control symbol.
+    """Number of strings compared with the `reference`; `spelling_control` of them spell a control symbol.
 
-    `changed` says what was written otherwise than in the run's files, and why; empty where nothing was.
+    `changed` describes a change to the run's tokenizer files, with its reason; empty if there is none.
     """
 
     strings: int
@@ -44,8 +44,8 @@ class TokenizerProof:
 def prove_tokenizer(folder: Path, model_file: Path) -> TokenizerProof:
     """Compare the folder's AutoTokenizer with the run's tokenizer, both directions. Raises ExportError.
 
-    Texts that spell no control symbol are encoded as users do; the others, and all of them once more, with
-    `split_special_tokens=True` (tokenizer_json.py says why).
+    All texts are encoded with `split_special_tokens=True` (tokenizer/models/sentencepiece_to_hf.py explains why); texts
+    that spell no control symbol also with the defaults.
     """
     controls = control_symbols(model_file)
     texts = stress_texts(controls)
@@ -53,17 +53,17 @@ def prove_tokenizer(folder: Path, model_file: Path) -> TokenizerProof:
         theirs = _auto_tokenizer(transformers, folder)
         if is_tokenizer_json(model_file):
             reference = "tokenizers"
-            tokens, failures = _compare_definition(theirs, model_file, texts)
+            tokens, failures = _compare_json(theirs, model_file, texts)
         else:
             reference = "SentencePiece"
-            tokens, failures = _compare_model(theirs, folder, model_file, texts, controls)
+            tokens, failures = _compare_sentencepiece(theirs, folder, model_file, texts, controls)
     if failures:
         listed = "\n".join(f"  - {failure}" for failure in failures[:FAILURES_LISTED])
         raise ExportError(
-            f"the exported tokenizer differs from {reference} in {len(failures)} comparisons over {len(texts)} "
+            f"the exported tokenizer differs from {reference} in {len(failures)} comparisons of {len(texts)} "
             f"strings:\n{listed}",
             hint=f"transformers {transformers.__version__} loads it as {type(theirs).__name__}; "
-            f'"tokenizer_class": "{PLAIN_CLASS}" in tokenizer_config.json takes tokenizer.json as it is'
+            f'"tokenizer_class": "{PLAIN_CLASS}" in tokenizer_config.json uses tokenizer.json unchanged'
             if reference == "tokenizers"
             else None,
         )
@@ -71,10 +71,10 @@ def prove_tokenizer(folder: Path, model_file: Path) -> TokenizerProof:
     return TokenizerProof(len(texts), spelling, tokens, reference)
 
 
-def settle_tokenizer(folder: Path, model_file: Path) -> TokenizerProof:
-    """`prove_tokenizer`, if need be with the class in the folder's tokenizer_config.json that takes a tokenizer.json as it is.
+def prove_or_fix_tokenizer(folder: Path, model_file: Path) -> TokenizerProof:
+    """`prove_tokenizer`; if it fails, once more with PLAIN_CLASS in the folder's tokenizer_config.json.
 
-    All else stays as it was copied. Raises ExportError, of the folder as it was, where that does not help.
+    Raises the first ExportError if that fails too.
     """
     try:
         return prove_tokenizer(folder, model_file)
@@ -93,21 +93,21 @@ def settle_tokenizer(folder: Path, model_file: Path) -> TokenizerProof:
         except ExportError:
             raise error from None
         first = error.message.partition("\n")[2].partition("\n")[0].removeprefix("  - ") or error.message
-        return replace(proof, changed=f"tokenizer_class: {stated} → {PLAIN_CLASS}, since it gives other {first}")
+        return replace(proof, changed=f"tokenizer_class: {stated} → {PLAIN_CLASS}, because it gives other {first}")
 
 
 def _auto_tokenizer(transformers: Any, folder: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:
-        # Whatever a class of theirs stumbles over: the folder is not what it has to be.
+        # A wrong file can raise any error in transformers.
         raise ExportError(f"transformers cannot load the exported tokenizer: {str(error)[:500]}") from error
 
 
-def _compare_model(
+def _compare_sentencepiece(
     theirs: Any, folder: Path, model_file: Path, texts: list[str], controls: list[str]
 ) -> tuple[int, list[str]]:
-    """How many tokens were compared, and what differs from SentencePiece: in transformers, and in our own loader."""
+    """Number of tokens compared, and the differences of transformers and of our own loader from SentencePiece."""
     processor = load_sentencepiece(model_file.read_bytes(), str(model_file))
     expected = {name: getattr(processor, f"{name}_id")() for name in SPECIAL_NAMES}
     _check_special_ids(theirs, expected, "SentencePiece's")
@@ -133,26 +133,26 @@ def _model_differences(text: str, ids: list[int], theirs: Any, processor: Any, s
         if theirs(text, split_special_tokens=False).input_ids != with_start:
             yield f"ids of {text[:60]!r}"
     decoded = theirs.decode(ids, skip_special_tokens=False)
-    # SentencePiece stores a space as ▁, so that a ▁ of the text itself comes back as a space: theirs must do the same.
+    # SentencePiece stores a space as ▁, so a ▁ of the text decodes to a space; transformers must do the same.
     if decoded != processor.decode(ids) or decoded != text.replace("▁", " "):
         yield f"decoding the ids of {text[:60]!r} gives {decoded[:60]!r}"
 
 
-def _compare_definition(theirs: Any, model_file: Path, texts: list[str]) -> tuple[int, list[str]]:
-    """How many tokens were compared, and where transformers differs from the tokenizer.json of the run."""
-    codec = load_tokenizer(model_file)
-    assert isinstance(codec, HFTokenizer)
+def _compare_json(theirs: Any, model_file: Path, texts: list[str]) -> tuple[int, list[str]]:
+    """Number of tokens compared, and the differences of transformers from the run's tokenizer.json."""
+    tokenizer = load_tokenizer(model_file)
+    assert isinstance(tokenizer, HFTokenizer)
     files = read_tokenizer(model_file)
     spelt = {name for name in SPECIAL_NAMES if isinstance(special_token(files, name, str(model_file)), str)}
     _check_special_ids(
-        theirs, {name: codec.special_ids[name] for name in SPECIAL_NAMES if name in spelt}, "those of the run"
+        theirs, {name: tokenizer.special_ids[name] for name in SPECIAL_NAMES if name in spelt}, "those of the run"
     )
-    before, after = _framing(theirs, codec)
+    before, after = _framing(theirs, tokenizer)
     tokens, failures = 0, []
     for text in texts:
-        ids = codec.encode(text)
+        ids = tokenizer.encode(text)
         tokens += len(ids)
-        with_symbols = _with_symbols(codec, text)
+        with_symbols = _with_symbols(tokenizer, text)
         for found, expected, how in (
             (theirs(text, add_special_tokens=False, split_special_tokens=True).input_ids, ids, "split_special_tokens"),
             (theirs(text, split_special_tokens=False).input_ids, [*before, *with_symbols, *after], "special tokens"),
@@ -160,28 +160,30 @@ def _compare_definition(theirs: Any, model_file: Path, texts: list[str]) -> tupl
             if found != expected:
                 failures.append(f"ids of {text[:60]!r} with {how}: {_shown(found)}, and the run has {_shown(expected)}")
         decoded = theirs.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-        if decoded != codec.decode(ids):
-            failures.append(f"decoding the ids of {text[:60]!r} gives {decoded[:60]!r}, not {codec.decode(ids)[:60]!r}")
+        if decoded != tokenizer.decode(ids):
+            failures.append(
+                f"decoding the ids of {text[:60]!r} gives {decoded[:60]!r}, not {tokenizer.decode(ids)[:60]!r}"
+            )
     return tokens, failures
 
 
-def _with_symbols(codec: HFTokenizer, text: str) -> list[int]:
-    """Ids where special tokens that are spelt in the text are matched, as chat templates need it."""
-    codec.backend.encode_special_tokens = False
+def _with_symbols(tokenizer: HFTokenizer, text: str) -> list[int]:
+    """Ids with the spellings of special tokens matched, as chat templates need."""
+    tokenizer.tokenizer.encode_special_tokens = False
     try:
-        return codec.encode(text)
+        return tokenizer.encode(text)
     finally:
-        codec.backend.encode_special_tokens = True
+        tokenizer.tokenizer.encode_special_tokens = True
 
 
-def _framing(theirs: Any, codec: HFTokenizer) -> tuple[list[int], list[int]]:
-    """What theirs puts before and behind each text; where it is the template's, it is none of our business."""
-    ids, own, inner = theirs("a").input_ids, codec.backend.encode("a").ids, codec.encode("a")
+def _framing(theirs: Any, tokenizer: HFTokenizer) -> tuple[list[int], list[int]]:
+    """Expected ids before and after each text: those of the file's own template if transformers applies it, else BOS."""
+    ids, own, inner = theirs("a").input_ids, tokenizer.tokenizer.encode("a").ids, tokenizer.encode("a")
     if ids == own:
         for start in range(len(own) - len(inner) + 1):
             if own[start : start + len(inner)] == inner:
                 return own[:start], own[start + len(inner) :]
-    return ([codec.bos_id()] if codec.bos_id() >= 0 else []), []
+    return ([tokenizer.bos_id()] if tokenizer.bos_id() >= 0 else []), []
 
 
 def _check_special_ids(theirs: Any, expected: dict[str, int], whose: str) -> None:

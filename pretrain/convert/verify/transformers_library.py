@@ -1,4 +1,4 @@
-"""The transformers library: imported with advice where it is missing, and kept quiet while it works."""
+"""Import of the transformers library, with a hint if it is missing, and without its log output."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from pretrain.errors import UserError
 
 
 def import_transformers() -> Any:
-    """The module. Raises UserError with the command that installs it."""
+    """The module. Raises UserError with the install command."""
     try:
         import transformers
     except ImportError as error:
@@ -20,7 +20,7 @@ def import_transformers() -> Any:
 
 @contextmanager
 def quiet_transformers() -> Iterator[Any]:
-    """The module, with its progress bars and its log messages below errors switched off for the while."""
+    """The module, with progress bars and log messages below errors off within the context."""
     transformers = import_transformers()
     log = transformers.utils.logging
     level, bars = log.get_verbosity(), log.is_progress_bar_enabled()

@@ -177,7 +177,7 @@ def test_weights_that_are_not_finite_are_refused(place: Path) -> None:
     save(place / "broken/checkpoints", 8, safetensors.torch.save(pieces), config=config, tokens=0)
     message = refused(place, ["@broken"])
     assert "blocks.1.attention.key.weight of step 8 holds numbers that are not finite" in message
-    assert "hint: an earlier --step" in message
+    assert "hint: choose an earlier step: --step" in message
     assert invoked(place, ["@broken", "--step", "7"]).exit_code == 0
 
 

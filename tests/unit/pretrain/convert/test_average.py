@@ -78,9 +78,9 @@ def test_the_mean_is_that_of_the_newest_in_fp64(
 def test_fewer_checkpoints_than_asked_for_are_refused_with_those_that_there_are(
     run: tuple[Path, dict[int, dict[str, Tensor]]],
 ) -> None:
-    with pytest.raises(CheckpointError, match=r"4 checkpoints are to be averaged, and .* holds 3: 2, 4, 8"):
+    with pytest.raises(CheckpointError, match=r"--average 4: .* has 3 checkpoints: 2, 4, 8"):
         open_average(run[0], 4)
-    with pytest.raises(CheckpointError, match=r"3 checkpoints .* holds 2 up to step 4: 2, 4"):
+    with pytest.raises(CheckpointError, match=r"--average 3: .* has 2 checkpoints up to step 4: 2, 4"):
         open_average(run[0], 3, step=4)
     with pytest.raises(CheckpointError, match="no step 5"):
         open_average(run[0], 2, step=5)

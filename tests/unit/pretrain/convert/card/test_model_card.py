@@ -96,7 +96,7 @@ def test_the_evaluation_is_the_last_one_by_source() -> None:
     ]
     assert "not of the mean" not in card
     averaged = model_card(facts(history=History((), (last,)), averaged=(800, 1_000)))
-    assert "mean of steps 800, 1000." in averaged and "not of the mean of several" in averaged
+    assert "mean of steps 800, 1000." in averaged and "not of the averaged weights" in averaged
 
 
 @pytest.mark.parametrize("where", ["source", "valid", "name", "base_model", "symbol"])
@@ -172,7 +172,7 @@ def test_a_base_that_is_no_name_on_the_hub_is_said_in_words_alone(base: str) -> 
             "LayerNorm with biases before each sub-layer; learned positions; 12 heads of width 64, biases; GELU with biases",
         ),
         ({"rope_fraction": 0.25, "attention_bias": "qkv"}, "rotary positions of 16 channels a head with theta 10000"),
-        ({"rope_scaling": "yarn", "rope_factor": 4.0}, "theta 10000, lengthened 4 times (yarn)"),
+        ({"rope_scaling": "yarn", "rope_factor": 4.0}, "theta 10000, scaled by 4 (yarn)"),
         ({"positions": "sinusoidal", "norm": "layernorm"}, "LayerNorm before each sub-layer; sinusoidal positions"),
     ],
 )  # fmt: skip

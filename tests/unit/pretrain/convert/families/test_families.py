@@ -9,7 +9,7 @@ import pytest
 from pretrain.config.check import find_conflicts
 from pretrain.config.schema import Config, DataConfig, ModelConfig
 from pretrain.convert.families.choose import FAMILIES, choose_family, config_json, read_config
-from pretrain.convert.families.llama import LLAMA
+from pretrain.convert.families.llama_table import LLAMA
 from pretrain.convert.files.weight_files import expected_shapes
 from pretrain.errors import DataError, UserError
 from tests.support.exportable_models import HELD, IDS
@@ -20,7 +20,7 @@ IDS_OF_TOKENS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}
 
 
 def test_llama_has_its_own_name_for_every_parameter() -> None:
-    assert [stored.name for stored in LLAMA.tensors(MODEL)] == [
+    assert [tensor.name for tensor in LLAMA.tensors(MODEL)] == [
         "model.embed_tokens.weight",
         "model.layers.0.input_layernorm.weight",
         "model.layers.0.self_attn.q_proj.weight",
@@ -45,10 +45,10 @@ def test_the_family_that_holds_a_model_has_each_of_its_parameters_once(
     family = choose_family(model)
     assert family.model_type == held[0]
     table = family.tensors(model)
-    assert Counter(part for stored in table for part in stored.parts) == Counter(expected_shapes(model).keys())
-    assert max(Counter(stored.name for stored in table).values()) == 1
-    assert any(".10." in stored.name for stored in table)  # no block's number is taken for another's
-    assert all((stored.fill is None) == bool(stored.parts) for stored in table)
+    assert Counter(name for tensor in table for name in tensor.sources) == Counter(expected_shapes(model).keys())
+    assert max(Counter(tensor.name for tensor in table).values()) == 1
+    assert any(".10." in tensor.name for tensor in table)  # no block's number is taken for another's
+    assert all((tensor.fill is None) == bool(tensor.sources) for tensor in table)
 
 
 @pytest.mark.parametrize(("held", "changes"), HELD.items(), ids=IDS)
@@ -78,7 +78,7 @@ def test_what_is_read_back_computes_the_same_and_is_written_as_the_same(
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "learned positions beside RMSNorm": ({"positions": "learned"}, r"llama\n.*positions=learned: Llama has rope only"),
     "ReLU beside RMSNorm": ({"ffn": "relu"}, r"model\.ffn=relu: Llama has swiglu only"),
-    "part of each head, RMSNorm": ({"rope_fraction": 0.5}, r"rope_fraction=0\.5: Llama turns whole heads only"),
+    "part of each head, RMSNorm": ({"rope_fraction": 0.5}, r"rope_fraction=0\.5: Llama rotates all channels of a head"),
     "post-norm without norms of queries": ({"norm_position": "post"}, r"qk_norm=none: OLMo 2 has full only"),
     "norms of queries of LayerNorm": (
         {"norm": "layernorm", "qk_norm": "head"},
@@ -112,9 +112,9 @@ def test_a_model_that_none_holds_is_refused_with_what_is_in_the_way_of_the_neare
         choose_family(small_model(**changes))
 
 
-def test_every_reason_against_a_family_comes_at_once() -> None:
+def test_all_incompatibilities_with_a_family_come_at_once() -> None:
     model = small_model(positions="learned", norm="layernorm", ffn="relu")
-    assert len(LLAMA.reasons(model)) == 3
+    assert len(LLAMA.incompatibilities(model)) == 3
 
 
 def read(**changes: Any) -> tuple[Any, ...]:
@@ -130,20 +130,20 @@ PROBLEMS: dict[str, tuple[dict[str, Any], str]] = {
     "another head": ({"architectures": ["LlamaForSequenceClassification"]}, "only LlamaForCausalLM"),
     "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_type='dynamic'"),
     "rope by layer": ({"rope_parameters": {"full_attention": {"rope_theta": 1.0}}}, "one rotation for all layers"),
-    "two thetas": ({"rope_theta": 5e5}, r"rope_theta is 500000\.0 in one place and 10000\.0 in another"),
+    "two thetas": ({"rope_theta": 5e5}, r"rope_theta is 500000\.0 in one place, 10000\.0 in another"),
     "a key of another type": (
         {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "long_factor": [1.0]}},
         "long_factor",
     ),
     "no factor": ({"rope_parameters": {"rope_type": "llama3"}}, "low_freq_factor is missing"),
-    "partial": ({"partial_rotary_factor": 0.5}, "turns whole heads"),
+    "partial": ({"partial_rotary_factor": 0.5}, "rotates all channels"),
     "attention factor of yarn": (
         {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "attention_factor": 1.5}},
         "attention_factor",
     ),
     "no width": ({"hidden_size": None}, "hidden_size is missing"),
-    "a text for a number": ({"num_hidden_layers": "2"}, "num_hidden_layers='2' is not a whole number from 1 to"),
-    "a size that no tensor has": ({"vocab_size": 10**20}, r"vocab_size=1000.* is not a whole number from 1 to"),
+    "a text for a number": ({"num_hidden_layers": "2"}, "num_hidden_layers='2' is not an integer from 1 to"),
+    "a size that no tensor has": ({"vocab_size": 10**20}, r"vocab_size=1000.* is not an integer from 1 to"),
     "a list for a name": ({"rope_parameters": {"rope_type": ["linear"]}}, r"rope_type=\['linear'\]: the decoder has"),
     "none at all": ({"num_attention_heads": 0}, "num_attention_heads=0"),
     "not a number": ({"rms_norm_eps": float("nan")}, "rms_norm_eps=nan is not a number"),

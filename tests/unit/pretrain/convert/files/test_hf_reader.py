@@ -50,11 +50,11 @@ CHANGES: dict[str, tuple[Callable[[Tensors], object], str]] = {
         r"is \(64, 48\), config.json says",
     ),
     "flattened": (lambda tensors: tensors.update({KEY: tensors[KEY].flatten()}), r"is \(3072,\), config.json says"),
-    "integers": (lambda tensors: tensors.update({KEY: tensors[KEY].to(torch.int8)}), "is stored as I8; read are F32"),
-    "fp64": (lambda tensors: tensors.update({KEY: tensors[KEY].double()}), "is stored as F64; read are F32"),
+    "integers": (lambda tensors: tensors.update({KEY: tensors[KEY].to(torch.int8)}), "is stored as I8, not as F32"),
+    "fp64": (lambda tensors: tensors.update({KEY: tensors[KEY].double()}), "is stored as F64, not as F32"),
     "another head": (
         lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"] + 1}),
-        r"lm_head\.weight is not model\.embed_tokens\.weight, and config\.json says tie_word_embeddings=true",
+        r"lm_head\.weight differs from model\.embed_tokens\.weight, but config\.json has tie_word_embeddings=true",
     ),
 }
 
@@ -88,7 +88,7 @@ def test_a_weight_that_is_not_finite_is_named_and_no_run_is_left(
 ) -> None:
     directory = make_directory(tmp_path / "theirs")
     change(directory, lambda tensors: tensors[KEY].view(-1)[3:5].fill_(value))
-    with pytest.raises(DataError, match=rf"{KEY} holds 2 of 3072 elements that are not finite"):
+    with pytest.raises(DataError, match=rf"{KEY}: 2 of 3072 elements are not finite"):
         import_hf(directory, tmp_path / "deep" / "run", tokenizer=sentencepiece_model)
     assert list((tmp_path / "deep").iterdir()) == []
 
@@ -117,7 +117,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path: Path, monkeyp
     (directory / "model.safetensors").unlink()
     for content in (pickle.dumps(Evil()), b"", b"\x80\x02garbage"):
         (directory / "pytorch_model.bin").write_bytes(content)
-        with pytest.raises(DataError, match="holds more than weights, or is damaged"):
+        with pytest.raises(DataError, match="is corrupt or holds more than weights"):
             HfSource(directory)
     torch.save(tensors | {"evil": Evil()}, directory / "pytorch_model.bin")
     with pytest.raises(DataError, match="holds more than weights"):
@@ -143,14 +143,14 @@ def test_an_index_leads_nowhere_else(tmp_path: Path) -> None:
             HfSource(directory)
 
     for name in ("../elsewhere.safetensors", str(tmp_path / "elsewhere.safetensors"), "..", "", "a\0b"):
-        refused(name, "is not the plain name of a file")
+        refused(name, "is not a plain file name")
     refused(7, "has no weight_map")
     refused("lost.safetensors", "is missing")
     refused("x" * 300, "is missing")
     (directory / "link.safetensors").symlink_to(tmp_path / "elsewhere.safetensors")
-    refused("link.safetensors", "is a link to .*, out of the directory")
+    refused("link.safetensors", "is a link to .*, outside the directory")
     other = next(file for file in mapping.values() if file != mapping[KEY])
-    refused(other, rf"lacks 1 of the tensors that model.safetensors.index.json names: {KEY}")
+    refused(other, rf"lacks 1 of the tensors that model.safetensors.index.json lists: {KEY}")
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "chat_template.jinja"])
@@ -161,7 +161,7 @@ def test_a_tokenizer_file_that_is_a_link_out_is_not_copied(name: str, tmp_path: 
     (tmp_path / "private").write_text("a secret")
     (directory / name).unlink(missing_ok=True)
     (directory / name).symlink_to(tmp_path / "private")
-    with pytest.raises(DataError, match=rf"{name} is a link to .*private, out of the directory"):
+    with pytest.raises(DataError, match=rf"{name} is a link to .*private, outside the directory"):
         import_hf(directory, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -186,8 +186,8 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path: Path) -> None:
     [
         ("", "cannot be read as JSON"),
         ("[" * 100_000, "cannot be read as JSON"),
-        ("[]", "holds no JSON object"),
-        ('{"model_type": "bert"}', "model_type='bert' is none"),
+        ("[]", "is not a JSON object"),
+        ('{"model_type": "bert"}', "model_type='bert' cannot be imported"),
     ],
 )
 def test_a_config_json_that_is_none_is_refused(content: str, message: str, tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_config_json_that_is_none_is_refused(content: str, message: str, tmp_p
 def test_a_directory_without_weights_says_how_they_are_written(tmp_path: Path) -> None:
     directory = make_directory(tmp_path / "theirs")
     (directory / "model.safetensors").unlink()
-    with pytest.raises(DataError, match="holds no weights") as caught:
+    with pytest.raises(DataError, match="has no weights") as caught:
         HfSource(directory)
     assert "save_pretrained" in str(caught.value)
     with pytest.raises(DataError, match="is not a directory"):
@@ -210,14 +210,14 @@ def test_a_directory_without_weights_says_how_they_are_written(tmp_path: Path) -
 
 def test_an_import_wants_a_new_run_and_a_tokenizer(sentencepiece_model: Path, tmp_path: Path) -> None:
     directory = make_directory(tmp_path / "theirs")
-    with pytest.raises(UserError, match="holds no tokenizer") as caught:
+    with pytest.raises(UserError, match="has no tokenizer") as caught:
         import_hf(directory, tmp_path / "run")
     assert "--tokenizer" in str(caught.value)
     import_hf(directory, tmp_path / "run", tokenizer=sentencepiece_model)
     with pytest.raises(UserError, match="run exists"):
         import_hf(directory, tmp_path / "run", tokenizer=sentencepiece_model)
     small = make_directory(tmp_path / "small", vocab_size=1_008)
-    with pytest.raises(DataError, match="1009 tokens, the model only 1008 rows"):
+    with pytest.raises(DataError, match="1009 tokens, the model only 1008 embedding rows"):
         import_hf(small, tmp_path / "other", tokenizer=sentencepiece_model)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run", "small", "theirs"]
 

@@ -45,7 +45,7 @@ def test_a_head_beside_tied_embeddings_is_surplus() -> None:
 def test_a_weight_that_is_not_finite_is_refused_by_name(value: float) -> None:
     source = memory_source(None)
     source.tensors["blocks.1.feed_forward.up.weight"][3, 5] = value
-    with pytest.raises(ExportError, match=r"blocks\.1\.feed_forward\.up\.weight holds 1 of 10240"):
+    with pytest.raises(ExportError, match=r"blocks\.1\.feed_forward\.up\.weight: 1 of 10240"):
         rounded_parameter(source, "blocks.1.feed_forward.up.weight", torch.float32)
 
 

@@ -45,7 +45,7 @@ def test_a_run_a_checkpoint_and_a_directory_fit_the_model_that_they_hold(tmp_pat
         assert changed_rotation(run_with(path), folder) == []
     assert find_initial_weights(run_with(run), hashes=True) == find_initial_weights(run_with(step), hashes=True) == step
     assert find_initial_weights(run_with(None), hashes=True) is None
-    with pytest.raises(DataError, match="holds no weights"):  # only one rank looks into its files
+    with pytest.raises(DataError, match="has no weights"):  # only one rank looks into its files
         find_initial_weights(run_with(theirs), hashes=True)
 
 
