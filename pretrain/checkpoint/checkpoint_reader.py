@@ -46,7 +46,7 @@ class CheckpointReader:
 
     def tensor(self, name: str) -> torch.Tensor:
         """The fp32 master weights of a parameter, on the CPU."""
-        return self._index.whole("fp32", name, self.shapes[name])
+        return self._index.read_parameter("fp32", name, self.shapes[name])
 
     def read(self, name: str, start: int, out: torch.Tensor) -> None:
         """Fill the flat fp32 tensor `out` with a parameter's elements from `start` on."""

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.piece_file import write_pieces
-from pretrain.checkpoint.pieces import KINDS, piece_key
+from pretrain.checkpoint.pieces import KINDS, piece_key, write_pieces
 from pretrain.checkpoint.rng_state import rng_state
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config

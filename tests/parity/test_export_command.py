@@ -9,8 +9,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.piece_file import write_pieces
-from pretrain.checkpoint.pieces import piece_key
+from pretrain.checkpoint.pieces import piece_key, write_pieces
 from pretrain.cli.cmd_convert import export_command, import_command
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config
