@@ -83,7 +83,7 @@ class PieceIndex:
         if position < stop:
             if (kind, name) not in self._pieces and ("fp32", name) in self._pieces:
                 raise CheckpointError(
-                    f"the checkpoint holds no {kind} of {name}: a save of the weights alone cannot be resumed"
+                    f"the checkpoint holds no {kind} of {name}: a weights-only save cannot be resumed"
                 )
             raise CheckpointError(
                 f"{kind} of {name} has no element {position}: the checkpoint is of another model or incomplete"

@@ -168,7 +168,7 @@ class Trainer:
         self.watchdog.at("agree", self.progress.step + 1)
         mine = sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)
         doubts = [self.stop.wanted(), self.attempt.outdated(), self.feed.problem is not None]
-        values = [float(mine), *map(float, doubts), *self.saver.flags()]
+        values = [float(mine), *map(float, doubts), *self.saver.written_flags()]
         targets, stopping, outdated, unread, *flags = sum_over_ranks(values, self.device)
         if unread:
             self.feed.give_up()
@@ -176,7 +176,7 @@ class Trainer:
             error = TrainingError(f"a later attempt of run {self.folder.path} has begun: this one ends unsaved")
             error.everywhere = True
             raise error
-        self.saver.settle(*flags)
+        self.saver.commit_when_all_written(*flags)
         return targets, stopping
 
     def _answer(self, action: str, reason: str) -> None:
@@ -195,7 +195,7 @@ class Trainer:
         first = max(self._firsts[0], int(found[1]["samples"]))
         self.attempt.jump(SkippedRange(first, behind - first, step, reason))
         self._restore(found)
-        self.saver.stand_at(self.progress.step, found[0])
+        self.saver.continue_from(self.progress.step, found[0])
         self.recorder.rewind(self.progress.step)
         self.recorder.say(
             f"step {step}: {reason}; back to step {self.progress.step}, and samples {first} to {behind - 1} are jumped over"
@@ -226,7 +226,7 @@ class Trainer:
             remote=self.attempt.remote,
         )
         self._closing.callback(self.saver.close)
-        self.saver.stand_at(self.progress.step, None if found is None else found[0])
+        self.saver.continue_from(self.progress.step, None if found is None else found[0])
         for note in self.attempt.notes:
             self.recorder.say(f"skipped a checkpoint: {note}")
         for change in changed_rotation(self.config) if found is None else ():
@@ -255,7 +255,7 @@ class Trainer:
             "losses": list(self.guard.losses),
             "validation_loss": self.looks.loss_at(self.progress.step),
         }
-        self.saver.start(self.engine, self.progress, state, tokenizer=self.data.tokenizer, whole=whole, weights=weights)
+        self.saver.start(self.engine, self.progress, state, tokenizer=self.data.tokenizer, full=whole, weights=weights)
 
     def _finish(self, status: str) -> str:
         self.watchdog.at("save", self.progress.step)

@@ -173,7 +173,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     (kept,) = list_steps(small_disk)
     verify(small_disk / f"step-{kept:08d}")
     assert (
-        f"could not be saved: rank 0: OSError: [Errno 28] No space left on device; the newest checkpoint is that of step {kept}"
+        f"could not be saved: rank 0: OSError: [Errno 28] No space left on device; the newest checkpoint is of step {kept}"
         in log(run)
     )
     assert not list(small_disk.glob(".*"))
@@ -214,7 +214,7 @@ def test_a_disk_that_fails_to_flush_costs_the_checkpoints_of_that_time(
     failed = [line for line in log(run).splitlines() if "could not be saved" in line]
     assert [int(line.split("step ")[1].split()[0]) for line in failed] == [8, 10, 12, 16]
     assert all(f"rank {nproc - 1}: OSError: [Errno 5]" in line for line in failed)
-    assert all(line.endswith("the newest checkpoint is that of step 4") for line in failed)
+    assert all(line.endswith("the newest checkpoint is of step 4") for line in failed)
     assert list_steps(run.checkpoints) == [36, 40] and leftovers(run) == []
 
 

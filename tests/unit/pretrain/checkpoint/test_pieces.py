@@ -81,7 +81,7 @@ def test_a_parameter_that_is_shorter_than_the_model_s_is_an_error(tmp_path: Path
 
 def test_moments_that_were_not_saved_are_named(tmp_path: Path) -> None:
     index = PieceIndex(write(tmp_path, {piece_key("fp32", 0, "weight"): numbered(4)}))
-    with pytest.raises(CheckpointError, match="holds no exp_avg of weight: a save of the weights alone"):
+    with pytest.raises(CheckpointError, match="holds no exp_avg of weight: a weights-only save"):
         index.read("exp_avg", "weight", 0, torch.empty(4))
     with pytest.raises(CheckpointError, match="exp_avg of other has no element 0"):
         index.read("exp_avg", "other", 0, torch.empty(4))

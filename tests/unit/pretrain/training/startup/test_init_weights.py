@@ -109,7 +109,7 @@ def test_what_is_missing_damaged_or_no_run_is_refused(tmp_path: Path) -> None:
     path = saved_run(tmp_path / "run")
     flip_a_bit(path / "weights" / "step-00000007" / "rank-00000.safetensors")
     check_start(run_with(path))  # by size: hashing is left to the one rank that then decides for all
-    with pytest.raises(CheckpointError, match="is damaged"):
+    with pytest.raises(CheckpointError, match="is corrupt"):
         verify_start(run_with(path))
     (path / "weights" / "step-00000007" / layout.MANIFEST).unlink()
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):

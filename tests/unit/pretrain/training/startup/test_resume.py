@@ -61,7 +61,7 @@ def test_the_newest_whole_checkpoint_is_taken_and_the_store_not_asked(run: Run) 
         run.save(step)
     flip_a_bit(run.checkpoints / "step-00000012" / WEIGHTS)
     assert run.find("must", recover=run.store(20)) == 8
-    assert run.asked == 0 and len(run.skipped) == 1 and "is damaged" in run.skipped[0]
+    assert run.asked == 0 and len(run.skipped) == 1 and "is corrupt" in run.skipped[0]
     assert run.find("auto", hashes=False) == 12
 
 
