@@ -59,16 +59,21 @@ def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world
     """Fill a new or used engine from a checkpoint of any ZeRO stage and any number of ranks. Returns its progress."""
     from pretrain.checkpoint.pieces import KINDS, PieceIndex
     from pretrain.checkpoint.rng_state import set_rng_state
-    from pretrain.distributed.zero_partitions import load_loss_scale_state, partitions, prepare_state, publish_masters
+    from pretrain.distributed.zero_partitions import (
+        copy_masters_to_model,
+        init_optimizer_state,
+        load_loss_scale_state,
+        partitions,
+    )
 
     index = PieceIndex(layout.listed_files(folder, ".safetensors"))
     for part in partitions(engine):
-        prepare_state(part, state["optimizer_steps"])
+        init_optimizer_state(part, state["optimizer_steps"])
         for kind in KINDS:  # in the order of the file: sequential reads
             for fragment in part.fragments:
                 target = part.flat(kind).narrow(0, fragment.offset, fragment.numel)
                 index.read(kind, fragment.name, fragment.start, target)
-    publish_masters(engine)
+    copy_masters_to_model(engine)
     load_loss_scale_state(engine, state["loss_scale"])
     if state["world_size"] == world.size:
         # With another number of ranks no generator state fits; generators keep their initial seeds.

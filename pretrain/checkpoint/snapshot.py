@@ -26,7 +26,7 @@ from pretrain.config.load import config_text
 from pretrain.config.schema import Config
 from pretrain.distributed.engine import Engine
 from pretrain.distributed.world import World
-from pretrain.distributed.zero_partitions import loss_scale_state, optimizer_steps, partitions, writes
+from pretrain.distributed.zero_partitions import loss_scale_state, optimizer_steps, partitions, saves_partitions
 from pretrain.run_folder import Progress
 
 LOWER_PRIORITY = 15  # added to the niceness: gets about 1/30 of a core that others compete for
@@ -59,7 +59,7 @@ def take_snapshot(
     `trainer_state` is added to state.json. `tokenizer` holds its files by name, from `read_tokenizer`.
     """
     pieces: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
-    if writes(engine):
+    if saves_partitions(engine):
         for part in partitions(engine):
             for fragment in part.fragments:
                 for kind in kinds:

@@ -121,7 +121,7 @@ def test_rm_refuses_while_the_run_trains(config: Path, tmp_path: Path) -> None:
     steps = layout.list_steps(tmp_path / "checkpoints")
     assert len(steps) >= 1
     done = pretrain("checkpoint", "rm", tmp_path, *map(str, steps))
-    assert done.returncode == 2 and "nothing to resume from" in done.stderr
+    assert done.returncode == 2 and "leaves no checkpoint to resume from" in done.stderr
     assert pretrain("checkpoint", "rm", tmp_path, *map(str, steps), "--force").returncode == 0
     assert layout.list_steps(tmp_path / "checkpoints") == []
 

@@ -1,4 +1,4 @@
-"""Any range of any parameter, from whatever pieces it was written in."""
+"""Any range of any parameter is read, however it was split into pieces."""
 
 import hashlib
 import os
@@ -95,7 +95,6 @@ def test_pieces_that_overlap_and_empty_ones_are_no_obstacle(tmp_path: Path) -> N
 
 
 def test_a_range_is_read_as_another_type(tmp_path: Path) -> None:
-    """Whatever the engine keeps."""
     index = PieceIndex(write(tmp_path, {piece_key("fp32", 0, "weight"): torch.full((4,), 1 / 3)}))
     out = torch.empty(4, dtype=torch.bfloat16)
     index.read("fp32", "weight", 0, out)

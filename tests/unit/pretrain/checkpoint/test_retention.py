@@ -21,7 +21,7 @@ RULES = st.builds(
 
 
 @given(STEPS, LOSSES, RULES, st.data())
-def test_each_rule_keeps_exactly_what_it_says(
+def test_each_rule_keeps_exactly_its_steps(
     steps: list[int], losses: dict[int, float], rules: CheckpointConfig, data: st.DataObject
 ) -> None:
     saved = data.draw(st.sampled_from(steps))
