@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pretrain.errors import UserError
+from pretrain.storage.files import publish_file
 
 STATUSES = ("running", "unfinished", "done", "failed")
 
@@ -185,8 +186,9 @@ class RunFolder:
 
     def clean(self) -> None:
         """Remove small files that a killed process had not finished. For whoever holds the lock."""
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        for folder in (self.path, self.heartbeats):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
 
     def attempt(self) -> int:
         """The newest start of this run; 0 where it never started."""
@@ -198,7 +200,7 @@ class RunFolder:
     def begin_attempt(self) -> int:
         """The number of this start. From now on, what an earlier one saves is not published."""
         number = self.attempt() + 1
-        self._replace("attempt", f"{number}\n")
+        publish_file(self.path / "attempt", f"{number}\n")
         return number
 
     def read_jumps(self) -> list[SkippedRange]:
@@ -214,7 +216,7 @@ class RunFolder:
 
     def write_jumps(self, jumps: Sequence[SkippedRange]) -> None:
         """Before the batches are jumped over: a kill must not bring them back."""
-        self._replace(self.jumps.name, json.dumps([jump._asdict() for jump in jumps], indent=1) + "\n")
+        publish_file(self.jumps, json.dumps([jump._asdict() for jump in jumps], indent=1) + "\n")
 
     def status(self) -> str | None:
         """The last status, None where the run never started."""
@@ -226,13 +228,4 @@ class RunFolder:
     def set_status(self, status: str) -> None:
         """Replace the status in one go, so that a reader never sees half a word."""
         assert status in STATUSES
-        self._replace("status", status + "\n")
-
-    def _replace(self, name: str, text: str) -> None:
-        # Of this process: ranks that fail together each say so.
-        temporary = self.path / f".{name}-{socket.gethostname()}-{os.getpid()}.tmp"
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        publish_file(self.path / "status", status + "\n")

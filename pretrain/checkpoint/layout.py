@@ -14,7 +14,6 @@ the folder. A kill at any moment leaves the complete checkpoint or none. Nothing
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import CheckpointError
+from pretrain.storage.files import publish_folder, write_synced
 
 FORMAT = "pretrain-checkpoint/1"
 MANIFEST = "manifest.json"
@@ -75,10 +75,7 @@ def json_bytes(value: Any) -> bytes:
 
 def write_file(path: Path, data: bytes) -> FileEntry:
     """Write a small file and fsync it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(path, data)
     return FileEntry(path.name, len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -90,27 +87,16 @@ def commit(checkpoints: Path, step: int, files: list[FileEntry], attempt: int) -
     staging, final = staging_folder(checkpoints, step, attempt), checkpoints / checkpoint_name(step)
     manifest = {"format": FORMAT, "step": step, "files": [vars(file) for file in files]}
     write_file(staging / MANIFEST, json_bytes(manifest))
-    sync_folder(staging)
-    replaced = checkpoints / f".replaced-{final.name}"
-    if final.exists():  # corrupt: a resume has skipped it, and training has reached its step again
-        final.rename(replaced)
-    try:
-        staging.rename(final)
-    except OSError:
-        if replaced.exists():  # a later attempt has saved this step and removed our staging folder
-            replaced.rename(final)
-        raise
-    sync_folder(checkpoints)
-    shutil.rmtree(replaced, ignore_errors=True)
+    # Replaces a corrupt one: a resume has skipped it, and training has reached its step again.
+    publish_folder(staging, final)
     return final
 
 
 def clean(checkpoints: Path) -> None:
     """Remove leftovers of killed processes: folders that are not yet, or no longer, a checkpoint."""
     for leftover in checkpoints.glob(".*-step-*"):
-        shutil.rmtree(
-            leftover, ignore_errors=True
-        )  # fails on NFS while a reader has files open; the next start retries
+        # Fails on NFS while a reader has files open; the next start retries.
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def remove(folder: Path) -> None:
@@ -236,12 +222,3 @@ def find_step(step: int | None, *places: Path) -> Path:
             hint=f"saved steps: {', '.join(map(str, sorted(found)))}",
         )
     return found[step] / checkpoint_name(step)
-
-
-def sync_folder(folder: Path) -> None:
-    """fsync a folder, so that renames in it survive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

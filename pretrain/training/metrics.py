@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from pretrain.run_folder import RunFolder
+from pretrain.storage.files import publish_file
 
 TENSORBOARD_GROUPS = {
     "loss": "train/loss",
@@ -106,9 +107,7 @@ def keep_until(path: Path, step: int, logs: Path) -> None:
     if len(kept) != len(lines) or not ends_whole:
         number = len(list(logs.glob(f"replaced-*-{path.name}"))) + 1
         (logs / f"replaced-{number:03d}-{path.name}").write_bytes(path.read_bytes())
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(path)
+    publish_file(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _as_markdown(text: str) -> str:

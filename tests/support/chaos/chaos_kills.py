@@ -87,30 +87,30 @@ def kill_at_writing(safetensors: ModuleType, rank: int = -1, count: int = 1) -> 
     safetensors._chunks = chunks
 
 
-@fault("pretrain.checkpoint.layout")
-def kill_at_manifest(layout: ModuleType, rank: int = -1, count: int = 1, number: int = 9) -> None:
+@fault("pretrain.storage.files")
+def kill_at_manifest(files: ModuleType, rank: int = -1, count: int = 1, number: int = 9) -> None:
     """Between the manifest and the rename."""
-    _kill_in_sync(layout, True, die_here(rank, count, number))
+    _kill_in_sync(files, True, die_here(rank, count, number))
 
 
-@fault("pretrain.checkpoint.layout")
-def kill_at_renamed(layout: ModuleType, rank: int = -1, count: int = 1) -> None:
+@fault("pretrain.storage.files")
+def kill_at_renamed(files: ModuleType, rank: int = -1, count: int = 1) -> None:
     """After the rename, before it is flushed."""
-    _kill_in_sync(layout, False, die_here(rank, count))
+    _kill_in_sync(files, False, die_here(rank, count))
 
 
-def _kill_in_sync(layout: ModuleType, staging: bool, die: Callable[[], None]) -> None:
-    original = layout.sync_folder
+def _kill_in_sync(files: ModuleType, staging: bool, die: Callable[[], None]) -> None:
+    original = files.sync
 
     def sync(folder: Path) -> None:
         if staging:
             original(folder)
-        if folder.name.startswith(".staging") == staging:
+        if folder.name.startswith(".staging-step") if staging else folder.name in ("checkpoints", "weights"):
             die()
         if not staging:
             original(folder)
 
-    layout.sync_folder = sync
+    files.sync = sync
 
 
 @fault("pretrain.checkpoint.layout")
