@@ -27,7 +27,7 @@ POINTS = {
     "evaluate": ("pretrain.training.periodic_eval", "PeriodicEval._held_out_sums", False),
     "forward": ("pretrain.distributed.engine", "Engine._loss", False),
     "update": ("pretrain.training.trainer", "Trainer._before_update", False),
-    "jump": ("pretrain.run_folder", "RunFolder.write_jumps", True),
+    "jump": ("pretrain.run_folder", "RunFolder.write_skipped", True),
     "rollback": ("pretrain.training.recorder", "Recorder.rewind", False),
     "finish": ("pretrain.training.trainer", "Trainer._finish", False),
     "uploading": ("pretrain.checkpoint.remote", "RemoteRun.upload", False),
