@@ -39,7 +39,7 @@ from torch import Tensor
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.pieces import KINDS
 from pretrain.checkpoint.restore import load_checkpoint
-from pretrain.checkpoint.snapshot import Snapshot, give_way, take_snapshot, write_snapshot
+from pretrain.checkpoint.snapshot import Snapshot, lower_priority, take_snapshot, write_snapshot
 from pretrain.config.schema import BatchConfig, Config, DataConfig, EngineConfig, ModelConfig, ScheduleConfig
 from pretrain.distributed.collectives import gather_to_all
 from pretrain.distributed.engine import Batch, Engine
@@ -229,7 +229,7 @@ def slowdown(bench: Bench, training: dict[str, list[float]], rounds: int) -> Non
 
 def write_behind(folder: Path, snapshot: Snapshot) -> None:
     """What the trainer's thread does."""
-    give_way()
+    lower_priority()
     write_snapshot(folder, snapshot)
 
 

@@ -38,8 +38,7 @@ def make_run(config_file: str, folder: str) -> None:
     import torch
 
     from pretrain.checkpoint import layout
-    from pretrain.checkpoint.piece_file import write_pieces
-    from pretrain.checkpoint.pieces import piece_key
+    from pretrain.checkpoint.pieces import piece_key, write_pieces
     from pretrain.config.load import config_text
     from pretrain.convert.files.weight_files import expected_shapes, plan_shards
     from pretrain.run_folder import RunFolder

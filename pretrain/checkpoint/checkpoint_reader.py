@@ -1,4 +1,4 @@
-"""Reading a checkpoint without an engine: for export, generation and inspection. One parameter at a time."""
+"""Reads a checkpoint without an engine, one parameter at a time: for export, generation and inspection."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from pretrain.run_folder import RunFolder
 
 
 class CheckpointReader:
-    """A verified checkpoint: its configuration, the shape of each parameter, and each parameter on demand.
+    """A verified checkpoint, or weights-only save: configuration, shapes, and parameters on demand.
 
-    A save of the weights alone will do: nothing but these is read. Without `hashes`, large files are verified by size only.
+    Without `hashes`, large files are checked by size only. Raises CheckpointError if files are corrupt or missing.
     """
 
     def __init__(self, folder: Path, *, hashes: bool = True) -> None:
@@ -29,37 +29,35 @@ class CheckpointReader:
         self._index = PieceIndex(layout.listed_files(folder, ".safetensors"))
         if set(self._index.names()) != set(self.shapes):
             odd = sorted(set(self._index.names()) ^ set(self.shapes))
-            raise CheckpointError(
-                f"{folder}: parameters that only the checkpoint or only the model has: {', '.join(odd)}"
-            )
+            raise CheckpointError(f"{folder}: parameters of only the checkpoint or only the model: {', '.join(odd)}")
 
     @property
     def tokens(self) -> int:
-        """Targets that it was trained on."""
+        """Targets that the weights were trained on."""
         return int(self.state["tokens"])
 
     @property
     def tokenizer(self) -> Path | None:
-        """The tokenizer that was saved with it, a tokenizer.model or a tokenizer.json; `codec.load_codec` opens it."""
+        """Its tokenizer.model or tokenizer.json, for `load_tokenizer`; None if it was saved without one."""
         listed = {path.name: path for path in layout.listed_files(self.folder, "")}
         return next((listed[name] for name in layout.TOKENIZERS if name in listed), None)
 
     def tensor(self, name: str) -> torch.Tensor:
-        """The fp32 master weights of a parameter, on the CPU."""
-        return self._index.whole("fp32", name, self.shapes[name])
+        """fp32 master weights of a parameter, on the CPU."""
+        return self._index.read_parameter("fp32", name, self.shapes[name])
 
     def read(self, name: str, start: int, out: torch.Tensor) -> None:
-        """Fill the flat fp32 tensor `out` with a parameter's elements from `start` on."""
+        """Fill the flat tensor `out` with elements of the flattened parameter from `start` on."""
         self._index.read("fp32", name, start, out)
 
 
 def open_checkpoint(run_dir: Path, step: int | None = None) -> CheckpointReader:
-    """The newest checkpoint of a run, or that of a step; a save of the weights alone is as good, where there is no other.
+    """Open a step of a run, by default the newest. A weights-only save serves if it has no full checkpoint.
 
-    Raises UserError for what is not a run, and CheckpointError for a step that is missing or damaged.
+    Raises UserError if `run_dir` does not exist, CheckpointError if the step is missing or corrupt.
     """
     if not run_dir.is_dir():
-        raise UserError(f"run folder {run_dir} does not exist", hint="it is the run.dir of a training")
+        raise UserError(f"run folder {run_dir} does not exist", hint="RUN is the run.dir of a training run")
     places = (RunFolder(run_dir).checkpoints, RunFolder(run_dir).weights)
     folder = layout.find_step(step, *places)
     try:
@@ -67,5 +65,5 @@ def open_checkpoint(run_dir: Path, step: int | None = None) -> CheckpointReader:
     except CheckpointError as error:
         steps = {step for place in places for step in layout.list_steps(place)}
         others = [other for other in sorted(steps) if layout.checkpoint_name(other) != folder.name]
-        hint = f"--step {others[-1]} takes another one" if others else None
+        hint = f"another step: --step {others[-1]}" if others else None
         raise CheckpointError(error.message, hint=hint) from error

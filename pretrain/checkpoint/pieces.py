@@ -1,54 +1,60 @@
-"""Tensors as pieces: how a checkpoint is independent of the ZeRO stage and of the number of ranks.
+"""Tensors as pieces: what makes a checkpoint independent of the ZeRO stage and of the number of ranks.
 
-A parameter is flattened; each rank writes the ranges of it that it owns, under a key that says which:
+Parameters are flattened. Each rank writes the ranges that it owns, under keys that name them:
 
     KIND/START/NAME      e.g.  exp_avg/4096/blocks.0.attention.query.weight
 
-KIND is `fp32` (the master weights), `exp_avg` or `exp_avg_sq` (Adam's moments). A reader asks for any range of any
-parameter and gets it from whichever files hold it. The files are safetensors: loading them executes nothing.
+KIND is `fp32` (master weights), `exp_avg` or `exp_avg_sq` (Adam's moments). A reader requests any range of any parameter
+and gets it from the files that hold it. The files are safetensors: loading executes nothing.
 """
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pretrain.errors import CheckpointError
+from pretrain.checkpoint.layout import FileEntry
+from pretrain.errors import CheckpointError, DataError
+from pretrain.storage.safetensors import Entry, read_elements, read_header, write_durably
 
 KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 
 
 class Piece(NamedTuple):
-    """Elements [start, start + numel) of a flattened parameter, and the byte of a file at which they begin."""
+    """Elements [start, start + numel) of a flattened parameter."""
 
     start: int
     numel: int
-    file: Path
-    position: int
+    entry: Entry
 
 
 def piece_key(kind: str, start: int, name: str) -> str:
-    """The key under which a piece is written."""
+    """Key of a piece in its file."""
     return f"{kind}/{start}/{name}"
 
 
+def write_pieces(path: Path, pieces: Mapping[str, Tensor]) -> FileEntry:
+    """Write flat fp32 tensors on the CPU without copying them, and fsync. Raises OSError if the disk is full or fails."""
+    assert all(piece.dim() == 1 for piece in pieces.values())
+    size, sha256 = write_durably(path, pieces)
+    return FileEntry(path.name, size, sha256)
+
+
 class PieceIndex:
-    """Where everything lies, from the headers of all files. Raises CheckpointError for one that is no file of pieces."""
+    """Pieces of all files by kind and parameter. Raises CheckpointError if a file is corrupt or holds no pieces."""
 
     def __init__(self, files: Iterable[Path]) -> None:
         self._pieces: dict[tuple[str, str], list[Piece]] = {}
         for file in sorted(files):
             try:
-                for key, position, numel in _header(file):
-                    kind, start, name = key.split("/", 2)
-                    if not start.isdecimal():
-                        raise ValueError(f"{key} does not say where it begins")
-                    self._pieces.setdefault((kind, name), []).append(Piece(int(start), numel, file, position))
-            except (ValueError, SafetensorError, OSError) as error:
+                for key, entry in read_header(file).items():
+                    kind, name, piece = _parse(key, entry)
+                    self._pieces.setdefault((kind, name), []).append(piece)
+            except DataError as error:
+                raise CheckpointError(error.message) from error
+            except ValueError as error:
                 raise CheckpointError(f"{file} is not a file of pieces: {error}") from error
         for pieces in self._pieces.values():
             pieces.sort()
@@ -58,9 +64,9 @@ class PieceIndex:
         return sorted({name for kind, name in self._pieces if kind == "fp32"})
 
     def read(self, kind: str, name: str, start: int, out: Tensor) -> None:
-        """Fill the flat tensor `out` with elements from `start` on.
+        """Fill the flat tensor `out`, of any dtype and device, with elements from `start` on.
 
-        Raises CheckpointError for a gap, and for a file that cannot be read.
+        Raises CheckpointError if elements are missing, or a file is truncated or unreadable.
         """
         position, stop = start, start + out.numel()
         for piece in self._pieces.get((kind, name), []):
@@ -69,52 +75,32 @@ class PieceIndex:
             begin, end = max(position, piece.start), min(stop, piece.start + piece.numel)
             if begin != position or end <= begin:
                 continue
-            _fill(out[begin - start : end - start], piece.file, piece.position + 4 * (begin - piece.start))
+            try:
+                read_elements(piece.entry, begin - piece.start, out[begin - start : end - start])
+            except DataError as error:
+                raise CheckpointError(error.message) from error
             position = end
         if position < stop:
             if (kind, name) not in self._pieces and ("fp32", name) in self._pieces:
                 raise CheckpointError(
-                    f"the checkpoint holds no {kind} of {name}: with the weights alone no training can be resumed"
+                    f"the checkpoint holds no {kind} of {name}: a weights-only save cannot be resumed"
                 )
             raise CheckpointError(
-                f"{kind} of {name} has no element {position}: the checkpoint holds another model, or not all of it"
+                f"{kind} of {name} has no element {position}: the checkpoint is of another model or incomplete"
             )
 
-    def whole(self, kind: str, name: str, shape: tuple[int, ...]) -> Tensor:
-        """The whole parameter."""
+    def read_parameter(self, kind: str, name: str, shape: tuple[int, ...]) -> Tensor:
+        """A complete parameter in fp32, on the CPU."""
         out = torch.empty(shape, dtype=torch.float32)
         self.read(kind, name, 0, out.view(-1))
         return out
 
 
-def _header(file: Path) -> Iterator[tuple[str, int, int]]:
-    """Key, first byte and number of elements of each tensor."""
-    with safe_open(file, framework="pt"):
-        pass  # the library has looked: a header of bounded length, and tensors that fill the file without a gap
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        header = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
-    for key, tensor in header.items():
-        (numel,) = tensor["shape"]
-        if tensor["dtype"] != "F32":
-            raise ValueError(f"{key} has the type {tensor['dtype']}")
-        yield key, 8 + length + tensor["data_offsets"][0], numel
-
-
-def _fill(out: Tensor, file: Path, position: int) -> None:
-    # Read and not mapped into memory: a file that is cut meanwhile is an error, not a signal that kills the process.
-    host = out if out.dtype == torch.float32 and out.device.type == "cpu" else torch.empty(out.shape)
-    rest = memoryview(host.detach().numpy()).cast("B")
-    try:
-        with file.open("rb", buffering=0) as opened:
-            opened.seek(position)
-            while rest:
-                count = opened.readinto(rest)
-                if not count:
-                    raise CheckpointError(f"{file} has become shorter while it was read")
-                rest = rest[count:]
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-    if host is not out:
-        out.copy_(host)
+def _parse(key: str, entry: Entry) -> tuple[str, str, Piece]:
+    """Kind, parameter and piece. Raises ValueError if this is not a piece."""
+    kind, start, name = key.split("/", 2)
+    if not start.isdecimal():
+        raise ValueError(f"{key} has no start")
+    if entry.dtype != "F32" or len(entry.shape) != 1:
+        raise ValueError(f"{key} is {entry.dtype} of shape {entry.shape}, not flat F32")
+    return kind, name, Piece(int(start), entry.shape[0], entry)

@@ -1,4 +1,4 @@
-"""The generators of a process, as plain JSON: resuming must not depend on an unpickled object."""
+"""States of a process's random generators as plain JSON: resuming unpickles nothing."""
 
 import base64
 import random
@@ -9,18 +9,20 @@ import torch
 
 
 def rng_state(device: torch.device) -> dict[str, Any]:
-    """Python's, NumPy's and torch's generators, and the device's own. A CPU run must not touch a GPU."""
+    """States of Python's, NumPy's and torch's generators, and of the GPU's on a GPU run."""
     numpy_state = np.random.get_state(legacy=False)
     return {
         "python": random.getstate(),
         "numpy": {**numpy_state["state"], "key": numpy_state["state"]["key"].tolist()},
         "torch": _encode(torch.get_rng_state()),
-        "cuda": _encode(torch.cuda.get_rng_state()) if device.type == "cuda" else None,
+        "cuda": _encode(torch.cuda.get_rng_state())
+        if device.type == "cuda"
+        else None,  # a CPU run must not touch a GPU
     }
 
 
 def set_rng_state(state: dict[str, Any], device: torch.device) -> None:
-    """Put back what `rng_state` gave."""
+    """Restore states from `rng_state`."""
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
     numpy_state = {**state["numpy"], "key": np.array(state["numpy"]["key"], dtype=np.uint32)}

@@ -1,7 +1,7 @@
-"""What a checkpoint is made of: a copy of what this rank owns, and writing that copy into a staging folder.
+"""Snapshots: one rank's part of a checkpoint, copied to the host and written to a staging folder.
 
-take_snapshot     device → host; the only part that training waits for, and the only one that looks at the engine
-write_snapshot    host → files, flushed and hashed; runs in a thread                     saver.py commits
+take_snapshot     device → host: the only part that blocks training, and the only one that reads the engine
+write_snapshot    host → files, hashed and fsynced, in a thread                     async_saver.py commits
 """
 
 import json
@@ -20,23 +20,22 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.piece_file import write_pieces
-from pretrain.checkpoint.pieces import KINDS, piece_key
+from pretrain.checkpoint.pieces import KINDS, piece_key, write_pieces
 from pretrain.checkpoint.rng_state import rng_state
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config
 from pretrain.distributed.engine import Engine
 from pretrain.distributed.world import World
-from pretrain.distributed.zero_partitions import loss_scale_state, optimizer_steps, partitions, writes
+from pretrain.distributed.zero_partitions import loss_scale_state, optimizer_steps, partitions, saves_partitions
 from pretrain.run_folder import Progress
 
-LOWER_PRIORITY = 15  # of Linux's niceness: about a thirtieth of a core that others want
-WEIGHTS = ("fp32",)  # the kinds of a save that is only for evaluation
+LOWER_PRIORITY = 15  # added to the niceness: gets about 1/30 of a core that others compete for
+WEIGHTS = ("fp32",)  # kinds of a weights-only save
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """One rank's part of a checkpoint, in host memory: pieces by kind and key, small files by name, on rank 0 the config."""
+    """One rank's part of a checkpoint in host memory: pieces by kind and key, small files by name; the config on rank 0."""
 
     step: int
     rank: int
@@ -55,13 +54,12 @@ def take_snapshot(
     buffers: dict[str, Tensor],
     kinds: Sequence[str] = KINDS,
 ) -> Snapshot:
-    """Copy what this rank owns, of these kinds. `buffers` are kept between calls: the memory of the last copy is used again.
+    """Copy this rank's partitions to the host. `buffers` persists between calls and holds the memory to reuse.
 
-    `trainer_state` goes into state.json beside the progress: the `order`, the `ledger`, and what the guards remember.
-    `tokenizer` has its files by name (`codec.read_tokenizer`).
+    `trainer_state` is added to state.json. `tokenizer` holds its files by name, from `read_tokenizer`.
     """
     pieces: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
-    if writes(engine):
+    if saves_partitions(engine):
         for part in partitions(engine):
             for fragment in part.fragments:
                 for kind in kinds:
@@ -69,29 +67,30 @@ def take_snapshot(
                     source = part.flat(kind).narrow(0, fragment.offset, fragment.numel).detach()
                     pieces[kind][key] = _copy(source, buffers, key)
         if engine.device.type == "cuda":
-            torch.cuda.synchronize(engine.device)  # the copies into page-locked memory are asynchronous
+            torch.cuda.synchronize(engine.device)  # copies into pinned memory are asynchronous
     files = {f"rank-{world.rank:05d}.rng.json": json.dumps(rng_state(engine.device)).encode()}
     if world.is_main:
         files |= _common_files(engine, world, progress, trainer_state, tokenizer)
     return Snapshot(progress.step, world.rank, pieces, files, engine.config if world.is_main else None)
 
 
-def give_way() -> None:
-    """Let training go first: a lower priority for this thread, and for the threads that it starts.
+def lower_priority() -> None:
+    """Lower the priority of this thread and of threads that it starts.
 
-    To hash and to copy into the page cache takes a core; where training has threads on all of them, its steps became a
-    third longer while a save was written. On Linux, priorities are those of threads.
+    Hashing and copying to the page cache takes a core. With training threads on all cores, steps took a third longer during
+    a save.
     """
     with suppress(OSError):
+        # On Linux PRIO_PROCESS takes a thread id and affects only that thread.
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + LOWER_PRIORITY))
 
 
 def write_snapshot(staging: Path, snapshot: Snapshot, kinds: Sequence[str] = KINDS) -> list[layout.FileEntry]:
-    """Write this rank's files into a staging folder, which is made. Raises OSError."""
+    """Write this rank's files to the staging folder, creating it. Raises OSError if the disk is full or fails."""
     staging.mkdir(parents=True, exist_ok=True)
     files = snapshot.files
-    if snapshot.config is not None:  # 5 ms that training need not wait for
+    if snapshot.config is not None:  # takes 5 ms: here training does not wait for it
         files = {**files, layout.CONFIG: config_text(snapshot.config).encode()}
     entries = [layout.write_file(staging / name, data) for name, data in files.items()]
     pieces = {key: tensor for kind in kinds for key, tensor in snapshot.pieces[kind].items()}

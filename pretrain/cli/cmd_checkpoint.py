@@ -1,4 +1,4 @@
-"""`pretrain checkpoint`: what a run has saved, whether it is whole, and deleting what is not needed. None needs torch."""
+"""`pretrain checkpoint`: list, verify and delete the checkpoints of a run, without importing torch."""
 
 import json
 import sys
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import click
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.retention import kept, validation_loss
+from pretrain.checkpoint.retention import reasons_to_keep, validation_loss
 from pretrain.config.load import load_saved
 from pretrain.errors import CheckpointError, UserError
 from pretrain.run_folder import RunFolder
@@ -21,7 +21,7 @@ RUN = click.argument("run", type=click.Path(path_type=Path))
 
 
 class Save(NamedTuple):
-    """One folder of a run. `state` is empty where it is damaged; `kept` names the rules of retention.py that keep it."""
+    """A checkpoint or weights-only save. `state` is empty if it is corrupt; `kept` lists the retention rules that keep it."""
 
     step: int
     weights_only: bool
@@ -35,16 +35,16 @@ class Save(NamedTuple):
 
 @click.group()
 def checkpoint() -> None:
-    """Look after the checkpoints of a run."""
+    """List, verify and delete the checkpoints of a run."""
 
 
 @checkpoint.command("ls")
 @RUN
-@click.option("--json", "as_json", is_flag=True, help="One JSON array, with times in seconds since 1970.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON array; times are Unix timestamps.")
 def list_(run: Path, as_json: bool) -> None:
-    """List what RUN has saved, and why each is kept: by keep_last, keep_every_steps or keep_best.
+    """List the checkpoints of RUN, and why each is kept: keep_last, keep_every_steps or keep_best.
 
-    Files are compared by size; `verify` compares their hashes.
+    Checks file sizes only; `verify` checks hashes.
     """
     saves = list_saves(_open(run))
     click.echo(json.dumps([_json(save) for save in saves], indent=1) if as_json else _table(saves, time.time()))
@@ -52,10 +52,10 @@ def list_(run: Path, as_json: bool) -> None:
 
 @checkpoint.command()
 @RUN
-@click.option("--step", type=int, help="Only this step.  [default: all]")
+@click.option("--step", type=int, help="Verify only this step.  [default: all]")
 @click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="Threads.")
 def verify(run: Path, step: int | None, workers: int) -> None:
-    """Read every byte and hold it against the hashes. Exit code 1 with a list of the damage."""
+    """Check every file against its hash. Lists corrupt files and exits with code 1 if there are any."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
 
@@ -73,20 +73,20 @@ def verify(run: Path, step: int | None, workers: int) -> None:
         click.echo("\n".join(damage))
         click.echo(f"{run}: {len(damage)} problem{'s' if len(damage) > 1 else ''} in {count}")
         sys.exit(1)
-    click.echo(f"{run}: {count} whole")
+    click.echo(f"{run}: {count} intact")
 
 
 @checkpoint.command()
 @RUN
 @click.argument("steps", type=int, nargs=-1, required=True, metavar="STEP...")
-@click.option("--weights", is_flag=True, help="Saves of the weights alone, in RUN/weights.")
-@click.option("--force", is_flag=True, help="Even if nothing is left to resume from.")
+@click.option("--weights", is_flag=True, help="Delete weights-only saves, in RUN/weights.")
+@click.option("--force", is_flag=True, help="Delete even if no checkpoint to resume from is left.")
 def rm(run: Path, steps: tuple[int, ...], weights: bool, force: bool) -> None:
-    """Delete checkpoints of a run that is not training. Copies in an object store stay."""
+    """Delete checkpoints of a run that is not training. Copies in an object store are kept."""
     folder = _open(run)
     place = folder.weights if weights else folder.checkpoints
     doomed = [layout.find_step(step, place) for step in dict.fromkeys(steps)]
-    with folder.claim():  # no training may begin until all are gone
+    with folder.claim():  # no training may start until all are deleted
         if not weights and not force:
             _check_one_stays(place, doomed)
         for path in doomed:
@@ -98,19 +98,19 @@ def rm(run: Path, steps: tuple[int, ...], weights: bool, force: bool) -> None:
 
 
 def list_saves(run: RunFolder) -> list[Save]:
-    """All checkpoints and saves of the weights, by step."""
-    found = [save for place in (run.checkpoints, run.weights) for save in map(_look, _folders(place)) if save]
+    """All checkpoints and weights-only saves, by step."""
+    found = [save for place in (run.checkpoints, run.weights) for save in map(_inspect, _folders(place)) if save]
     good = {save.step: save for save in found if not (save.damage or save.weights_only)}
-    with suppress(UserError):  # a copy of a run may lack its configuration: then no reasons are shown
+    with suppress(UserError):  # a copied run may lack its configuration: then no reasons are shown
         rules = load_saved(run.config).checkpoint
         losses = {step: loss for step, save in good.items() if (loss := validation_loss(save.state)) is not None}
-        reasons = kept(good, losses, rules, saved_step=max(good, default=0))
+        reasons = reasons_to_keep(good, losses, rules, saved_step=max(good, default=0))
         found = [save._replace(kept=reasons[save.step]) if save is good.get(save.step) else save for save in found]
     return sorted(found, key=lambda save: (save.step, save.weights_only))
 
 
 def find_damage(saves: list[Path], workers: int, progress: Callable[[int, int], None]) -> list[str]:
-    """What is wrong with the files of these checkpoints; `progress` is told bytes done and bytes in all."""
+    """Problems of the files of these checkpoints, a line each; `progress` gets bytes done and bytes in total."""
     files: list[tuple[Path, layout.FileEntry]] = []
     problems: list[tuple[Path, str]] = []
     for folder in saves:
@@ -124,7 +124,7 @@ def find_damage(saves: list[Path], workers: int, progress: Callable[[int, int], 
             done += entry.bytes
             progress(done, total)
             problems += [(folder, problem)] if problem is not None else []
-    # A training may have deleted a checkpoint while it was read.
+    # A running training may have deleted a checkpoint meanwhile.
     return [problem for folder, problem in problems if folder.exists()]
 
 
@@ -137,16 +137,17 @@ def _problem(file: tuple[Path, layout.FileEntry]) -> str | None:
 
 
 def _check_one_stays(place: Path, doomed: list[Path]) -> None:
-    """Raise CheckpointError where a checkpoint to resume from would go and none stay; hashed only until one is found."""
+    """Raise CheckpointError if the deletion leaves no intact checkpoint, though there is one."""
     stay = [folder for folder in _folders(place) if folder not in doomed]
-    if not any(map(_whole, reversed(stay))) and any(map(_whole, doomed)):
+    # Newest first, and lazily: hashing ends at the first intact one.
+    if not any(map(_is_intact, reversed(stay))) and any(map(_is_intact, doomed)):
         raise CheckpointError(
-            f"{place}: nothing to resume from would be left of {len(doomed) + len(stay)} checkpoints",
-            hint="--force deletes them all the same",
+            f"{place}: this deletion leaves no checkpoint to resume from",
+            hint="delete them anyway: --force",
         )
 
 
-def _whole(folder: Path) -> bool:
+def _is_intact(folder: Path) -> bool:
     try:
         layout.verify(folder)
     except CheckpointError:
@@ -156,7 +157,7 @@ def _whole(folder: Path) -> bool:
 
 def _open(run: Path) -> RunFolder:
     if not run.is_dir():
-        raise UserError(f"run folder {run} does not exist", hint="it is the run.dir of a training")
+        raise UserError(f"run folder {run} does not exist", hint="RUN is the run.dir of a training run")
     return RunFolder(run)
 
 
@@ -164,8 +165,8 @@ def _folders(place: Path) -> Iterator[Path]:
     return (place / layout.checkpoint_name(step) for step in layout.list_steps(place))
 
 
-def _look(folder: Path) -> Save | None:
-    """A checkpoint as its files say; None where a training has just deleted it."""
+def _inspect(folder: Path) -> Save | None:
+    """A save as its files show it; None if a running training has just deleted it."""
     state, damage = {}, None
     try:
         state = layout.verify(folder, hashes=False)
@@ -173,7 +174,7 @@ def _look(folder: Path) -> Save | None:
         damage = error.message
     try:
         size = sum(path.stat().st_size for path in folder.iterdir())
-        saved_at = folder.stat().st_mtime  # of the folder: its manifest was the last to come
+        saved_at = folder.stat().st_mtime  # of the folder: the manifest is created last
     except FileNotFoundError:
         return None
     return Save(
@@ -188,18 +189,18 @@ def _json(save: Save) -> dict[str, Any]:
 
 def _table(saves: list[Save], now: float) -> str:
     if not saves:
-        return "nothing is saved yet"
+        return "no checkpoints yet"
     rows: list[tuple[str, ...]] = [("step", "age", "size", "tokens", "ranks", "stage", "valid loss", "kept")]
     rows += [_row(save, now) for save in saves]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(f"{cell:>{width}}" for cell, width in zip(row[:-1], widths, strict=False)) for row in rows]
-    notes = [f"damaged: {save.damage}" for save in saves if save.damage]
+    notes = [f"corrupt: {save.damage}" for save in saves if save.damage]
     return "\n".join([*(f"{line}  {row[-1]}" for line, row in zip(lines, rows, strict=True)), *notes])
 
 
 def _row(save: Save, now: float) -> tuple[str, ...]:
     state, loss = save.state, validation_loss(save.state)
-    why = "weights alone" if save.weights_only else ", ".join(save.kept)
+    why = "weights only" if save.weights_only else ", ".join(save.kept)
     return (
         str(save.step),
         _age(now - save.saved_at),
@@ -207,7 +208,7 @@ def _row(save: Save, now: float) -> tuple[str, ...]:
         f"{state['tokens']:,}" if "tokens" in state else "–",
         *(str(state.get(key, "–")) for key in ("world_size", "zero_stage")),
         "–" if loss is None else f"{loss:.4f}",
-        "damaged" if save.damage else why or "–",
+        "corrupt" if save.damage else why or "–",
     )
 
 

@@ -16,8 +16,7 @@ from pathlib import Path
 from torch import Tensor
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.piece_file import write_pieces
-from pretrain.checkpoint.pieces import piece_key
+from pretrain.checkpoint.pieces import piece_key, write_pieces
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config, RunConfig
 from pretrain.convert.files.hf_directory import is_hf_directory

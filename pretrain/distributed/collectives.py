@@ -1,4 +1,4 @@
-"""The processes of a run: who am I, starting the group, and the few collectives that the trainer itself needs."""
+"""Process group: choosing the device, joining and leaving, and the collectives that the trainer needs."""
 
 import os
 import socket
@@ -13,25 +13,26 @@ from pretrain.errors import UserError
 
 
 def pick_device(wanted: str, local_rank: int, *, option: str = "engine.device=") -> torch.device:
-    """The device of this process. Raises UserError where CUDA is wanted by `option` and there is none."""
+    """The device of this process. Raises UserError if `option` requests CUDA and this process has no CUDA device."""
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
     if wanted == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        raise UserError(f"{option}cuda, and torch sees no CUDA device", hint=f"{option}cpu")
+        raise UserError(f"{option}cuda, but torch sees no CUDA device", hint=f"{option}cpu")
     if local_rank >= torch.cuda.device_count():
         raise UserError(
-            f"local rank {local_rank} has no device of its own: this machine has {torch.cuda.device_count()}",
-            hint="start as many processes as there are devices",
+            f"local rank {local_rank} has no CUDA device: this machine has {torch.cuda.device_count()}",
+            hint="start one process per device",
         )
     return torch.device("cuda", local_rank)
 
 
 def start_group(world: World, device: torch.device, *, timeout_minutes: float = 30) -> None:
     """Join the process group: nccl on CUDA, gloo on CPU."""
-    if "MASTER_ADDR" not in os.environ:
+    if "MASTER_ADDR" not in os.environ:  # no launcher: a single process
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    # DeepSpeed reads them.
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if device.type == "cuda":
         torch.cuda.set_device(device)
@@ -45,19 +46,19 @@ def start_group(world: World, device: torch.device, *, timeout_minutes: float = 
 
 
 def end_group() -> None:
-    """Leave together: a rank that goes early looks like a failure to the others."""
+    """Leave the process group."""
     if dist.is_initialized():
-        dist.barrier()
+        dist.barrier()  # to the others, a rank that leaves early looks like a failure
         dist.destroy_process_group()
 
 
-GONE = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
+LOST = ("Connection closed by peer", "Connection reset by peer", "Broken pipe")
 
 
 def lost_peer(error: Exception) -> bool:
-    """Whether a collective failed because another process is gone: that one knows why, and may have ended in order."""
-    # gloo raises a plain RuntimeError, with what the system says of a socket whose other end is gone.
-    return isinstance(error, dist.DistError) or any(words in str(error) for words in GONE)
+    """Whether a collective failed because another process ended, which reports the cause if there is one."""
+    # gloo raises a plain RuntimeError with the system's message about the socket.
+    return isinstance(error, dist.DistError) or any(words in str(error) for words in LOST)
 
 
 def barrier() -> None:
@@ -66,28 +67,28 @@ def barrier() -> None:
 
 
 def sum_over_ranks(values: list[float], device: torch.device) -> list[float]:
-    """Element-wise sum in float64; one small collective."""
+    """Element-wise sum in float64; one all-reduce."""
     total = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(total)
     return total.tolist()
 
 
 def sum_integers_over_ranks(values: list[int], device: torch.device) -> list[int]:
-    """Element-wise sum of signed 64-bit integers, which wraps around."""
+    """Element-wise sum in int64, which wraps around on overflow; one all-reduce."""
     total = torch.tensor(values, dtype=torch.int64, device=device)
     dist.all_reduce(total)
     return total.tolist()
 
 
 def from_main(value: Any) -> Any:
-    """Rank 0's value, on every rank."""
+    """Broadcast rank 0's value. It is pickled."""
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
 
 
 def gather_to_all(value: Any) -> list[Any]:
-    """Every rank's value, by rank."""
+    """Values of all ranks, by rank. They are pickled."""
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values

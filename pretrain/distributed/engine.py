@@ -1,7 +1,6 @@
-"""The model under DeepSpeed: ZeRO stages 0–3, precision, accumulation, clipping.
+"""The model under DeepSpeed: ZeRO stages 0–3, precision, gradient accumulation, clipping.
 
-Only this file and checkpoint/deepspeed_state.py import deepspeed. What it does that is worth knowing is in
-docs/decisions/0002-deepspeed.md, with the measurements.
+The only module that imports deepspeed. Measurements behind the comments: docs/decisions/0002-deepspeed.md.
 """
 
 import logging
@@ -26,7 +25,7 @@ from pretrain.plan.counts import count_parameters, plan_batch
 
 
 class Batch(NamedTuple):
-    """What a forward sees: inputs and targets (B, T), and the document of each position (B, T) where attention stays in it."""
+    """Inputs and targets (B, T); with attention within documents, also the document number of each position (B, T)."""
 
     inputs: Tensor
     targets: Tensor
@@ -34,7 +33,7 @@ class Batch(NamedTuple):
 
 
 class StepSums(NamedTuple):
-    """What one optimizer step gives on this rank: sums over its own targets, and the norm over all ranks."""
+    """Results of one optimizer step: sums over this rank's targets, and the global gradient norm before clipping."""
 
     cross_entropy: float
     z_squared: float
@@ -42,16 +41,16 @@ class StepSums(NamedTuple):
 
 
 def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
-    """DeepSpeed's dictionary, derived. `engine.deepspeed` is laid over it, one level deep."""
+    """DeepSpeed's configuration, derived. `engine.deepspeed` overrides it, merged one level deep."""
     plan = plan_batch(config, world_size)
-    # DeepSpeed's default of 5e8 elements is 2 GB, whatever the size of the model.
+    # DeepSpeed allocates buckets of 5e8 elements, 2 GB, however small the model.
     bucket = min(500_000_000, count_parameters(config.model))
-    bucket += bucket % 2  # DeepSpeed insists
+    bucket += bucket % 2  # DeepSpeed requires an even size
     derived: dict[str, Any] = {
         "train_batch_size": config.batch.global_batch_size,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
         "gradient_accumulation_steps": plan.grad_accum_steps,
-        "gradient_clipping": config.optimizer.clip_grad_norm,  # always: DeepSpeed's default is 1.0
+        "gradient_clipping": config.optimizer.clip_grad_norm,  # set explicitly: without it DeepSpeed clips at 1.0
         "zero_optimization": {
             "stage": config.engine.zero_stage,
             "reduce_bucket_size": bucket,
@@ -59,10 +58,11 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         },
         "bf16": {"enabled": config.engine.precision == "bf16"},
         "fp16": {"enabled": config.engine.precision == "fp16"},
-        "steps_per_print": 10**12,
+        "steps_per_print": 10**12,  # never
     }
     if config.engine.precision == "bf16" and config.engine.zero_stage >= 2:
-        # Sums of many micro-batches lose small terms in bf16: 0.3 % at 4, 1.5 % at 256. Stage 1 cannot (decisions/0002).
+        # By default gradients accumulate in bf16: an error of 0.3 % over 4 micro-batches, 1.5 % over 256. Not at stage 1:
+        # there DeepSpeed switches to BF16_Optimizer, whose layout zero_partitions.py does not know.
         derived["data_types"] = {"grad_accum_dtype": "fp32"}
     for name, value in config.engine.deepspeed.items():
         base = derived.get(name)
@@ -82,6 +82,7 @@ class Engine:
         if config.engine.compile and self.stage == 3:
             from deepspeed.utils import set_z3_leaf_modules
 
+            # Gather a block at once: hooks of its submodules would break the compiled graph.
             set_z3_leaf_modules(model, [type(model.blocks[0])])
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
             model=model, optimizer=build_optimizer(model, config.optimizer), config=options, dist_init_required=False
@@ -89,6 +90,7 @@ class Engine:
         self.model: Decoder = self.deepspeed.module
         if config.engine.compile:
             for block in self.model.blocks:
+                # Only the forward: compiling the module would rename its parameters.
                 block.forward = torch.compile(block.forward, dynamic=False, fullgraph=True)
 
     def train_step(
@@ -102,17 +104,18 @@ class Engine:
     ) -> StepSums:
         """One optimizer step over this rank's micro-batches.
 
-        `global_targets` is the number of targets of all ranks together: the loss is a mean over these, not a mean of
-        means. DeepSpeed divides by the accumulation steps of its configuration and by the world size, which is undone here:
-        there may be fewer batches than that while the batch still grows, so each is told whether it is the last.
+        The loss is the mean over `global_targets`, the number of targets on all ranks. `around_forward` wraps each forward;
+        `before_update` runs once gradients are complete.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = lr
+        # Undoes DeepSpeed's division by world size and configured accumulation steps, even if there are fewer batches.
         scale = self._averaged / max(1, global_targets)
         cross_entropy = torch.zeros((), dtype=torch.float64, device=self.device)
         z_squared, grad_norm = cross_entropy.clone(), 0.0
         self.deepspeed.train()
         for index, batch in enumerate(batches):
+            # Explicit, as a batch-size ramp runs fewer micro-batches than DeepSpeed would count.
             self.deepspeed.set_gradient_accumulation_boundary(index == len(batches) - 1)
             with around_forward():
                 sums = self._loss(batch)
@@ -120,7 +123,7 @@ class Engine:
             cross_entropy += sums.cross_entropy.detach()
             z_squared += sums.z_squared.detach()
             if self.stage == 0 and index == len(batches) - 1:
-                # After the last backward the gradients are averaged over ranks and not yet clipped.
+                # After the last backward, gradients are averaged over ranks and not yet clipped.
                 grad_norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters()]))
             if index == len(batches) - 1:
                 before_update()
@@ -131,22 +134,22 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, batch: Batch) -> tuple[float, float]:
-        """Summed cross-entropy of one batch, in nats, and the number of targets that are the likeliest token."""
+        """Summed cross-entropy of one batch, in nats, and the number of targets predicted by the argmax."""
         self.deepspeed.eval()
         sums = self._loss(batch)
         return float(sums.cross_entropy), float(sums.correct)
 
     @torch.no_grad()
     def logits(self, tokens_BT: Tensor, cache: KVCache) -> Tensor:
-        """Logits (B, 1, V) of the last tokens, behind those of the cache. A collective under ZeRO-3."""
+        """Logits (B, 1, V) of the last tokens, which follow those in the cache. A collective under ZeRO-3."""
         self.deepspeed.eval()
-        # A compiled block would be compiled again for each length of the cache.
+        # A compiled block would be recompiled for each cache length.
         with torch.compiler.set_stance("force_eager") if self.config.engine.compile else nullcontext():
             logits_B1V: Tensor = self.deepspeed(tokens_BT, cache=cache)
         return logits_B1V
 
     def logits_fn(self) -> LogitsFn:
-        """Logits of the weights as they are now, for decoding."""
+        """Logits of the current weights, for decoding."""
         return LogitsFn(self.logits, self.config.model, self.model.embedding.tokens.weight.dtype, self.device)
 
     def _loss(self, batch: Batch) -> LossSums:
@@ -157,12 +160,12 @@ class Engine:
         return self.deepspeed(inputs_BT, targets_BT, loss.z_loss_weight, loss.chunk_tokens, *documents_BT)
 
     def close(self) -> None:
-        """Drop DeepSpeed's hooks and buffers."""
+        """Release DeepSpeed's hooks and buffers."""
         self.deepspeed.destroy()
 
 
 def import_deepspeed(device: torch.device) -> Any:
-    """Import it quietly. On CPU: without its shared-memory operator, which it would compile for a minute."""
+    """Import DeepSpeed without its log output and initialize its communication layer."""
     if device.type == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     os.environ.setdefault("DEEPSPEED_LOG_LEVEL", "warning")
@@ -176,6 +179,7 @@ def import_deepspeed(device: torch.device) -> Any:
         _import_muon()
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     if device.type == "cpu":
+        # Otherwise DeepSpeed compiles its shared-memory operator for a minute, and fails without a C++ compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
@@ -183,30 +187,27 @@ def import_deepspeed(device: torch.device) -> Any:
 
 
 def _import_muon() -> None:
-    """DeepSpeed's optimizers import its Muon, which compiles a function when it is imported.
-
-    That costs a second of every start for a compiler that nobody has asked for; uncompiled, Muon computes the same.
-    """
+    # DeepSpeed's optimizers import Muon, which calls torch.compile at import: a second of every start. We do not use Muon.
     compiler, torch.compile = torch.compile, lambda function: function
     try:
-        with suppress(ModuleNotFoundError):  # it has moved: a second lost, nothing else
+        with suppress(ModuleNotFoundError):  # moved in another version: only costs that second
             import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     finally:
         torch.compile = compiler
 
 
 def _build_model(deepspeed: Any, config: Config, device: torch.device, options: dict[str, Any]) -> Decoder:
-    """At ZeRO-3 each parameter is partitioned as soon as it is made, so that no rank ever holds the whole model."""
+    """A Decoder with initial weights. At ZeRO-3 parameters are partitioned on creation: no rank ever holds the full model."""
     partitioned = config.engine.zero_stage == 3
-    making: AbstractContextManager = nullcontext()
+    creation: AbstractContextManager = nullcontext()
     if partitioned:
-        # No `dtype=`: DeepSpeed 0.19.8 ignores it on CPU and takes bf16; from the dictionary it takes the right one.
-        making = deepspeed.zero.Init(config_dict_or_path=options)
-    with making:
+        # No `dtype=`: on CPU DeepSpeed 0.19.8 ignores it and rounds to bf16. The dtype in the dictionary is respected.
+        creation = deepspeed.zero.Init(config_dict_or_path=options)
+    with creation:
         model = Decoder(config.model, activation_checkpoint_every=config.engine.activation_checkpoint_every)
 
-    def whole(parameter: nn.Parameter) -> AbstractContextManager:
+    def gather(parameter: nn.Parameter) -> AbstractContextManager:
         return deepspeed.zero.GatheredParameters(parameter, modifier_rank=0) if partitioned else nullcontext()
 
-    init_weights(model, config.model, config.run.seed, whole)
+    init_weights(model, config.model, config.run.seed, gather)
     return model if partitioned else model.to(device)

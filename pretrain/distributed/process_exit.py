@@ -1,4 +1,4 @@
-"""Leaving a process whose collectives used gloo."""
+"""Ends a process that has used gloo."""
 
 import os
 import sys
@@ -6,12 +6,8 @@ from typing import NoReturn
 
 
 def leave(code: int) -> NoReturn:
-    """Exit without tearing down the interpreter.
-
-    Everything of ours must be closed by now; stdout and stderr are flushed.
-    """
+    """Exit without tearing down the interpreter. Flushes stdout and stderr; all other files must be closed."""
     sys.stdout.flush()
     sys.stderr.flush()
-    # gloo's worker threads may still drop their last tensor, which needs the interpreter: without this, about one process in
-    # twenty aborted at exit.
+    # gloo's worker threads may release their last tensor while the interpreter is torn down: about 1 process in 20 aborted.
     os._exit(code)

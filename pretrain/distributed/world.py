@@ -1,4 +1,4 @@
-"""This process's place among the processes of a run, as its launcher exported it. No torch: it is asked before all else."""
+"""Rank and world size, as the launcher exported them. Without torch: the first thing that a process reads."""
 
 import os
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ NAMES = {"rank": "RANK", "size": "WORLD_SIZE", "local_rank": "LOCAL_RANK", "loca
 
 @dataclass(frozen=True)
 class World:
-    """A single process, unless the environment says otherwise."""
+    """Rank and size, globally and on this node; by default a single process."""
 
     rank: int = 0
     size: int = 1
@@ -19,7 +19,7 @@ class World:
 
     @classmethod
     def from_environment(cls) -> "World":
-        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE. Raises UserError for what is no number."""
+        """Read RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE. Raises UserError if one is not a number."""
         values = {}
         for field, name in NAMES.items():
             text = os.environ.get(name, "")
@@ -30,12 +30,12 @@ class World:
         tasks = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
         if "rank" not in values and tasks != "1":
             raise UserError(
-                f"srun started {tasks} tasks, and RANK is not set: each would train alone",
+                f"srun started {tasks} tasks, but RANK is not set: each would train alone",
                 hint="export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID, or use torchrun",
             )
         return cls(**values)
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes what is written once."""
+        """Whether this is rank 0, which writes the files shared by all ranks."""
         return self.rank == 0

@@ -1,11 +1,10 @@
-"""What a rank owns inside DeepSpeed: the only file that knows its private layout (0.19.8; a test fails when it changes).
+"""Partitions of this rank in DeepSpeed. Only this module knows DeepSpeed's private layout (0.19.8; tests fail if it changes).
 
-Every ZeRO stage keeps flat fp32 tensors ("partitions"), on which the optimizer works and which hold stretches of
-parameters ("fragments"):
+At every ZeRO stage the optimizer works on flat fp32 tensors ("partitions") that hold ranges of parameters ("fragments"):
 
-    stage 0      one partition a parameter, the parameter itself; every rank owns everything
-    stage 1, 2   one a parameter group: the rank-th share of the flattened group, in an order of DeepSpeed's own
-    stage 3      one a sub-group: of each parameter the rank-th slice of ceil(numel / world_size) elements
+    stage 0      one partition per parameter: the parameter itself, replicated on all ranks
+    stage 1, 2   one per parameter group: the rank-th share of the flattened group, in DeepSpeed's own order
+    stage 3      one per sub-group: the rank-th slice of ceil(numel / world_size) elements of each parameter
 """
 
 from collections.abc import Iterator
@@ -22,7 +21,7 @@ LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
 class Fragment(NamedTuple):
-    """Elements [start, start + numel) of a flattened parameter lie at `offset` of a partition."""
+    """Elements [start, start + numel) of a flattened parameter, at `offset` of a partition."""
 
     name: str
     start: int
@@ -31,54 +30,56 @@ class Fragment(NamedTuple):
 
 
 class Partition(NamedTuple):
-    """A flat fp32 master, the optimizer's state of it, and what lies in it."""
+    """A flat fp32 master, its optimizer state, and its fragments.
+
+    `shape` is that of the optimizer's parameter and so of its moments: CUDA's fused AdamW requires equal shapes.
+    """
 
     master: Tensor
     state: dict[str, Any]
     fragments: list[Fragment]
-    shape: (
-        torch.Size
-    )  # what the optimizer takes the master, and so the moments, to be: CUDA's fused AdamW compares them
+    shape: torch.Size
 
     def flat(self, kind: str) -> Tensor:
-        """The tensor of a kind: the master, or a moment of Adam."""
+        """The flat tensor of a kind: `fp32` is the master, others are Adam moments."""
         if kind == "fp32":
             return self.master
-        # Where fp16 has skipped every step so far, Adam has no state yet.
+        # Adam has no state while fp16 has skipped every step so far.
         return self.state[kind].view(-1) if kind in self.state else torch.zeros_like(self.master)
 
 
 def partitions(engine: Engine) -> list[Partition]:
     """This rank's partitions, in a fixed order."""
-    found = {0: _whole_parameters, 1: _group_shares, 2: _group_shares, 3: _parameter_slices}[engine.stage]
+    found = {0: _replicated_parameters, 1: _group_shares, 2: _group_shares, 3: _parameter_slices}[engine.stage]
     return list(found(engine))
 
 
-def writes(engine: Engine) -> bool:
-    """Whether this rank saves what it owns: without ZeRO all ranks own the same."""
+def saves_partitions(engine: Engine) -> bool:
+    """Whether this rank saves its partitions: at stage 0 they are replicated, and rank 0 saves them."""
     return engine.stage > 0 or dist.get_rank() == 0
 
 
-def prepare_state(partition: Partition, optimizer_steps: int) -> None:
-    """Give a fresh optimizer the state that AdamW makes at its first step, to be filled."""
+def init_optimizer_state(partition: Partition, optimizer_steps: int) -> None:
+    """Create the state that AdamW would create at its first step, to be filled from a checkpoint."""
     partition.state["step"] = torch.tensor(float(optimizer_steps), device=partition.master.device)
     for moment in ADAM_MOMENTS:
         partition.state[moment] = torch.zeros_like(partition.master).view(partition.shape)
 
 
 def optimizer_steps(engine: Engine) -> int:
-    """Updates that Adam has made; fewer than the run's steps where fp16 overflowed."""
+    """Updates by Adam; fewer than the run's steps if fp16 overflowed."""
     return next((int(part.state["step"]) for part in partitions(engine) if "step" in part.state), 0)
 
 
-def publish_masters(engine: Engine) -> None:
-    """Make the model's weights follow the masters that were just loaded."""
+def copy_masters_to_model(engine: Engine) -> None:
+    """Update the model's weights from masters that were just loaded."""
     optimizer = engine.optimizer
     if engine.stage in (1, 2):
         optimizer.update_lp_params()
+        # Links to the moments are made once: those loaded are new tensors.
         optimizer._hp_optimizer_states_linked = False
     elif engine.stage == 3:
-        optimizer.checkpoint_event_prologue()
+        optimizer.checkpoint_event_prologue()  # releases gathered parameters
         for number, flat in enumerate(optimizer.fp32_partitioned_groups_flat):
             optimizer.fp16_partitioned_groups_flat[number].data.copy_(flat.data)
             slices = optimizer.fp16_partitioned_groups[number]
@@ -89,7 +90,7 @@ def publish_masters(engine: Engine) -> None:
 
 
 def loss_scale_state(engine: Engine) -> dict[str, float]:
-    """Where DeepSpeed's dynamic loss scale stands; empty where nothing is scaled."""
+    """State of DeepSpeed's dynamic loss scaler; empty without fp16."""
     scaler = getattr(engine.optimizer, "loss_scaler", None)
     if engine.config.engine.precision != "fp16" or scaler is None:
         return {}
@@ -97,14 +98,14 @@ def loss_scale_state(engine: Engine) -> dict[str, float]:
 
 
 def load_loss_scale_state(engine: Engine, state: dict[str, float]) -> None:
-    """Put it back, where the run still scales."""
+    """Restore it if this run uses fp16."""
     if engine.config.engine.precision == "fp16":
         for name in LOSS_SCALE:
             if name in state:
                 setattr(engine.optimizer.loss_scaler, name, state[name])
 
 
-def _whole_parameters(engine: Engine) -> Iterator[Partition]:
+def _replicated_parameters(engine: Engine) -> Iterator[Partition]:
     for name, parameter in engine.model.named_parameters():
         state = engine.optimizer.state[parameter]
         fragment = Fragment(name, 0, 0, parameter.numel())
@@ -112,7 +113,7 @@ def _whole_parameters(engine: Engine) -> Iterator[Partition]:
 
 
 def _group_shares(engine: Engine) -> Iterator[Partition]:
-    # From the offsets in the flattened group: with `round_robin_gradients`, DeepSpeed's own `_hp_mapping` is wrong.
+    # From the offsets in the flattened group: DeepSpeed's `_hp_mapping` is wrong with `round_robin_gradients`.
     optimizer = engine.optimizer
     for number, flat in enumerate(optimizer.single_partition_of_fp32_groups):
         size, fragments = optimizer.partition_size[number], []

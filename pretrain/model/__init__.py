@@ -1,1 +1,1 @@
-"""A decoder transformer from scratch. Start with decoder.py; each part has its own file and its paper."""
+"""A decoder transformer, written from scratch. Start with decoder.py; each part has its own file, with its paper."""

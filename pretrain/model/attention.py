@@ -8,8 +8,7 @@
 - Attention within documents only ......... Zhao et al. 2024, "Analysing the Impact of Sequence Composition on Language
                                             Model Pre-Training", https://arxiv.org/abs/2402.13991
 
-`reference_attention` is the formula, written to be read. `fast_attention` is what trains; a test holds the one against
-the other.
+`reference_attention` is the formula, written for readability. `fast_attention` is used in training. A test compares them.
 """
 
 import math
@@ -25,20 +24,16 @@ from pretrain.model.positions import Rotation, rotate
 
 
 def reference_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
-    """softmax(Q Kᵀ / √C + mask) V, each position looking at itself and what came before.
+    """Causal softmax(Q Kᵀ / √C + mask) V: (B, H, T, C). Materializes the (B, H, T, T) weights.
 
-    Query head h reads key head h // (H / K). `mask_B1TT` is that of `document_mask`. Returns (B, H, T, C). Materializes the
-    (B, H, T, T) weights.
+    Query head h attends to key head h // (H / K). `mask_B1TT` comes from `document_mask`.
     """
     v_BHTC = v_BKTC.repeat_interleave(q_BHTC.shape[1] // v_BKTC.shape[1], dim=1)
     return attention_weights(q_BHTC, k_BKTC, mask_B1TT) @ v_BHTC
 
 
 def attention_weights(q_BHTC: Tensor, k_BKTC: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
-    """Where each position looks: (B, H, T, N), rows sum to 1, nothing above the diagonal. Softmax in fp32.
-
-    The queries are those of the last T of N positions.
-    """
+    """Causal attention weights (B, H, T, N) of the last T of N positions; rows sum to 1. Softmax in fp32."""
     k_BHTC = k_BKTC.repeat_interleave(q_BHTC.shape[1] // k_BKTC.shape[1], dim=1)
     queries, keys = q_BHTC.shape[-2], k_BHTC.shape[-2]
     scores_BHTT = (q_BHTC @ k_BHTC.transpose(-2, -1)) / math.sqrt(q_BHTC.shape[-1])
@@ -50,11 +45,12 @@ def attention_weights(q_BHTC: Tensor, k_BKTC: Tensor, mask_B1TT: Tensor | None =
 
 
 def fast_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_B1TT: Tensor | None = None) -> Tensor:
-    """The same through torch's fused kernels: never holds the (T, T) weights. Returns (B, H, T, C).
+    """`reference_attention` through torch's fused kernels, which never hold the (T, T) weights: (B, H, T, C).
 
-    Without a mask, there are as many queries as keys, or one: the last.
+    Without a mask, T is the number of keys or 1, for the last position.
     """
     grouped = q_BHTC.shape[1] != k_BKTC.shape[1]
+    # is_causal aligns the mask to the top left: a single query would attend only to the first key.
     causal = mask_B1TT is None and q_BHTC.shape[-2] == k_BKTC.shape[-2]
     return F.scaled_dot_product_attention(
         q_BHTC, k_BKTC, v_BKTC, attn_mask=mask_B1TT, is_causal=causal, enable_gqa=grouped
@@ -62,19 +58,19 @@ def fast_attention(q_BHTC: Tensor, k_BKTC: Tensor, v_BKTC: Tensor, mask_B1TT: Te
 
 
 def document_mask(documents_BT: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is added to the scores: 0 in the same document and not in the future, -inf elsewhere. Returns (B, 1, T, T).
+    """Additive causal mask within documents (B, 1, T, T): 0 if visible, else -inf. `dtype` is that of the activations.
 
-    It is made once a forward, for all heads and blocks, and holds B · T² numbers: 8 rows of 2,048 tokens take 64 MiB in
-    bf16, 8 rows of 8,192 take 1 GiB. `dtype` is that of the activations.
+    Computed once per forward, for all heads and blocks. Holds B · T² elements: 64 MiB in bf16 for 8 rows of 2,048 tokens,
+    1 GiB for 8 rows of 8,192.
     """
     visible_BTT = (documents_BT[:, :, None] == documents_BT[:, None, :]).tril()
-    # Not booleans: torch would turn those into numbers in each block, and keep each block's copy for backward.
+    # Not boolean: torch would convert it in each block, and keep each block's copy for backward.
     mask_BTT = torch.zeros(visible_BTT.shape, dtype=dtype, device=documents_BT.device)
     return mask_BTT.masked_fill_(~visible_BTT, float("-inf"))[:, None]
 
 
 class MultiHeadAttention(nn.Module):
-    """H query heads share K key and value heads; K = H is classic multi-head attention, K = 1 is multi-query."""
+    """Grouped-query attention: H query heads share K key/value heads. K = H is multi-head, K = 1 multi-query."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -96,9 +92,9 @@ class MultiHeadAttention(nn.Module):
         mask_B1TT: Tensor | None = None,
         cache: BlockKVCache | None = None,
     ) -> Tensor:
-        """(B, T, D) → (B, T, D). `rotation` turns queries and keys where positions are rotary.
+        """(B, T, D) → (B, T, D). `rotation` is applied to queries and keys; None without rotary positions.
 
-        With a `cache`, keys and values of T more positions are added to it, and those that it holds are looked at too.
+        With a `cache`, T positions are appended to it, and queries attend to all that it holds.
         """
         q_BHTC, k_BKTC, v_BKTC = self.queries_keys_values(x_BTD, rotation)
         if cache is not None:
@@ -107,7 +103,7 @@ class MultiHeadAttention(nn.Module):
         return self.output(mixed_BHTC.transpose(1, 2).flatten(-2))
 
     def queries_keys_values(self, x_BTD: Tensor, rotation: Rotation | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(B, H, T, C), (B, K, T, C), (B, K, T, C): normalized and turned, ready to be compared."""
+        """(B, H, T, C), (B, K, T, C), (B, K, T, C): queries and keys normalized and rotated."""
         q_BHTC = self._heads(self.query(x_BTD), self.n_heads, self.query_norm)
         k_BKTC = self._heads(self.key(x_BTD), self.n_kv_heads, self.key_norm)
         v_BKTC = self._heads(self.value(x_BTD), self.n_kv_heads)

@@ -1,4 +1,4 @@
-"""One decoder block: attention moves information between positions, the feed-forward network transforms it within each.
+"""Decoder block: attention mixes positions, the feed-forward network transforms each.
 
 - pre-norm ...... x + f(norm(x)): Xiong et al. 2020, "On Layer Normalization in the Transformer Architecture",
                   https://arxiv.org/abs/2002.04745
@@ -16,7 +16,7 @@ from pretrain.model.positions import Rotation
 
 
 class Block(nn.Module):
-    """Two sub-layers; what each computes is added to the residual stream."""
+    """Attention and feed-forward sub-layers, each added to the residual stream."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()

@@ -1,19 +1,19 @@
 """The language model: token embedding → blocks → norm → head.
 
-What it is made of
+Implements
 - decoder blocks, pre-norm or post-norm ................... block.py
-- self-attention, multi-head and grouped queries .......... attention.py
-- attention within documents, on request .................. attention.py
-- keys and values that are kept while generating .......... cache.py
+- self-attention, multi-head and grouped-query ............ attention.py
+- attention within documents, optionally .................. attention.py
+- key/value cache for generation .......................... kv_cache.py
 - rotary, learned and sinusoidal positions ................ positions.py
-- rotary positions for longer contexts .................... long_context.py
+- RoPE scaling for longer contexts ........................ rope_scaling.py
 - ReLU, GELU and SwiGLU feed-forward networks ............. feed_forward.py
 - RMSNorm and LayerNorm ................................... norms.py
 - initialization scaled by depth .......................... init.py
 - tied or untied embeddings (Press & Wolf 2017, https://arxiv.org/abs/1608.05859)
 - activation checkpointing (Chen et al. 2016, https://arxiv.org/abs/1604.06174)
 
-Shape legend, for every file here: B batch, T time, D model width, H query heads, K key/value heads, C head width,
+Shape legend, for all files of this package: B batch, T time, D model width, H query heads, K key/value heads, C head width,
 F feed-forward width, V vocabulary.
 """
 
@@ -34,7 +34,7 @@ from pretrain.model.rope_scaling import rope_frequencies
 
 
 class Embedding(nn.Module):
-    """Token embedding, plus a positional one where positions are added to it."""
+    """Token embedding, plus learned or sinusoidal positions."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -44,7 +44,7 @@ class Embedding(nn.Module):
             self.positions = nn.Embedding(config.max_seq_len, config.d_model)
 
     def forward(self, tokens_BT: Tensor, positions: Tensor) -> Tensor:
-        """(B, T) → (B, T, D). Positions are (T,), or (B, T) where they count from each document's start."""
+        """(B, T) → (B, T, D). Positions are (T,), or (B, T) if they count from the start of each document."""
         x_BTD = self.tokens(tokens_BT)
         if self.kind == "learned":
             return x_BTD + self.positions(positions)
@@ -54,9 +54,9 @@ class Embedding(nn.Module):
 
 
 class Head(nn.Linear):
-    """Hidden states → logits, or straight → loss so that the logits never exist all at once.
+    """Language-model head: hidden states → logits, or → loss without materializing the logits.
 
-    The loss is computed inside this module because ZeRO-3 gathers a parameter only while its own module runs.
+    The loss is computed in this module because ZeRO-3 gathers parameters only while their own module runs.
     """
 
     def forward(
@@ -66,7 +66,7 @@ class Head(nn.Linear):
         z_loss_weight: float = 0.0,
         chunk_tokens: int = 2048,
     ) -> Tensor | LossSums:
-        """(B, T, D) → (B, T, V) logits, or the summed loss where targets are given."""
+        """(B, T, D) → logits (B, T, V), or with `targets_BT` the summed loss."""
         if targets_BT is None:
             return super().forward(x_BTD)
         return chunked_cross_entropy(x_BTD, self.weight, targets_BT, z_loss_weight, chunk_tokens)
@@ -97,11 +97,10 @@ class Decoder(nn.Module):
     ) -> Tensor | LossSums:
         """Logits (B, T, V), or with `targets_BT` the summed loss. T must not exceed `max_seq_len`.
 
-        With `documents_BT` (the number of each position's document, from `pretrain.data.documents`) each document is
-        computed as if it were alone: attention stays within it and its positions begin at 0.
+        With `documents_BT` (document number of each position, from `pretrain.data.documents`), each document is computed
+        as if it were alone: attention stays within it, and its positions start at 0.
 
-        With a `cache`, the tokens go on from those that it has seen, and only the logits of the last one are computed:
-        (B, 1, V).
+        With a `cache`, the tokens follow those in it, and only the last token's logits are computed: (B, 1, V).
         """
         if cache is not None:
             positions, mask_B1TT = cache.positions(tokens_BT.shape[1]), cache.mask(tokens_BT.shape[1])

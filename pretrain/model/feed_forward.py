@@ -1,4 +1,4 @@
-"""Feed-forward networks: two matrices with a non-linearity between them, at each position alone.
+"""Feed-forward networks, applied to each position independently.
 
 - ReLU .......... Vaswani et al. 2017, section 3.3, https://arxiv.org/abs/1706.03762
 - GELU .......... Hendrycks & Gimpel 2016, https://arxiv.org/abs/1606.08415 (the exact form; `gelu_tanh` is the approximation)
@@ -30,7 +30,7 @@ class FeedForward(nn.Module):
 
 
 class SwiGLU(nn.Module):
-    """down(silu(gate(x)) * up(x)): a third matrix decides what passes. (B, T, D) → (B, T, D)."""
+    """down(silu(gate(x)) * up(x)): gated, with a third matrix. (B, T, D) → (B, T, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -44,5 +44,5 @@ class SwiGLU(nn.Module):
 
 
 def build_feed_forward(config: ModelConfig) -> nn.Module:
-    """The network that `model.ffn` names."""
+    """The network of `model.ffn`."""
     return SwiGLU(config) if config.ffn == "swiglu" else FeedForward(config)

@@ -1,11 +1,11 @@
-"""Initial weights: a pure function of (seed, parameter name, shape).
+"""Random initialization, as a pure function of (seed, parameter name, shape).
 
-Matrices are normal with `init_std`; the two matrices of each block that write into the residual stream get
-init_std / √(2 · n_layers), so that the stream's variance does not grow with depth (Radford et al. 2019, GPT-2, section
-2.3). Norm weights are one, biases zero.
+Matrices are normal with `init_std`. The two matrices of each block that write to the residual stream use
+init_std / √(2 · n_layers), so that its variance does not grow with depth (Radford et al. 2019, GPT-2, section 2.3). Norm
+weights are one, biases zero.
 
-Each parameter has its own generator, seeded by its name: the result does not depend on the order of construction, on the
-number of ranks, or on how ZeRO partitions the parameters.
+Each parameter has its own generator, seeded by its name: weights do not depend on the order of construction, the number of
+ranks, or ZeRO's partitioning.
 """
 
 import hashlib
@@ -20,17 +20,16 @@ from pretrain.config.schema import ModelConfig
 
 RESIDUAL_OUTPUTS = ("attention.output.weight", "feed_forward.down.weight")
 
-Whole = Callable[[nn.Parameter], AbstractContextManager]
+Gather = Callable[[nn.Parameter], AbstractContextManager]
 
 
-def init_weights(model: nn.Module, config: ModelConfig, seed: int, whole: Whole = lambda _: nullcontext()) -> None:
-    """Fill every parameter in place.
+def init_weights(model: nn.Module, config: ModelConfig, seed: int, gather: Gather = lambda _: nullcontext()) -> None:
+    """Initialize all parameters in place.
 
-    `whole(parameter)` is a context in which the parameter holds all its elements and changes to it are kept: ZeRO-3's
-    gathering, or nothing.
+    `gather(parameter)` is a context that holds all elements of the parameter and keeps changes to them: for ZeRO-3.
     """
     for name, parameter in model.named_parameters():
-        with whole(parameter), torch.no_grad():
+        with gather(parameter), torch.no_grad():
             if parameter.numel():  # under ZeRO-3 only one rank holds the elements
                 _fill(parameter, name, config, seed)
 
@@ -42,7 +41,7 @@ def _fill(parameter: nn.Parameter, name: str, config: ModelConfig, seed: int) ->
     std = config.init_std
     if name.endswith(RESIDUAL_OUTPUTS):
         std /= math.sqrt(2 * config.n_layers)
-    # Drawn on the CPU in fp32 whatever the device and dtype are, so that a run starts from the same weights everywhere.
+    # On the CPU in fp32 for every device and dtype, so that a run starts from the same weights everywhere.
     values = torch.empty(parameter.shape, dtype=torch.float32)
     values.normal_(0.0, std, generator=_generator(seed, name))
     parameter.copy_(values)

@@ -1,4 +1,4 @@
-"""The one thing that decoding needs of a model: logits of the next token, given a key/value cache."""
+"""Interface of decoding to a model: next-token logits, given a key/value cache."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from pretrain.model.kv_cache import KVCache
 
 
 class LogitsFn(NamedTuple):
-    """Computes next-token logits: a decoder, or the engine of a run in training.
+    """Next-token logits of a decoder, or of the engine of a running training.
 
     `logits` maps tokens (B, T) and the cache of the tokens before them to (B, 1, V), the logits of the last token. `dtype`
     is the activations' dtype.
@@ -25,6 +25,6 @@ class LogitsFn(NamedTuple):
 
 
 def decoder_logits(model: Decoder) -> LogitsFn:
-    """The logits of a decoder, on its device and in its dtype."""
+    """Logits of a decoder, on its device and in its dtype."""
     weight = model.embedding.tokens.weight
     return LogitsFn(lambda tokens_BT, cache: model(tokens_BT, cache=cache), model.config, weight.dtype, weight.device)

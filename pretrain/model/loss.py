@@ -1,12 +1,12 @@
-"""Cross-entropy without the logits: the (B·T, V) matrix never exists at once in fp32.
+"""Chunked cross-entropy: the fp32 logits (B·T, V) are never materialized.
 
-    1. hidden states (N, D) are cut into chunks of `chunk_tokens`
-    2. a chunk's logits (n, V) are computed, summed into the loss, and turned into their own gradient in place
-    3. the gradient of the chunk's hidden states and of the head's weight is kept; the logits are dropped
+    1. split hidden states (N, D) into chunks of `chunk_tokens`
+    2. compute a chunk's logits (n, V), add to the loss, overwrite the logits with their gradient
+    3. accumulate the gradients of the hidden states and the head's weight; free the logits
 
-The gradient is thus ready when forward ends, and backward only scales it. That costs the same three matrix products as the
-plain way (recomputing chunks in backward costs four), and the head's weight is needed in forward only, as ZeRO-3 wants.
-The idea is that of Hsu et al. 2024, "Liger Kernel", https://arxiv.org/abs/2410.10989.
+The gradient is complete after forward; backward only scales it. This takes three matrix products like the plain loss
+(recomputing chunks in backward takes four), and needs the head's weight in forward only, which suits ZeRO-3. After Hsu et
+al. 2024, "Liger Kernel", https://arxiv.org/abs/2410.10989.
 
 z-loss: Chowdhery et al. 2022, "PaLM", section 5, https://arxiv.org/abs/2204.02311.
 """
@@ -17,14 +17,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IGNORE = -100  # a target that does not count, as in torch's cross_entropy
+IGNORE = -100  # masks a target, as in torch's cross_entropy
 
 
 class LossSums(NamedTuple):
-    """Sums over targets, in fp32: what to minimize, the cross-entropy in nats, and the squared log-partition.
+    """fp32 sums over targets: the loss to minimize, cross-entropy in nats, squared log-partition.
 
-    `correct` counts the targets that are the likeliest token (of equals the first), exactly up to 2²⁴. It is NaN where a
-    gradient is computed: one more pass over the logits that training has no use for.
+    `correct` counts targets predicted by the argmax (the first, of equals), exactly up to 2²⁴. NaN if gradients are computed:
+    training does not need it, and it costs a pass over the logits.
     """
 
     total: Tensor
@@ -36,11 +36,11 @@ class LossSums(NamedTuple):
 def chunked_cross_entropy(
     x_BTD: Tensor, weight_VD: Tensor, targets_BT: Tensor, z_loss_weight: float, chunk_tokens: int
 ) -> LossSums:
-    """Summed loss of predicting `targets_BT` (IGNORE where there is none) from hidden states.
+    """Summed loss of predicting `targets_BT` (IGNORE masks a target) from hidden states.
 
     total = Σ cross-entropy + z_loss_weight · Σ logsumexp². Only `total` carries a gradient.
     """
-    if not torch.is_grad_enabled():  # a Function is told that they want a gradient even then
+    if not torch.is_grad_enabled():  # needs_input_grad of a Function is True even under no_grad
         x_BTD, weight_VD = x_BTD.detach(), weight_VD.detach()
     sums = _ChunkedLoss.apply(x_BTD.flatten(0, -2), weight_VD, targets_BT.flatten(), z_loss_weight, chunk_tokens)
     return LossSums(*sums)
@@ -73,14 +73,14 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total, *_):
         grad_x_ND, grad_weight_VD = ctx.saved_tensors
-        # grad_total is fp32 with no dimension: the product is computed in fp32 and keeps the dtype of grad_x_ND.
+        # grad_total is a 0-d fp32 tensor: the product is computed in fp32 and keeps the dtype of grad_x_ND.
         grad_x = None if grad_x_ND is None else grad_x_ND * grad_total
         grad_weight = None if grad_weight_VD is None else (grad_weight_VD * grad_total).to(ctx.weight_dtype)
         return grad_x, grad_weight, None, None, None
 
 
 def _loss_and_grad(logits: Tensor, targets: Tensor, z_loss_weight: float, want_grad: bool) -> tuple[Tensor, Tensor]:
-    """Sums of one chunk, and its gradient written over `logits`."""
+    """Sums of one chunk, and the gradient of its logits, which overwrites them."""
     counts = targets != IGNORE
     safe_targets = targets.clamp_min(0)
     log_z = torch.logsumexp(logits, dim=-1)
@@ -100,7 +100,7 @@ def _loss_and_grad(logits: Tensor, targets: Tensor, z_loss_weight: float, want_g
 
 
 def plain_cross_entropy(logits_BTV: Tensor, targets_BT: Tensor) -> Tensor:
-    """The same cross-entropy sum by torch's own function: the reference of the tests and benchmarks."""
+    """Summed cross-entropy by torch's own function: the reference in tests and benchmarks."""
     return F.cross_entropy(
         logits_BTV.flatten(0, -2).float(), targets_BT.flatten(), ignore_index=IGNORE, reduction="sum"
     )

@@ -1,10 +1,9 @@
 """Normalizations over the model width.
 
-- LayerNorm ..... Ba et al. 2016, https://arxiv.org/abs/1607.06450 (torch's own kernel; the bias is an option)
+- LayerNorm ..... Ba et al. 2016, https://arxiv.org/abs/1607.06450 (torch's kernel; optional bias)
 - RMSNorm ....... Zhang & Sennrich 2019, https://arxiv.org/abs/1910.07467
 
-Statistics are taken in fp32. RMSNorm's weight is multiplied after the result is rounded back to the activations' dtype: this
-is what transformers' Llama computes, and makes exports agree to the last bit.
+Statistics are computed in fp32.
 """
 
 import torch
@@ -26,6 +25,7 @@ class RMSNorm(nn.Module):
         """(…, D) → (…, D), dtype kept."""
         x = x_BTD.float()
         x = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps)
+        # Multiplied after rounding, as in transformers' Llama: exports agree bitwise.
         return self.weight * x.to(x_BTD.dtype)
 
 
@@ -44,14 +44,14 @@ class LayerNorm(nn.Module):
 
 
 def build_norm(config: ModelConfig) -> nn.Module:
-    """The normalization of a sub-layer, as `model.norm` and `model.norm_bias` say."""
+    """Normalization of a sub-layer, from `model.norm` and `model.norm_bias`."""
     if config.norm == "layernorm":
         return LayerNorm(config.d_model, config.norm_eps, bias=config.norm_bias)
     return RMSNorm(config.d_model, config.norm_eps)
 
 
 def build_qk_norm(config: ModelConfig, heads: int) -> nn.Module | None:
-    """The normalization of queries or keys: over the channels of a head, or of all `heads`; None without `model.qk_norm`."""
+    """Normalization of queries or keys, over each head or over all `heads`; None without `model.qk_norm`."""
     if config.qk_norm == "none":
         return None
     norm = RMSNorm if config.norm == "rmsnorm" else LayerNorm

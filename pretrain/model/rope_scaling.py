@@ -1,12 +1,13 @@
-"""Rotary frequencies for contexts longer than those of the training before.
+"""Rotary frequencies for contexts longer than in earlier training.
 
-- linear ........ Chen et al. 2023, "Position Interpolation", https://arxiv.org/abs/2306.15595: every wave slower by the factor
+- linear ........ Chen et al. 2023, "Position Interpolation", https://arxiv.org/abs/2306.15595: all frequencies
+                  divided by the factor
 - llama3 ........ Grattafiori et al. 2024, "The Llama 3 Herd of Models", section 3.4.1, https://arxiv.org/abs/2407.21783, as
-                  Llama 3.1's code has it: long waves slower by the factor, short ones as they were, blended between
-- yarn .......... Peng et al. 2023, "YaRN", https://arxiv.org/abs/2309.00071: blended by the number of turns over the original
-                  context, and queries and keys lengthened
+                  in Llama 3.1's code: low frequencies divided by the factor, high ones unchanged, interpolated between
+- yarn .......... Peng et al. 2023, "YaRN", https://arxiv.org/abs/2309.00071: interpolated by the number of turns over the
+                  original context; queries and keys are scaled
 
-The formulas are those of transformers, in its order of operations, so that exports agree to the last bit.
+Formulas follow transformers in their order of operations, so that exports agree bitwise.
 """
 
 import math
@@ -19,7 +20,7 @@ from pretrain.model.positions import frequencies
 
 
 def rope_frequencies(config: ModelConfig, device: torch.device) -> tuple[Tensor, float]:
-    """Frequencies (rotary width / 2,) in fp32, and the factor by which cosine and sine grow."""
+    """Frequencies (rotary width / 2,) in fp32, and the factor that scales cosine and sine."""
     plain = frequencies(config.rotary_width, config.rope_theta, device)
     if config.rope_scaling == "linear":
         return plain / config.rope_factor, 1.0
@@ -31,7 +32,7 @@ def rope_frequencies(config: ModelConfig, device: torch.device) -> tuple[Tensor,
 
 
 def yarn_scale(factor: float) -> float:
-    """By how much YaRN lengthens queries and keys: equation 22 of the paper."""
+    """Scale of queries and keys in YaRN: equation 22 of the paper."""
     return 0.1 * math.log(factor) + 1.0
 
 
@@ -39,18 +40,18 @@ def _llama3(plain: Tensor, config: ModelConfig) -> Tensor:
     original, factor = config.rope_original_seq_len, config.rope_factor
     low, high = config.rope_low_freq_factor, config.rope_high_freq_factor
     wavelengths = 2 * math.pi / plain
-    slowed = torch.where(wavelengths > original / low, plain / factor, plain)
+    scaled = torch.where(wavelengths > original / low, plain / factor, plain)
     share = (original / wavelengths - low) / (high - low)
-    blended = (1 - share) * slowed / factor + share * slowed
+    blended = (1 - share) * scaled / factor + share * scaled
     between = (wavelengths >= original / high) & (wavelengths <= original / low)
-    return torch.where(between, blended, slowed)
+    return torch.where(between, blended, scaled)
 
 
 def _yarn(plain: Tensor, config: ModelConfig) -> Tensor:
     width, factor = config.rotary_width, config.rope_factor
 
     def channel_with(turns: float) -> float:
-        """The channel whose wave turns so often over the original context."""
+        """Channel that completes `turns` turns over the original context."""
         return (width * math.log(config.rope_original_seq_len / (turns * 2 * math.pi))) / (
             2 * math.log(config.rope_theta)
         )

@@ -1,8 +1,4 @@
-"""AdamW with weight decay on matrices only.
-
-Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", https://arxiv.org/abs/1711.05101. Norm weights are not
-decayed: pulling a gain towards zero regularizes nothing.
-"""
+"""AdamW: Loshchilov & Hutter 2019, "Decoupled Weight Decay Regularization", https://arxiv.org/abs/1711.05101."""
 
 import torch
 from torch import nn
@@ -11,19 +7,20 @@ from pretrain.config.schema import OptimizerConfig
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups, matrices first. Under ZeRO-3 a parameter's own shape is empty and `ds_shape` is the true one."""
-    decayed, kept = [], []
+    """Matrices with weight decay; norm weights and biases without, as decaying a gain towards zero regularizes nothing."""
+    matrices, vectors = [], []
     for parameter in model.parameters():
+        # Under ZeRO-3 the shape of a partitioned parameter is (0,): `ds_shape` is the true one.
         dimensions = len(getattr(parameter, "ds_shape", parameter.shape))
-        (decayed if dimensions >= 2 else kept).append(parameter)
+        (matrices if dimensions >= 2 else vectors).append(parameter)
     return [
-        {"params": decayed, "weight_decay": weight_decay, "name": "matrices"},
-        {"params": kept, "weight_decay": 0.0, "name": "vectors"},
+        {"params": matrices, "weight_decay": weight_decay, "name": "matrices"},
+        {"params": vectors, "weight_decay": 0.0, "name": "vectors"},
     ]
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig) -> torch.optim.AdamW:
-    """torch's fused AdamW; the learning rate is set at each step from the schedule."""
+    """torch's fused AdamW. The engine sets the learning rate at each step."""
     return torch.optim.AdamW(
         parameter_groups(model, config.weight_decay),
         lr=config.lr,

@@ -1,4 +1,4 @@
-"""Learning rate and batch size: pure functions of the step, so that resuming needs no scheduler state.
+"""Learning rate and batch size as pure functions of the step: resuming needs no scheduler state.
 
 - cosine ....... Loshchilov & Hutter 2017, "SGDR", https://arxiv.org/abs/1608.03983
 - wsd .......... Hu et al. 2024, "MiniCPM", https://arxiv.org/abs/2404.06395 (warmup, stable, decay)
@@ -30,7 +30,7 @@ def lr_fraction(step: int, schedule: ScheduleConfig) -> float:
 
 
 def batch_levels(batch: BatchConfig) -> list[tuple[int, int]]:
-    """(steps taken before, global batch from then on), in order; a single one where the batch does not grow."""
+    """Batch-size ramp as (steps before it, global batch size), in order; one entry without a ramp."""
     if not batch.ramp_start_size:
         return [(0, batch.global_batch_size)]
     growths = (batch.global_batch_size - batch.ramp_start_size) // batch.ramp_increment
@@ -41,12 +41,12 @@ def batch_levels(batch: BatchConfig) -> list[tuple[int, int]]:
 
 
 def batch_size(step: int, batch: BatchConfig) -> int:
-    """Sequences of the optimizer step that follows `step` steps."""
+    """Global batch size, in sequences, of the optimizer step after `step` steps."""
     return next(size for start, size in reversed(batch_levels(batch)) if start <= step)
 
 
 def samples_between(first: int, last: int, batch: BatchConfig) -> int:
-    """Sequences that are consumed while the steps taken rise from `first` to `last`."""
+    """Sequences consumed from step `first` to step `last`."""
     levels = batch_levels(batch)
     ends = [start for start, _ in levels[1:]] + [last]
     return sum(

@@ -169,7 +169,7 @@ class Trainer:
         self.watchdog.at("agree", self.progress.step + 1)
         mine = sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)
         flags = [self.stop.wanted(), self.attempt.superseded(), self.batches.error is not None]
-        values = [float(mine), *map(float, flags), *self.saver.flags()]
+        values = [float(mine), *map(float, flags), *self.saver.written_flags()]
         targets, stopping, superseded, unread, *written = sum_over_ranks(values, self.device)
         if unread:
             self.batches.raise_everywhere()
@@ -177,7 +177,7 @@ class Trainer:
             error = TrainingError(f"run {self.folder.path}: superseded by a later attempt; exiting without saving")
             error.everywhere = True
             raise error
-        self.saver.settle(*written)
+        self.saver.commit_when_all_written(*written)
         return targets, stopping
 
     def _roll_back_or_stop(self, action: str, reason: str) -> None:
@@ -196,7 +196,7 @@ class Trainer:
         first = max(self._firsts[0], int(point.state["samples"]))
         self.attempt.skip(SkippedRange(first, end - first, step, reason))
         self._restore(point)
-        self.saver.stand_at(self.progress.step, point.checkpoint)
+        self.saver.continue_from(self.progress.step, point.checkpoint)
         self.recorder.rewind(self.progress.step)
         self.recorder.say(
             f"step {step}: {reason}; rolled back to step {self.progress.step}; samples {first} to {end - 1} are skipped"
@@ -225,7 +225,7 @@ class Trainer:
             remote=self.attempt.remote,
         )
         self._closing.callback(self.saver.close)
-        self.saver.stand_at(point.step, point.checkpoint)
+        self.saver.continue_from(point.step, point.checkpoint)
         for reason in point.skipped if self.world.is_main else ():
             self.recorder.say(f"skipped a checkpoint: {reason}")
         for change in changed_rotation(self.config, point.initial_weights):
@@ -255,7 +255,7 @@ class Trainer:
             "losses": list(self.guard.losses),
             "validation_loss": self.periodic_eval.loss_at(self.progress.step),
         }
-        self.saver.start(self.engine, self.progress, state, tokenizer=self.data.tokenizer, whole=full, weights=weights)
+        self.saver.start(self.engine, self.progress, state, tokenizer=self.data.tokenizer, full=full, weights=weights)
 
     def _finish(self, status: str) -> str:
         self.watchdog.at("save", self.progress.step)

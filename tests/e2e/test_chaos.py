@@ -24,7 +24,7 @@ from tests.support.chaos_run import (
     wait_until,
 )
 from tests.support.checkpoints import flip_a_bit
-from tests.support.prefork import Prefork
+from tests.support.prefork import Prefork, prefork_fixture  # noqa: F401
 from tests.support.processes import kill_all, losses, start_ranks
 from tests.support.runs import make_run
 
@@ -169,7 +169,7 @@ def test_a_full_disk_costs_checkpoints_and_not_the_run(
     (kept,) = list_steps(small_disk)
     verify(small_disk / f"step-{kept:08d}")
     assert (
-        f"could not be saved: rank 0: OSError: [Errno 28] No space left on device; the newest checkpoint is that of step {kept}"
+        f"could not be saved: rank 0: OSError: [Errno 28] No space left on device; the newest checkpoint is of step {kept}"
         in log(run)
     )
     assert not list(small_disk.glob(".*"))
@@ -210,7 +210,7 @@ def test_a_disk_that_fails_to_flush_costs_the_checkpoints_of_that_time(
     failed = [line for line in log(run).splitlines() if "could not be saved" in line]
     assert [int(line.split("step ")[1].split()[0]) for line in failed] == [8, 10, 12, 16]
     assert all(f"rank {nproc - 1}: OSError: [Errno 5]" in line for line in failed)
-    assert all(line.endswith("the newest checkpoint is that of step 4") for line in failed)
+    assert all(line.endswith("the newest checkpoint is of step 4") for line in failed)
     assert list_steps(run.checkpoints) == [36, 40] and leftovers(run) == []
 
 

@@ -96,7 +96,7 @@ def test_nothing_is_resumed_from_the_weights_alone(saved: Path, config: Path, tm
     assert done.returncode == 2 and "holds no usable checkpoint" in done.stderr
     shutil.copytree(saved / "weights" / "step-00000018", tmp_path / "checkpoints" / "step-00000018")
     done = pretrain("train", config, f"run.dir={tmp_path}", "checkpoint.resume=must")
-    assert done.returncode == 2 and "with the weights alone no training can be resumed" in done.stderr
+    assert done.returncode == 2 and "a weights-only save cannot be resumed" in done.stderr
 
 
 def test_verify_names_the_damage(saved: Path, tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_verify_names_the_damage(saved: Path, tmp_path: Path) -> None:
     flip_a_bit(run / "weights" / "step-00000012" / "rank-00001.safetensors")
     done = pretrain("checkpoint", "verify", run)
     assert done.returncode == 1
-    assert done.stdout.count("\n") == 2 and "weights/step-00000012/rank-00001.safetensors is damaged" in done.stdout
+    assert done.stdout.count("\n") == 2 and "weights/step-00000012/rank-00001.safetensors is corrupt" in done.stdout
     assert "Traceback" not in done.stderr
 
 
@@ -117,11 +117,11 @@ def test_rm_refuses_while_the_run_trains(config: Path, tmp_path: Path) -> None:
     listed = pretrain("checkpoint", "ls", tmp_path)
     kill_all(process)
     assert done.returncode == 2 and "is in use by process" in done.stderr
-    assert listed.returncode == 0 and "damaged" not in listed.stdout
+    assert listed.returncode == 0 and "corrupt" not in listed.stdout
     steps = layout.list_steps(tmp_path / "checkpoints")
     assert len(steps) >= 1
     done = pretrain("checkpoint", "rm", tmp_path, *map(str, steps))
-    assert done.returncode == 2 and "nothing to resume from" in done.stderr
+    assert done.returncode == 2 and "leaves no checkpoint to resume from" in done.stderr
     assert pretrain("checkpoint", "rm", tmp_path, *map(str, steps), "--force").returncode == 0
     assert layout.list_steps(tmp_path / "checkpoints") == []
 
@@ -198,10 +198,10 @@ def test_what_comes_from_the_store_is_held_against_the_run_and_its_hashes(
     shutil.rmtree(run)
     flip_in_the_store(remote, "checkpoints/step-00000008/rank-00000.safetensors")
     done = train(config, 1, *overrides)
-    assert "step-00000008/rank-00000.safetensors is damaged" in done.stdout
+    assert "step-00000008/rank-00000.safetensors is corrupt" in done.stdout
     assert "resumed at step 4" in done.stdout
     shutil.rmtree(run)
-    assert "resumed at step 8" in train(config, 1, *overrides).stdout  # the damaged one was saved and uploaded again
+    assert "resumed at step 8" in train(config, 1, *overrides).stdout  # the corrupt one was saved and uploaded again
 
 
 def flip_in_the_store(remote: RemoteRun, name: str) -> None:
@@ -228,8 +228,8 @@ def test_a_store_that_is_gone_stops_no_training_and_is_loud(
     assert process.wait(120) == 0
     assert (tmp_path / "status").read_text() == "done\n" and losses(tmp_path / "metrics.jsonl") == undisturbed
     log = (tmp_path / "logs" / "train.log").read_text()
-    assert f"upload failed: {remote.address}/checkpoints" in log and "tried again after the next checkpoint" in log
-    left = f"not uploaded to {remote.address}: checkpoints/step-000000{TOTAL}; the same command tries again"
+    assert f"upload failed: {remote.address}/checkpoints" in log and "retrying after the next checkpoint" in log
+    left = f"not uploaded to {remote.address}: checkpoints/step-000000{TOTAL}; run the same command again to retry"
     assert left in log
     network.down = False
     assert TOTAL not in steps(remote)

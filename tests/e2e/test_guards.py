@@ -9,7 +9,7 @@ from pretrain.checkpoint.layout import list_steps
 from pretrain.run_folder import RunFolder
 from pretrain.training.metrics import read_lines
 from tests.support.chaos_run import Death, differences, disturbed, leftovers, undisturbed
-from tests.support.prefork import Prefork
+from tests.support.prefork import Prefork, prefork_fixture  # noqa: F401
 from tests.support.processes import losses, start_ranks
 from tests.support.runs import make_run
 

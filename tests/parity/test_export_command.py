@@ -9,8 +9,7 @@ from click.testing import CliRunner
 from transformers import AutoModelForCausalLM
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.piece_file import write_pieces
-from pretrain.checkpoint.pieces import piece_key
+from pretrain.checkpoint.pieces import piece_key, write_pieces
 from pretrain.cli.cmd_convert import export_command, import_command
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config
@@ -106,7 +105,7 @@ def test_what_cannot_be_exported_is_refused_with_the_reason(sentencepiece_model:
         call(export_command, run, out)
     (folder / layout.MANIFEST).write_bytes(manifest)
     flip_a_bit(folder / "rank-00000.safetensors")
-    with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"rank-00000\.safetensors is corrupt"):
         call(export_command, run, out)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
 

@@ -73,14 +73,14 @@ def load_initial_weights(folder: Path, engine: "Engine") -> None:
     """Fill the engine's weights from a folder that `find_initial_weights` returned, one parameter at a time. A collective."""
     from pretrain.checkpoint.checkpoint_reader import CheckpointReader
     from pretrain.convert.files.hf_reader import HfSource
-    from pretrain.distributed.zero_partitions import partitions, publish_masters
+    from pretrain.distributed.zero_partitions import copy_masters_to_model, partitions
 
     source = HfSource(folder) if is_hf_directory(folder) else CheckpointReader(folder, hashes=False)
     for part in partitions(engine):
         for fragment in part.fragments:
             target = part.flat("fp32").narrow(0, fragment.offset, fragment.numel)
             source.read(fragment.name, fragment.start, target)
-    publish_masters(engine)
+    copy_masters_to_model(engine)
 
 
 def _model(folder: Path) -> ModelConfig:

@@ -73,18 +73,18 @@ for _point, (_module, _path, _after) in POINTS.items():
     FAULTS[f"kill_at_{_point}"] = (_module, partial(_kill_at, path=_path, after=_after))
 
 
-@fault("pretrain.checkpoint.piece_file")
-def kill_at_writing(piece_file: ModuleType, rank: int = -1, count: int = 1) -> None:
+@fault("pretrain.storage.safetensors")
+def kill_at_writing(safetensors: ModuleType, rank: int = -1, count: int = 1) -> None:
     """In the middle of a file: its header is written, or some of its bytes."""
-    original, die = piece_file._chunks, die_here(rank, count)
+    original, die = safetensors._chunks, die_here(rank, count)
 
-    def chunks(tensors: Any) -> Iterator[memoryview]:
-        for chunk in original(tensors):
+    def chunks(*arguments: Any) -> Iterator[memoryview]:
+        for chunk in original(*arguments):
             yield chunk[: len(chunk) // 2]
             die()
             yield chunk[len(chunk) // 2 :]
 
-    piece_file._chunks = chunks
+    safetensors._chunks = chunks
 
 
 @fault("pretrain.storage.files")

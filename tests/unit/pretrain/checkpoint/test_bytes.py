@@ -1,4 +1,4 @@
-"""Whatever byte of a checkpoint changes, whatever is cut off: found, named, and the checkpoint before it taken."""
+"""Any changed byte and any truncation of a checkpoint is found and named, and the checkpoint before it is used."""
 
 import json
 import os
@@ -14,8 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.piece_file import write_pieces
-from pretrain.checkpoint.pieces import KINDS, PieceIndex, piece_key
+from pretrain.checkpoint.pieces import KINDS, PieceIndex, piece_key, write_pieces
 from pretrain.checkpoint.rng_state import rng_state
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config
@@ -29,8 +28,8 @@ FILES = (
 )
 
 
-def save(place: Path, step: int, **replaced: bytes) -> Path:
-    """A checkpoint of two ranks; `replaced` files are as they should be by the manifest, and not by what they hold."""
+def save(place: Path, step: int, **contents: bytes) -> Path:
+    """A checkpoint of two ranks; `contents` replace those of files, with a manifest that matches them."""
     staging = layout.staging_folder(place, step, 1)
     staging.mkdir(parents=True)
     state = {"step": step, "samples": 8 * step, "tokens": 512 * step, "losses": [4.5, 4.25], "world_size": 2}
@@ -45,7 +44,7 @@ def save(place: Path, step: int, **replaced: bytes) -> Path:
         names = [piece_key(kind, 20 * rank, f"blocks.{block}.weight") for kind in KINDS for block in (0, 1)]
         entries.append(write_pieces(staging / name, {name: torch.randn(20) for name in names}))
     entries += [layout.write_file(staging / name, data) for name, data in files.items()]
-    for name, data in replaced.items():
+    for name, data in contents.items():
         entries = [entry for entry in entries if entry.name != name]
         entries.append(layout.write_file(staging / name, data))
     return layout.commit(place, step, entries, 1)
@@ -65,8 +64,8 @@ def newest(place: Path) -> Path:
 
 
 @contextmanager
-def damaged(path: Path, data: bytes) -> Iterator[None]:
-    """The file with other content, for a while."""
+def replaced(path: Path, data: bytes) -> Iterator[None]:
+    """The file with other content, inside the context."""
     good = path.read_bytes()
     path.write_bytes(data)
     try:
@@ -80,15 +79,15 @@ def flipped(data: bytes, position: int, mask: int) -> bytes:
 
 
 def check_found(folder: Path, name: str, data: bytes) -> None:
-    """With these bytes in a file, verifying says so and names it, and the older checkpoint is the newest good one."""
+    """With these bytes, verification fails and names the file, and the older checkpoint is the newest intact one."""
     before = layout.read_manifest(folder)
-    with damaged(folder / name, data):
+    with replaced(folder / name, data):
         with suppress(CheckpointError):
             if name == layout.MANIFEST and layout.read_manifest(folder) == before:
-                return  # other white space says the same
+                return  # only white space differs
         reasons: list[str] = []
         newest = layout.find_newest(folder.parent, skipped=reasons.append)
-        assert newest is not None and newest[1]["step"] == 100, f"{name} with {data[:60]!r}… is taken for good"
+        assert newest is not None and newest[1]["step"] == 100, f"{name} with {data[:60]!r}… is taken as intact"
         (reason,) = reasons
         assert str(folder) in reason
         if name != layout.MANIFEST:
@@ -101,7 +100,7 @@ def test_the_files_are_all_that_a_checkpoint_has(newest: Path) -> None:
 
 
 def check_manifest(folder: Path, data: bytes) -> None:
-    """Refused as it stands; or, where it still reads as a manifest, refused for what it says."""
+    """Refused by the parser, or if it still parses, by verification."""
     try:
         layout.parse_manifest(data, folder.name, str(folder))
     except CheckpointError as error:
@@ -124,8 +123,8 @@ def test_every_length_of_the_manifest(newest: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES[1:])
-def test_structural_places_of_every_file(name: str, newest: Path) -> None:
-    """The first and the last bytes, the length of a header and its end, and every length near them."""
+def test_structural_bytes_of_every_file(name: str, newest: Path) -> None:
+    """First and last bytes, length and end of a header, and truncations near them."""
     data = (newest / name).read_bytes()
     header = 8 + int.from_bytes(data[:8], "little") if name in WEIGHTS else 0
     places = {*range(16), *range(header - 8, header + 8), len(data) // 2, *range(len(data) - 9, len(data))}
@@ -158,7 +157,7 @@ def test_any_byte_of_any_file(newest: Path, data: st.DataObject) -> None:
         check_found(newest, name, new)
 
 
-def test_files_that_changed_places_are_found(newest: Path) -> None:
+def test_swapped_files_are_found(newest: Path) -> None:
     one, other = (newest / name for name in WEIGHTS)
     assert one.stat().st_size == other.stat().st_size
     check_found(newest, one.name, other.read_bytes())
@@ -172,35 +171,35 @@ def test_the_manifest_of_another_step_is_found(place: Path, newest: Path) -> Non
 
 def test_a_checkpoint_under_the_name_of_another_step_is_found(tmp_path: Path) -> None:
     folder = save(tmp_path, 100).rename(tmp_path / layout.checkpoint_name(STEP))
-    with pytest.raises(CheckpointError, match="the manifest is that of step 100"):
+    with pytest.raises(CheckpointError, match="the manifest is of step 100"):
         layout.verify(folder)
 
 
 @pytest.mark.parametrize("state", [{"step": 100}, {}, {"step": str(STEP)}])
 def test_a_state_that_is_not_of_this_step_is_found(state: dict[str, Any], tmp_path: Path) -> None:
     folder = save(tmp_path, STEP, **{layout.STATE: layout.json_bytes(state)})
-    with pytest.raises(CheckpointError, match=r"state\.json is not the state of this step"):
+    with pytest.raises(CheckpointError, match=r"state\.json is not the state of step-00000200"):
         layout.verify(folder)
 
 
-def test_what_is_read_before_the_hashes_are_is_hashed_all_the_same(newest: Path) -> None:
-    """Every rank reads the state before one of them has hashed the large files; a wrong digit there is an error of its own."""
+def test_state_and_config_are_hashed_even_without_hashes(newest: Path) -> None:
+    """Ranks read them before rank 0 has hashed the large files."""
     data = (newest / layout.STATE).read_bytes()
     position = data.index(b'"samples"') + 2
     for name in (layout.STATE, layout.CONFIG):
-        with damaged(newest / name, flipped((newest / name).read_bytes(), position, 0x02)):
+        with replaced(newest / name, flipped((newest / name).read_bytes(), position, 0x02)):
             found = layout.find_newest(newest.parent, hashes=False)
             assert found is not None and found[1]["step"] == 100
-    with damaged(newest / WEIGHTS[0], bytes((newest / WEIGHTS[0]).stat().st_size)):
+    with replaced(newest / WEIGHTS[0], bytes((newest / WEIGHTS[0]).stat().st_size)):
         assert layout.verify(newest, hashes=False)["step"] == STEP
 
 
 Change = Callable[[dict[str, Any]], object]
 MANIFESTS: dict[str, tuple[Change, str]] = {
     "a file twice": (lambda m: m["files"].append(m["files"][0]), "lists a file twice"),
-    "a size that is text": (lambda m: m["files"][0].update(bytes="7"), "no size or no sha256"),
-    "a size with a fraction": (lambda m: m["files"][0].update(bytes=float(m["files"][0]["bytes"])), "no size"),
-    "no sha256": (lambda m: m["files"][0].update(sha256=None), "no size or no sha256"),
+    "a size that is text": (lambda m: m["files"][0].update(bytes="7"), "without a size or a sha256"),
+    "a size with a fraction": (lambda m: m["files"][0].update(bytes=float(m["files"][0]["bytes"])), "without a size"),
+    "no sha256": (lambda m: m["files"][0].update(sha256=None), "without a size or a sha256"),
     "a name that is a number": (lambda m: m["files"][0].update(name=7), "not a complete checkpoint"),
     "a name with a zero byte": (lambda m: m["files"][0].update(name="a\0b"), "is missing"),
     "a name that is too long": (lambda m: m["files"][0].update(name="a" * 5_000), "name too long"),
@@ -211,11 +210,11 @@ MANIFESTS: dict[str, tuple[Change, str]] = {
 
 
 @pytest.mark.parametrize("change", sorted(MANIFESTS))
-def test_manifests_that_nobody_wrote(change: str, newest: Path) -> None:
+def test_invalid_manifests_are_refused(change: str, newest: Path) -> None:
     manifest = json.loads((newest / layout.MANIFEST).read_bytes())
     act, message = MANIFESTS[change]
     act(manifest)
-    with damaged(newest / layout.MANIFEST, json.dumps(manifest).encode()):
+    with replaced(newest / layout.MANIFEST, json.dumps(manifest).encode()):
         with pytest.raises(CheckpointError, match=message):
             layout.verify(newest)
 
@@ -230,9 +229,9 @@ BOMBS = {
 
 
 @pytest.mark.parametrize("bomb", sorted(BOMBS))
-def test_json_that_is_made_to_hurt(bomb: str, newest: Path, tmp_path: Path) -> None:
-    """In the manifest, and in a state whose hash is right."""
-    with damaged(newest / layout.MANIFEST, BOMBS[bomb]):
+def test_malicious_json_is_refused(bomb: str, newest: Path, tmp_path: Path) -> None:
+    """As the manifest, and as a state with a matching hash."""
+    with replaced(newest / layout.MANIFEST, BOMBS[bomb]):
         with pytest.raises(CheckpointError, match="not a complete checkpoint"):
             layout.verify(newest)
     folder = save(tmp_path, STEP, **{layout.STATE: BOMBS[bomb]})
@@ -242,7 +241,7 @@ def test_json_that_is_made_to_hurt(bomb: str, newest: Path, tmp_path: Path) -> N
 
 @contextmanager
 def little_memory(more_bytes: int) -> Iterator[None]:
-    """Address space for so much more than is in use now."""
+    """Limit the address space to that in use and `more_bytes`."""
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     unlimited = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + more_bytes, unlimited[1]))
@@ -252,7 +251,7 @@ def little_memory(more_bytes: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, unlimited)
 
 
-def test_a_manifest_that_is_longer_than_memory_is_not_read(tmp_path: Path) -> None:
+def test_a_manifest_larger_than_memory_is_not_read(tmp_path: Path) -> None:
     folder = save(tmp_path, STEP)
     os.truncate(folder / layout.MANIFEST, 1 << 34)  # a hole: it costs no disk
     with little_memory(512 << 20), pytest.raises(CheckpointError, match=r"manifest\.json is longer than"):
@@ -260,7 +259,7 @@ def test_a_manifest_that_is_longer_than_memory_is_not_read(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", [layout.STATE, layout.CONFIG])
-def test_a_small_file_that_is_not_small_is_refused_even_with_the_right_hash(name: str, tmp_path: Path) -> None:
+def test_an_oversized_small_file_is_refused_even_with_a_matching_hash(name: str, tmp_path: Path) -> None:
     folder = save(tmp_path, STEP, **{name: bytes(layout.SMALL_BYTES + 1)})
     with pytest.raises(CheckpointError, match=f"{name} is longer than"):
         layout.verify(folder)
@@ -302,9 +301,12 @@ PIECES = {
 
 
 @pytest.mark.parametrize("content", sorted(PIECES))
-def test_files_of_pieces_that_nobody_wrote(content: str, tmp_path: Path) -> None:
-    """The manifest is right about them: what a stranger made, and not what a disk did."""
+def test_malicious_files_of_pieces_are_refused(content: str, tmp_path: Path) -> None:
+    """Their hashes match the manifest: made by a stranger, not corrupted by a disk."""
     folder = save(tmp_path, STEP, **{WEIGHTS[1]: PIECES[content]})
     layout.verify(folder)
-    with little_memory(512 << 20), pytest.raises(CheckpointError, match=r"rank-00001\.safetensors is not a file of"):
+    with (
+        little_memory(512 << 20),
+        pytest.raises(CheckpointError, match=r"rank-00001\.safetensors is not a (safetensors file|file of pieces): "),
+    ):
         PieceIndex(layout.listed_files(folder, ".safetensors"))

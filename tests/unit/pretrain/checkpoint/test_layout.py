@@ -28,15 +28,15 @@ def test_a_committed_checkpoint_verifies_and_gives_its_state(tmp_path: Path) -> 
     assert names(folder) == ["config.yaml", "manifest.json", "rank-00000.safetensors", "state.json"]
 
 
-DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
+CORRUPTIONS: dict[str, tuple[Callable[[Path], object], str]] = {
     "missing file": (lambda f: (f / "rank-00000.safetensors").unlink(), r"rank-00000\.safetensors is missing"),
     "truncated file": (
         lambda f: os.truncate(f / "rank-00000.safetensors", 3),
-        r"has 3 bytes, and was written with 7",
+        r"has 3 bytes; the manifest says 7",
     ),
     "longer file": (lambda f: (f / "rank-00000.safetensors").write_bytes(b"weights!"), r"has 8 bytes"),
-    "flipped bit": (lambda f: flip_a_bit(f / "rank-00000.safetensors"), r"rank-00000\.safetensors is damaged"),
-    "flipped bit in the state": (lambda f: flip_a_bit(f / layout.STATE), r"state\.json is damaged"),
+    "flipped bit": (lambda f: flip_a_bit(f / "rank-00000.safetensors"), r"rank-00000\.safetensors is corrupt"),
+    "flipped bit in the state": (lambda f: flip_a_bit(f / layout.STATE), r"state\.json is corrupt"),
     "no manifest": (lambda f: (f / layout.MANIFEST).unlink(), "not a complete checkpoint"),
     "half a manifest": (lambda f: os.truncate(f / layout.MANIFEST, 40), "not a complete checkpoint"),
     "empty manifest": (lambda f: os.truncate(f / layout.MANIFEST, 0), "not a complete checkpoint"),
@@ -52,10 +52,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 }
 
 
-@pytest.mark.parametrize("damage", sorted(DAMAGES))
-def test_each_damage_is_found_and_named(tmp_path: Path, damage: str) -> None:
+@pytest.mark.parametrize("corruption", sorted(CORRUPTIONS))
+def test_each_corruption_is_found_and_named(tmp_path: Path, corruption: str) -> None:
     folder = save(tmp_path, 100)
-    act, message = DAMAGES[damage]
+    act, message = CORRUPTIONS[corruption]
     act(folder)
     with pytest.raises(CheckpointError, match=message) as caught:
         layout.verify(folder)
@@ -104,7 +104,7 @@ def test_the_newest_is_found(tmp_path: Path) -> None:
     assert layout.find_newest(tmp_path / "none") is None
 
 
-def test_damaged_ones_are_passed_over_with_the_reason(tmp_path: Path) -> None:
+def test_corrupt_checkpoints_are_skipped_with_the_reason(tmp_path: Path) -> None:
     for step in (100, 200, 300):
         save(tmp_path, step)
     os.truncate(tmp_path / "step-00000300" / "rank-00000.safetensors", 1)
@@ -112,7 +112,7 @@ def test_damaged_ones_are_passed_over_with_the_reason(tmp_path: Path) -> None:
     reasons: list[str] = []
     found = layout.find_newest(tmp_path, skipped=reasons.append)
     assert found == (tmp_path / "step-00000100", {"step": 100})
-    assert ["has 1 bytes" in reasons[0], "is damaged" in reasons[1]] == [True, True]
+    assert ["has 1 bytes" in reasons[0], "is corrupt" in reasons[1]] == [True, True]
     assert "step-00000300" in reasons[0]
     assert "step-00000200" in reasons[1]
 
@@ -149,8 +149,8 @@ def test_of_two_places_the_newest_counts_and_the_first_that_has_a_step(tmp_path:
     assert caught.value.hint == "saved steps: 100, 200, 300"
 
 
-def test_everything_is_on_the_disk_before_the_name_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or a power cut would leave the name and lose what is in it."""
+def test_all_files_are_fsynced_before_the_name_appears(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a power cut could leave the name without the contents."""
     done: list[str] = []
     fsync, rename = os.fsync, Path.rename
 
@@ -179,8 +179,8 @@ def test_attempts_write_apart_and_the_last_to_commit_is_found(tmp_path: Path) ->
     assert (folder / "rank-00000.safetensors").read_bytes() == b"second"
 
 
-def test_a_commit_whose_staging_folder_was_taken_away_fails_and_shows_nothing(tmp_path: Path) -> None:
-    """A later attempt has cleaned up behind this one."""
+def test_a_commit_whose_staging_folder_was_removed_fails_and_publishes_nothing(tmp_path: Path) -> None:
+    """By the clean-up of a later attempt."""
     staging = layout.staging_folder(tmp_path, 100, 1)
     staging.mkdir(parents=True)
     files = [layout.write_file(staging / layout.STATE, b"{}")]
@@ -198,7 +198,7 @@ def test_a_written_file_is_described_by_size_and_hash(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [10, 100_000])
-def test_a_disk_that_is_full_is_an_os_error(size: int) -> None:
+def test_a_full_disk_is_an_os_error(size: int) -> None:
     with pytest.raises(OSError) as caught:
         layout.write_file(Path("/dev/full"), bytes(size))
     assert caught.value.errno == errno.ENOSPC
@@ -241,7 +241,7 @@ def test_removing_a_checkpoint_leaves_nothing(tmp_path: Path) -> None:
     assert names(tmp_path) == ["step-00000200"]
 
 
-def test_a_half_deleted_checkpoint_is_none_and_no_obstacle(tmp_path: Path) -> None:
+def test_a_partly_deleted_checkpoint_does_not_count_and_is_no_obstacle(tmp_path: Path) -> None:
     save(tmp_path, 100).rename(tmp_path / ".deleting-step-00000100")  # killed here
     assert layout.list_steps(tmp_path) == []
     layout.remove(save(tmp_path, 100))
@@ -249,10 +249,10 @@ def test_a_half_deleted_checkpoint_is_none_and_no_obstacle(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("number", range(12))
-def test_whatever_call_is_the_last_there_is_a_whole_checkpoint(
+def test_a_kill_at_any_call_leaves_a_complete_checkpoint(
     number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process that dies in the middle of a save; a new step, and one that replaces another of the same step."""
+    """During a save that replaces one of the same step."""
     for step in (100, 200):
         save(tmp_path, step, b"old")
     calls = iter(range(100))
@@ -281,7 +281,7 @@ def test_whatever_call_is_the_last_there_is_a_whole_checkpoint(
 
 
 @pytest.mark.parametrize("name", [layout.STATE, layout.CONFIG])
-def test_a_manifest_that_leaves_out_what_is_read_is_refused(tmp_path: Path, name: str) -> None:
+def test_a_manifest_without_state_or_config_is_refused(tmp_path: Path, name: str) -> None:
     folder = save(tmp_path, 100)
     edit_manifest(folder, lambda m: m.update(files=[entry for entry in m["files"] if entry["name"] != name]))
     with pytest.raises(CheckpointError, match=f"does not list {name}"):

@@ -1,5 +1,6 @@
-"""Any range of any parameter, from whatever pieces it was written in."""
+"""Any range of any parameter is read, however it was split into pieces."""
 
+import hashlib
 import os
 from itertools import pairwise
 from pathlib import Path
@@ -12,8 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pretrain.checkpoint import pieces
-from pretrain.checkpoint.piece_file import write_pieces
-from pretrain.checkpoint.pieces import KINDS, PieceIndex, piece_key
+from pretrain.checkpoint.layout import FileEntry
+from pretrain.checkpoint.pieces import KINDS, PieceIndex, piece_key, write_pieces
 from pretrain.errors import CheckpointError
 
 NAMES = ("blocks.0.weight", "blocks.10.weight", "embedding/tokens.weight")
@@ -55,7 +56,7 @@ def test_every_range_of_every_parameter_however_it_was_cut(
         index.read(kind, name, start, surrounded[1:-1])
         assert torch.equal(surrounded[1:-1], tensor[start:end])
         assert surrounded[0] == surrounded[-1] == 7.0, "nothing beside the range is touched"
-        assert torch.equal(index.whole(kind, name, (size, 1)), tensor.view(size, 1))
+        assert torch.equal(index.read_parameter(kind, name, (size, 1)), tensor.view(size, 1))
 
 
 @pytest.mark.parametrize(
@@ -65,7 +66,7 @@ def test_a_gap_is_an_error_that_says_where(starts: list[int], missing: int, tmp_
     held = {piece_key("fp32", start, "weight"): numbered(4, start) for start in starts}
     index = PieceIndex(write(tmp_path, held, {piece_key("fp32", 0, "other"): numbered(4)}))
     with pytest.raises(CheckpointError, match=f"fp32 of weight has no element {missing}: "):
-        index.whole("fp32", "weight", (12,))
+        index.read_parameter("fp32", "weight", (12,))
     for start in starts:
         out = torch.empty(4)
         index.read("fp32", "weight", start, out)
@@ -74,13 +75,13 @@ def test_a_gap_is_an_error_that_says_where(starts: list[int], missing: int, tmp_
 
 def test_a_parameter_that_is_shorter_than_the_model_s_is_an_error(tmp_path: Path) -> None:
     index = PieceIndex(write(tmp_path, {piece_key("fp32", 0, "weight"): numbered(10)}))
-    with pytest.raises(CheckpointError, match="has no element 10: the checkpoint holds another model"):
-        index.whole("fp32", "weight", (3, 4))
+    with pytest.raises(CheckpointError, match="has no element 10: the checkpoint is of another model"):
+        index.read_parameter("fp32", "weight", (3, 4))
 
 
 def test_moments_that_were_not_saved_are_named(tmp_path: Path) -> None:
     index = PieceIndex(write(tmp_path, {piece_key("fp32", 0, "weight"): numbered(4)}))
-    with pytest.raises(CheckpointError, match="holds no exp_avg of weight: with the weights alone"):
+    with pytest.raises(CheckpointError, match="holds no exp_avg of weight: a weights-only save"):
         index.read("exp_avg", "weight", 0, torch.empty(4))
     with pytest.raises(CheckpointError, match="exp_avg of other has no element 0"):
         index.read("exp_avg", "other", 0, torch.empty(4))
@@ -90,11 +91,10 @@ def test_pieces_that_overlap_and_empty_ones_are_no_obstacle(tmp_path: Path) -> N
     starts = {0: 6, 4: 1, 5: 5, 6: 0, 8: 4}
     files = [{piece_key("fp32", start, "weight"): numbered(count, start)} for start, count in starts.items()]
     index = PieceIndex(write(tmp_path, *files))
-    assert torch.equal(index.whole("fp32", "weight", (12,)), numbered(12))
+    assert torch.equal(index.read_parameter("fp32", "weight", (12,)), numbered(12))
 
 
 def test_a_range_is_read_as_another_type(tmp_path: Path) -> None:
-    """Whatever the engine keeps."""
     index = PieceIndex(write(tmp_path, {piece_key("fp32", 0, "weight"): torch.full((4,), 1 / 3)}))
     out = torch.empty(4, dtype=torch.bfloat16)
     index.read("fp32", "weight", 0, out)
@@ -105,11 +105,11 @@ def test_headers_are_parsed_once_however_many_pieces_there_are(tmp_path: Path, m
     held = [{piece_key("fp32", 2 * i, f"p{rank}"): numbered(2, 2 * i) for i in range(50)} for rank in (0, 1)]
     paths = write(tmp_path, *held)
     opened = []
-    real = pieces.safe_open
-    monkeypatch.setattr(pieces, "safe_open", lambda path, **options: opened.append(path) or real(path, **options))
+    real = pieces.read_header
+    monkeypatch.setattr(pieces, "read_header", lambda path: opened.append(path) or real(path))
     index = PieceIndex(paths)
     for name in ("p0", "p1"):
-        assert torch.equal(index.whole("fp32", name, (100,)), numbered(100))
+        assert torch.equal(index.read_parameter("fp32", name, (100,)), numbered(100))
     assert opened == paths
 
 
@@ -117,17 +117,17 @@ def test_a_file_that_is_cut_or_taken_away_while_it_is_read_is_an_error(tmp_path:
     (path,) = write(tmp_path, {piece_key("fp32", 0, "weight"): numbered(5_000)})
     index = PieceIndex([path])
     os.truncate(path, path.stat().st_size - 4)
-    assert torch.equal(index.whole("fp32", "weight", (4_999,)), numbered(4_999))
-    with pytest.raises(CheckpointError, match="has become shorter while it was read"):
-        index.whole("fp32", "weight", (5_000,))
+    assert torch.equal(index.read_parameter("fp32", "weight", (4_999,)), numbered(4_999))
+    with pytest.raises(CheckpointError, match="was truncated while being read"):
+        index.read_parameter("fp32", "weight", (5_000,))
     path.unlink()
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
-        index.whole("fp32", "weight", (5_000,))
+        index.read_parameter("fp32", "weight", (5_000,))
 
 
 def test_metadata_of_another_writer_is_passed_over(tmp_path: Path) -> None:
     save_file({piece_key("fp32", 0, "weight"): numbered(4)}, tmp_path / "a", metadata={"format": "pt"})
-    assert torch.equal(PieceIndex([tmp_path / "a"]).whole("fp32", "weight", (4,)), numbered(4))
+    assert torch.equal(PieceIndex([tmp_path / "a"]).read_parameter("fp32", "weight", (4,)), numbered(4))
 
 
 @pytest.mark.parametrize("key", ["weight", "fp32/weight", "fp32/x/weight", "fp32/-1/weight", "fp32//weight"])
@@ -136,6 +136,14 @@ def test_a_key_that_names_no_piece_is_an_error(key: str, tmp_path: Path) -> None
         PieceIndex(write(tmp_path, {key: numbered(3)}))
 
 
-def test_a_file_that_is_missing_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="is not a file of pieces"):
+def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="is not a safetensors file"):
         PieceIndex([tmp_path / "rank-00000.safetensors"])
+
+
+def test_the_manifest_entry_is_that_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "rank-00000.safetensors"
+    entry = write_pieces(path, {piece_key("fp32", 0, "weight"): numbered(4)})
+    assert entry == FileEntry(path.name, path.stat().st_size, hashlib.sha256(path.read_bytes()).hexdigest())
+    with pytest.raises(AssertionError):
+        write_pieces(path, {piece_key("fp32", 0, "weight"): torch.zeros(2, 2)})

@@ -56,10 +56,10 @@ def test_ls_says_what_is_there_and_why_it_is_kept(run: RunFolder) -> None:
     assert head.split() == ["step", "age", "size", "tokens", "ranks", "stage", "valid", "loss", "kept"]
     assert [int(row.split()[0]) for row in rows] == [100, 150, 200, 200, 300]
     assert line(output, 100).split()[-6:] == ["MB", "100,000", "4", "3", "3.0000", "–"]
-    assert line(output, 150).endswith("2.5000  weights alone")
-    assert rows[2].endswith("2.0000  best") and rows[3].endswith("weights alone")
+    assert line(output, 150).endswith("2.5000  weights only")
+    assert rows[2].endswith("2.0000  best") and rows[3].endswith("weights only")
     assert line(output, 300).endswith("–  last, every")
-    assert "damaged" not in output
+    assert "corrupt" not in output
 
 
 def test_ls_as_json_has_every_value(run: RunFolder) -> None:
@@ -83,8 +83,8 @@ def test_ls_names_damage_and_counts_what_is_good(run: RunFolder) -> None:
     os.truncate(run.checkpoints / "step-00000300" / WEIGHTS, 2)
     (run.weights / "step-00000150" / layout.MANIFEST).unlink()
     output = call("ls", run.path).output
-    assert line(output, 300).endswith("damaged") and line(output, 150).endswith("damaged")
-    assert "damaged: " in output and f"{WEIGHTS} has 2 bytes, and was written with 7" in output
+    assert line(output, 300).endswith("corrupt") and line(output, 150).endswith("corrupt")
+    assert "corrupt: " in output and f"{WEIGHTS} has 2 bytes; the manifest says 7" in output
     found = {(save["step"], save["weights_only"]): save for save in listed(run)}
     assert found[300, False]["kept"] == [] and "2 bytes" in found[300, False]["damage"]
     assert found[200, False]["kept"] == ["last", "best"]
@@ -99,7 +99,7 @@ def test_ls_of_a_copy_without_a_configuration_gives_no_reasons(run: RunFolder) -
 
 
 def test_ls_before_the_first_save(tmp_path: Path) -> None:
-    assert call("ls", tmp_path).output == "nothing is saved yet\n"
+    assert call("ls", tmp_path).output == "no checkpoints yet\n"
     assert json.loads(call("ls", tmp_path, "--json").output) == []
     with pytest.raises(UserError, match="does not exist"):
         raise call("ls", tmp_path / "none").exception or AssertionError
@@ -114,9 +114,9 @@ def test_an_age_is_short(seconds: float, text: str) -> None:
 
 def test_whole_checkpoints_verify(run: RunFolder) -> None:
     done = call("verify", run.path)
-    assert (done.exit_code, done.output) == (0, f"{run.path}: 5 checkpoints whole\n")
-    assert call("verify", run.path, "--step", 100).output == f"{run.path}: 1 checkpoint whole\n"
-    assert call("verify", run.path, "--step", 200).output == f"{run.path}: 2 checkpoints whole\n"
+    assert (done.exit_code, done.output) == (0, f"{run.path}: 5 checkpoints intact\n")
+    assert call("verify", run.path, "--step", 100).output == f"{run.path}: 1 checkpoint intact\n"
+    assert call("verify", run.path, "--step", 200).output == f"{run.path}: 2 checkpoints intact\n"
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -130,15 +130,15 @@ def test_verify_lists_every_damage_and_not_only_the_first(run: RunFolder, worker
     *problems, total = done.stdout.splitlines()
     assert total == f"{run.path}: 4 problems in 5 checkpoints"
     assert len(problems) == 4
-    for part in ("step-00000100/rank-00000.safetensors is damaged", "step-00000100/config.yaml is missing"):
+    for part in ("step-00000100/rank-00000.safetensors is corrupt", "step-00000100/config.yaml is missing"):
         assert part in done.stdout
-    assert "weights/step-00000200/rank-00000.safetensors is damaged" in done.stdout
+    assert "weights/step-00000200/rank-00000.safetensors is corrupt" in done.stdout
     assert "step-00000300: not a complete checkpoint" in done.stdout
     assert call("verify", run.path, "--step", 150).exit_code == 0
     assert call("verify", run.path, "--step", 300, "--workers", workers).exit_code == 1
 
 
-def test_what_a_training_deletes_meanwhile_is_not_damaged(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checkpoints_deleted_meanwhile_are_not_corrupt(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Retention goes on while checkpoints are read."""
     folders = [run.checkpoints / layout.checkpoint_name(step) for step in (100, 200)]
     flip_a_bit(folders[1] / WEIGHTS)
@@ -185,7 +185,7 @@ def test_rm_leaves_something_to_resume_from(run: RunFolder) -> None:
         flip_a_bit(run.checkpoints / path / WEIGHTS)
     for steps in ((200,), (100, 200), (100, 200, 300)):
         error = call("rm", run.path, *steps).exception
-        assert isinstance(error, CheckpointError) and "nothing to resume from" in error.message
+        assert isinstance(error, CheckpointError) and "leaves no checkpoint to resume from" in error.message
         assert error.hint is not None and "--force" in error.hint
     assert layout.list_steps(run.checkpoints) == [100, 200, 300]
     assert call("rm", run.path, 100, 300).exit_code == 0
@@ -193,8 +193,8 @@ def test_rm_leaves_something_to_resume_from(run: RunFolder) -> None:
     assert layout.list_steps(run.checkpoints) == []
 
 
-def test_rm_of_nothing_but_damaged_ones_needs_no_force(run: RunFolder) -> None:
-    """As an error tells its reader to do: remove the damaged ones to start again."""
+def test_rm_of_only_corrupt_checkpoints_needs_no_force(run: RunFolder) -> None:
+    """As an error tells its reader to do: remove the corrupt ones to start again."""
     for step in (100, 200, 300):
         os.truncate(run.checkpoints / layout.checkpoint_name(step) / WEIGHTS, 1)
     assert call("rm", run.path, 100, 200, 300).exit_code == 0

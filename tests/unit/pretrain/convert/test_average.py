@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.piece_file import write_pieces
-from pretrain.checkpoint.pieces import piece_key
+from pretrain.checkpoint.pieces import piece_key, write_pieces
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config, DataConfig
 from pretrain.convert import average
@@ -101,6 +100,6 @@ def test_another_model_or_tokenizer_among_them_is_refused(run: tuple[Path, dict[
 
 def test_a_damaged_one_is_refused(run: tuple[Path, dict[int, dict[str, Tensor]]]) -> None:
     flip_a_bit(run[0] / "weights" / "step-00000004" / "rank-00001.safetensors")
-    with pytest.raises(CheckpointError, match=r"rank-00001\.safetensors is damaged"):
+    with pytest.raises(CheckpointError, match=r"rank-00001\.safetensors is corrupt"):
         open_average(run[0], 2)
     assert open_average(run[0], 1).averaged == (8,)

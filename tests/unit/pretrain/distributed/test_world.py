@@ -15,7 +15,7 @@ def test_without_a_launcher_there_is_one_process() -> None:
     assert World.from_environment().is_main
 
 
-def test_the_place_is_what_torchrun_exports(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ranks_are_those_that_torchrun_exports(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "4"}.items():
         monkeypatch.setenv(name, value)
     assert World.from_environment() == World(5, 8, 1, 4)
@@ -23,7 +23,7 @@ def test_the_place_is_what_torchrun_exports(monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.mark.parametrize("value", ["two", "-1", "1.5"])
-def test_what_is_no_number_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_are_not_numbers_are_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", value)
     with pytest.raises(UserError, match="WORLD_SIZE"):
         World.from_environment()

@@ -85,13 +85,13 @@ def test_other_blocks_give_a_gradient_to_every_parameter_and_no_later_token_to_a
 
 
 def test_each_block_is_another_computation() -> None:
-    """A switch that changes nothing would be noticed by no one."""
+    """An option without effect would go unnoticed."""
     found = [model_of(config(**changes))(batch(config())) for changes in ({}, *BLOCKS)]
     for one, other in itertools.combinations(found, 2):
         assert not torch.allclose(one, other, atol=1e-6)
 
 
-def test_post_norm_normalizes_what_a_sub_layer_gives() -> None:
+def test_post_norm_normalizes_the_output_of_a_sub_layer() -> None:
     pre, post = model_of(config()).blocks[0], model_of(config(norm_position="post")).blocks[0]
     x = torch.randn(2, 5, 24)
     middle = x + pre.attention_norm(pre.attention(x, None))
@@ -101,7 +101,7 @@ def test_post_norm_normalizes_what_a_sub_layer_gives() -> None:
 
 
 @pytest.mark.parametrize("kind", ["head", "full"])
-def test_queries_and_keys_are_normalized_over_what_the_switch_says(kind: str) -> None:
+def test_queries_and_keys_are_normalized_over_the_configured_channels(kind: str) -> None:
     attention = model_of(config(qk_norm=kind)).blocks[0].attention
     x = torch.randn(2, 5, 24)
     q_BHTC, k_BKTC, v_BKTC = attention.queries_keys_values(x, None)
@@ -113,7 +113,7 @@ def test_queries_and_keys_are_normalized_over_what_the_switch_says(kind: str) ->
     torch.testing.assert_close(v_BKTC, attention.value(x).unflatten(-1, (2, 4)).transpose(1, 2))
 
 
-def test_biases_begin_at_zero_and_change_what_is_computed() -> None:
+def test_biases_start_at_zero_and_change_the_result() -> None:
     c = config(attention_bias="all", ffn_bias=True, norm="layernorm", norm_bias=True)
     model, plain, tokens = model_of(c), model_of(config(norm="layernorm")), batch(c)
     assert torch.equal(model(tokens), plain(tokens))
@@ -222,7 +222,7 @@ POSITIONS_AND_ATTENTION = list(itertools.product(("rope", "learned", "sinusoidal
 
 
 @pytest.mark.parametrize(("positions", "attention"), POSITIONS_AND_ATTENTION)
-def test_each_document_of_a_row_gives_what_it_gives_alone(positions: str, attention: str) -> None:
+def test_each_document_of_a_row_is_computed_as_if_alone(positions: str, attention: str) -> None:
     c = config(positions=positions, attention=attention, init_std=0.2)
     model, tokens = model_of(c), batch(c)
     together = model(tokens[:, :-1], documents_BT=documents())
@@ -289,7 +289,7 @@ def test_recomputing_within_documents_gives_bitwise_the_same_gradients(dtype: to
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_all_blocks_keep_one_and_the_same_mask_for_backward(dtype: torch.dtype) -> None:
-    """A mask of booleans would be turned into numbers, and kept, by every block: n_layers · B · T² numbers."""
+    """A boolean mask would be converted, and kept, by every block: n_layers · B · T² elements."""
     c, kept = config(), set()
     model, tokens = model_of(c).to(dtype), batch(c)
 
@@ -304,7 +304,7 @@ def test_all_blocks_keep_one_and_the_same_mask_for_backward(dtype: torch.dtype) 
     sums.total.backward()
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler looks at it itself
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # torch's compiler reads it
 def test_a_block_compiles_whole_with_documents_and_without() -> None:
     c, tokens = config(), batch(config())
     plain, compiled = model_of(c), model_of(c)
@@ -320,7 +320,7 @@ def test_a_block_compiles_whole_with_documents_and_without() -> None:
 # --- initial weights --------------------------------------------------------------------------------------------------
 
 
-def test_weights_depend_on_seed_and_name_and_not_on_what_was_drawn_before() -> None:
+def test_weights_depend_only_on_seed_and_name() -> None:
     first = model_of(config(), seed=5)
     torch.manual_seed(99)
     torch.randn(1_000)
@@ -382,7 +382,7 @@ def test_the_first_loss_is_that_of_a_guess(tie: bool) -> None:
 def test_a_weight_wrapper_sees_each_parameter_once_while_it_is_filled() -> None:
     c, seen = config(), []
 
-    class Whole:
+    class Gather:
         def __init__(self, parameter: torch.nn.Parameter) -> None:
             self.parameter = parameter
 
@@ -393,6 +393,6 @@ def test_a_weight_wrapper_sees_each_parameter_once_while_it_is_filled() -> None:
             seen.append((self.parameter, not torch.equal(self.before, self.parameter)))
 
     model = Decoder(c)
-    init_weights(model, c, 0, Whole)
+    init_weights(model, c, 0, Gather)
     assert [id(p) for p, _ in seen] == [id(p) for p in model.parameters()]
     assert all(changed for p, changed in seen if p.dim() == 2)

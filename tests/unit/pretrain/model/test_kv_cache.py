@@ -1,4 +1,4 @@
-"""With the cache, logits are those of a forward without one, however the tokens come."""
+"""With the cache, logits are those of a forward without one, however the tokens are split."""
 
 from typing import Any
 
@@ -66,7 +66,7 @@ def test_rows_of_different_lengths_are_as_each_alone(model: Decoder) -> None:
         torch.testing.assert_close(torch.stack([logits_BV[row] for logits_BV in found]), alone, **CLOSE)
 
 
-def test_what_stands_in_the_filling_changes_no_bit(model: Decoder) -> None:
+def test_contents_of_the_padding_change_no_bit(model: Decoder) -> None:
     found = []
     for filler in (0, 49):
         tokens_BT, padding_B = left_padded([TOKENS[0, :5], TOKENS[1, :17]], filler)
@@ -111,7 +111,7 @@ def test_a_row_that_goes_on_does_not_write_into_its_copy() -> None:
 
 @pytest.mark.parametrize("sizes", [[9], [8, 1], [5, 4]])
 def test_a_full_cache_says_so(sizes: list[int]) -> None:
-    """A single token too many would be left out silently: an empty slice takes it."""
+    """A token beyond the capacity would be dropped silently: assigning to an empty slice broadcasts."""
     with pytest.raises(ValueError, match="8 positions"):
         in_pieces(small_decoder(), TOKENS[:1, :9], sizes, KVCache(small_decoder().config, 1, 8))
 

@@ -125,7 +125,7 @@ def test_bf16_gradients_of_the_weight_are_summed_in_fp32() -> None:
 
 
 @pytest.mark.parametrize("wanted", ["x", "weight", "none"])
-def test_only_what_wants_a_gradient_gets_one(wanted: str) -> None:
+def test_only_inputs_that_require_a_gradient_get_one(wanted: str) -> None:
     x, weight, targets = inputs()
     reference = torch.autograd.grad(chunked_cross_entropy(x, weight, targets, 0.1, 4).total, (x, weight))
     x.requires_grad_(wanted == "x")
@@ -174,7 +174,7 @@ def test_training_does_not_pay_for_the_count_of_right_tokens() -> None:
 
 
 def test_no_gradient_is_computed_where_none_can_be_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Evaluation: a custom Function is told that the weight wants a gradient even under no_grad."""
+    """Evaluation: needs_input_grad of a custom Function is True even under no_grad."""
     asked: list[bool] = []
     original = loss_module._loss_and_grad
 
@@ -192,7 +192,7 @@ def test_no_gradient_is_computed_where_none_can_be_used(monkeypatch: pytest.Monk
 
 
 class LargestTensors(TorchDispatchMode):
-    """Remembers operations, and the shape of every tensor with a side of `vocab` that one returns."""
+    """Records operations, and the shape of every tensor with a side of `vocab` that one returns."""
 
     def __init__(self, vocab: int) -> None:
         super().__init__()
