@@ -62,8 +62,8 @@ def test_nothing_is_wrong_with_what_is_right() -> None:
         (Cluster(nodes=3), {}, "3 processes"),
         (Cluster(account_required=True), {}, "SBATCH_ACCOUNT"),
         (Cluster(partition="main,loww"), {}, "did you mean low?"),
-        (Cluster(), {"run": RunConfig(time_limit_minutes=90)}, "beyond cluster.time"),
-        (Cluster(), {"data": DataConfig()}, "data.train names no source"),
+        (Cluster(), {"run": RunConfig(time_limit_minutes=90)}, "exceeds cluster.time"),
+        (Cluster(), {"data": DataConfig()}, "data.train has no source"),
         (Cluster(), {"data": DataConfig(train={"a": SourceConfig(path="/no/such")})}, "no manifest.json"),
         (Cluster(), {"data": DataConfig(train={"a": SourceConfig(path="s3://a")}, tokenizer="/no")}, "not a file"),
         (Cluster(storage_gb_per_s=0.001), {"model": ModelConfig()}, "cluster.signal_lead_s="),
@@ -94,7 +94,7 @@ def test_a_save_is_shared_by_the_nodes() -> None:
 def test_a_run_folder_that_sbatch_would_misread_is_refused(name: str) -> None:
     config = Config(data=DataConfig(train={"a": SourceConfig(path="s3://b/c")}))
     (problem,) = find_problems(config, Cluster(), Path("/runs") / name, None)
-    assert problem.startswith("run.dir is")
+    assert problem.startswith("run.dir=")
 
 
 def test_problems_of_both_files_come_in_one_error(tmp_path: Path, config: str) -> None:
@@ -251,7 +251,7 @@ def test_a_dry_run_prints_script_and_plan_and_writes_nothing(
     assert result.stdout.startswith("#!/bin/bash") and "#SBATCH --nodes=128" in result.stdout
     for text in ("128 nodes × 8 = 1024", "2 a process, 2 × 1", "68,976,648,192 parameters", "→ ZeRO-3", "does not fit"):
         assert text in result.stderr
-    assert "data.train names no source" in result.stderr
+    assert "data.train has no source" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
