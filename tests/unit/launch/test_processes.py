@@ -22,11 +22,6 @@ import subprocess, sys, time
 subprocess.Popen([sys.executable, "-c", *sys.argv[1:]], start_new_session=True)
 time.sleep(600)
 """
-import subprocess, sys, time
-child = "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, fcntl.LOCK_EX); print('locked', flush=True); time.sleep(600)"
-subprocess.Popen([sys.executable, "-c", child, sys.argv[1]], start_new_session=True)
-time.sleep(600)
-"""
 
 
 @pytest.fixture
