@@ -144,7 +144,7 @@ def test_no_argument_ends_in_anything_but_our_own_error(tmp_path: Path, argument
         load_config(path, arguments)
 
 
-# --- another root -----------------------------------------------------------------------------------------------------
+# --- cluster files ----------------------------------------------------------------------------------------------------
 
 
 def test_near_names_of_another_root_are_its_own() -> None:
