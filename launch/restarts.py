@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 
-class Ended(NamedTuple):
+class StartOutcome(NamedTuple):
     """How one start of a run came to its end. `status` is None where it ended before it had claimed the run."""
 
     code: int
@@ -14,7 +14,7 @@ class Ended(NamedTuple):
     step_after: int
 
 
-def why_not_again(ended: Ended, restarts: int, max_restarts: int) -> str | None:
+def reason_not_to_restart(ended: StartOutcome, restarts: int, max_restarts: int) -> str | None:
     """The reason to leave it, None to start again."""
     if ended.code == 0 or ended.status == "done":
         return "it ended in order"

@@ -14,7 +14,7 @@ from typing import Any
 
 from launch.restarts import newest_checkpoint
 from launch.slurm import commands as slurm
-from launch.slurm.job_record import Event, JobRecord, LaunchFolder
+from launch.slurm.job_record import JobEvent, JobRecord, LaunchFolder
 from pretrain.config.load import load_saved
 from pretrain.errors import PretrainError, UserError
 from pretrain.run_folder import RunFolder
@@ -130,7 +130,7 @@ def _why(
     job: slurm.QueuedJob | None,
     unknown: str | None,
     record: JobRecord | None,
-    history: Sequence[Event],
+    history: Sequence[JobEvent],
     silent_s: float | None,
     step_s: float | None,
 ) -> str:
@@ -163,7 +163,7 @@ def _why(
 
 
 def _job_values(
-    job: slurm.QueuedJob | None, record: JobRecord | None, history: Sequence[Event]
+    job: slurm.QueuedJob | None, record: JobRecord | None, history: Sequence[JobEvent]
 ) -> dict[str, Any] | None:
     if record is None:
         return None

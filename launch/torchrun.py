@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from launch.processes import kill_tree
-from launch.restarts import Ended, newest_step, why_not_again
+from launch.restarts import StartOutcome, newest_step, reason_not_to_restart
 from pretrain.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
@@ -40,14 +40,14 @@ def launch_with_restarts(
     for restarts in range(max_restarts + 1):
         number, step, asked = folder.attempt(), newest_step(folder.checkpoints), list[int]()
         code = _run_once(config, overrides, nproc, folder.stop_file, asked)
-        ended = Ended(
+        ended = StartOutcome(
             code=code,
             status=folder.status() if folder.attempt() > number else None,
             asked=bool(asked) or folder.stop_file.exists(),
             step_before=step,
             step_after=newest_step(folder.checkpoints),
         )
-        reason = why_not_again(ended, restarts, max_restarts)
+        reason = reason_not_to_restart(ended, restarts, max_restarts)
         if reason is not None:
             break
         print(f"exit code {code} at step {ended.step_after}: restart {restarts + 1} of {max_restarts}", flush=True)

@@ -18,7 +18,7 @@ STEPS = {"plan": ("--plan",), "tasks": (), "merge": ("--merge",)}
 _OURS = {"--plan", "--task-id", "--num-tasks", "--merge"}
 
 
-class Script(NamedTuple):
+class EncodeScript(NamedTuple):
     """A job to be submitted."""
 
     step: str
@@ -26,7 +26,7 @@ class Script(NamedTuple):
     text: str
 
 
-def encode_scripts(arguments: Sequence[str], cluster: Cluster, *, tasks: int, records: Path) -> list[Script]:
+def encode_scripts(arguments: Sequence[str], cluster: Cluster, *, tasks: int, records: Path) -> list[EncodeScript]:
     """In the order of submission. Raises UserError for arguments that are added here."""
     ours = [text for text in arguments if text.partition("=")[0] in _OURS]
     if ours:
@@ -41,10 +41,10 @@ def encode_scripts(arguments: Sequence[str], cluster: Cluster, *, tasks: int, re
         EncodeJob(step, (*arguments, *added), tasks, records, Path.cwd(), cluster.job_name or records.name)
         for step, added in STEPS.items()
     ]
-    return [Script(job.step, records / f"{job.step}.sbatch", render_encode(job, cluster)) for job in jobs]
+    return [EncodeScript(job.step, records / f"{job.step}.sbatch", render_encode(job, cluster)) for job in jobs]
 
 
-def submit_scripts(scripts: Sequence[Script]) -> dict[str, int]:
+def submit_scripts(scripts: Sequence[EncodeScript]) -> dict[str, int]:
     """Each begins when the one before has ended well; an array, when all of its elements have. Returns the jobs' numbers."""
     jobs: dict[str, int] = {}
     for script in scripts:

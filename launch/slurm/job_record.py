@@ -37,7 +37,7 @@ class JobRecord:
     peak_tflops: float | None = None  # of one GPU
 
 
-class Event(NamedTuple):
+class JobEvent(NamedTuple):
     """A line of history.tsv. `what` is start, signal, requeue or end; `step` is that of the newest checkpoint."""
 
     time: float
@@ -96,7 +96,7 @@ class LaunchFolder:
         temporary.write_text(json.dumps(asdict(record), indent=1) + "\n")
         temporary.replace(self.record)
 
-    def read_history(self) -> list[Event]:
+    def read_history(self) -> list[JobEvent]:
         """All events, the oldest first; a line that is no event is left out: a batch script may be killed while it writes."""
         try:
             lines = self.history.read_text(errors="replace").splitlines()
@@ -125,10 +125,10 @@ class LaunchFolder:
             yield
 
 
-def _event(line: str) -> Event | None:
+def _event(line: str) -> JobEvent | None:
     fields = line.split("\t")
     try:
         time, job_id, restart, what, step, text = fields
-        return Event(float(time), int(job_id), int(restart), what, int(step), text)
+        return JobEvent(float(time), int(job_id), int(restart), what, int(step), text)
     except ValueError:
         return None

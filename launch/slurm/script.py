@@ -29,14 +29,14 @@ AGENT = (
 )
 
 
-class Template(string.Template):
+class BatchTemplate(string.Template):
     """`@@name`, since bash and sbatch have uses of their own for `$` and `%`."""
 
     delimiter = "@@"
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainJob:
     """What a script runs, and where. Paths are absolute."""
 
     run: Path
@@ -57,7 +57,7 @@ class EncodeJob:
     name: str
 
 
-def render_train(job: Job, cluster: Cluster) -> str:
+def render_train(job: TrainJob, cluster: Cluster) -> str:
     """The batch script of a training."""
     per_node = cluster.processes_per_node
     agents = cluster.launcher == "torchrun"
@@ -188,7 +188,7 @@ def words(texts: Sequence[str]) -> str:
 
 def _fill(template: str, values: Mapping[str, object]) -> str:
     """Every placeholder, and no value without one; lines of blanks that an empty value leaves are joined."""
-    text = Template((TEMPLATES / template).read_text())
+    text = BatchTemplate((TEMPLATES / template).read_text())
     unused = values.keys() - set(text.get_identifiers())
     assert not unused, f"{template} has no place for {sorted(unused)}"
     return text.substitute(values)

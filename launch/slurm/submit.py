@@ -24,7 +24,7 @@ from launch.slurm.checks import find_problems
 from launch.slurm.cluster import Cluster
 from launch.slurm.cluster_file import load_cluster, resize, split_overrides
 from launch.slurm.job_record import JobRecord, LaunchFolder
-from launch.slurm.script import Job, render_train
+from launch.slurm.script import TrainJob, render_train
 from pretrain.config.load import config_text, load_config
 from pretrain.config.schema import Config
 from pretrain.errors import ConfigError, UserError
@@ -82,7 +82,7 @@ def problems_of(submission: Submission) -> list[str]:
 
 def script_of(submission: Submission, config: Path) -> str:
     """The batch script; `config` is what the processes will read."""
-    job = Job(run=submission.run, config=config, workdir=Path.cwd(), name=submission.run.name or "pretrain")
+    job = TrainJob(run=submission.run, config=config, workdir=Path.cwd(), name=submission.run.name or "pretrain")
     return render_train(job, submission.cluster)
 
 
@@ -95,10 +95,10 @@ def submit(submission: Submission, prepare: Callable[[], object]) -> JobRecord:
     if problems:
         raise ConfigError(problems, source=f"{submission.run.name} on {submission.cluster_name}")
     folder = submission.folder
-    refuse_second(folder, submission.run)
+    refuse_second_job(folder, submission.run)
     prepare()
     with folder.claim():
-        refuse_second(folder, submission.run)
+        refuse_second_job(folder, submission.run)
         script = folder.next_script()
         config = script.with_suffix(".yaml")
         config.write_text(config_text(submission.config))
@@ -120,7 +120,7 @@ def submit(submission: Submission, prepare: Callable[[], object]) -> JobRecord:
     return record
 
 
-def refuse_second(folder: LaunchFolder, run: Path) -> None:
+def refuse_second_job(folder: LaunchFolder, run: Path) -> None:
     """Raise UserError where the newest job of the run has not ended. Two of them would take turns at fencing each other."""
     record = folder.read_record()
     if record is None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 # Model keys that may differ from a checkpoint's: the weights stay valid with any value.
-FREE = ("attention", "init_std")
+FREE_MODEL_KEYS = ("attention", "init_std")
 
 
 def knob(

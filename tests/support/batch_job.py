@@ -5,7 +5,7 @@ import subprocess
 from pathlib import Path
 
 from launch.slurm.cluster import Cluster
-from launch.slurm.script import Job, render_train
+from launch.slurm.script import TrainJob, render_train
 
 STAND_INS = {
     # Runs the body of a test in place of the training; `begin` is what a trainer does when it has claimed the run.
@@ -27,7 +27,7 @@ esac
 
 
 def render_job(cluster: Cluster, run: Path = Path("/runs/a")) -> str:
-    return render_train(Job(run, run / "launch" / "job-001.yaml", run.parent, run.name), cluster)
+    return render_train(TrainJob(run, run / "launch" / "job-001.yaml", run.parent, run.name), cluster)
 
 
 class BatchJob:

@@ -4,16 +4,16 @@ from pathlib import Path
 import pytest
 
 from launch import torchrun
-from launch.restarts import Ended, newest_checkpoint, newest_step, why_not_again
+from launch.restarts import StartOutcome, newest_checkpoint, newest_step, reason_not_to_restart
 from launch.torchrun import launch_with_restarts
 from pretrain.run_folder import RunFolder
 
-CRASH = Ended(code=1, status="running", asked=False, step_before=10, step_after=20)
+CRASH = StartOutcome(code=1, status="running", asked=False, step_before=10, step_after=20)
 
 
 def test_a_crash_after_a_checkpoint_is_started_again() -> None:
-    assert why_not_again(CRASH, 0, 1) is None
-    assert why_not_again(CRASH._replace(status=None), 0, 1) is None
+    assert reason_not_to_restart(CRASH, 0, 1) is None
+    assert reason_not_to_restart(CRASH._replace(status=None), 0, 1) is None
 
 
 @pytest.mark.parametrize(
@@ -28,13 +28,13 @@ def test_a_crash_after_a_checkpoint_is_started_again() -> None:
     ],
 )
 def test_reasons_to_leave_it(change: dict, part: str) -> None:
-    assert part in (why_not_again(CRASH._replace(**change), 0, 5) or "")
+    assert part in (reason_not_to_restart(CRASH._replace(**change), 0, 5) or "")
 
 
 def test_restarts_are_counted() -> None:
-    assert why_not_again(CRASH, 1, 2) is None
-    assert "used up" in (why_not_again(CRASH, 2, 2) or "")
-    assert "used up" in (why_not_again(CRASH, 0, 0) or "")
+    assert reason_not_to_restart(CRASH, 1, 2) is None
+    assert "used up" in (reason_not_to_restart(CRASH, 2, 2) or "")
+    assert "used up" in (reason_not_to_restart(CRASH, 0, 0) or "")
 
 
 def test_the_newest_checkpoint_is_the_highest_number_that_is_whole(tmp_path: Path) -> None:
