@@ -19,12 +19,12 @@ def test_a_crash_after_a_checkpoint_is_started_again() -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"code": 0}, "in order"),
-        ({"code": 0, "status": "unfinished"}, "in order"),
-        ({"status": "done"}, "in order"),
+        ({"code": 0}, "ended normally"),
+        ({"code": 0, "status": "unfinished"}, "ended normally"),
+        ({"status": "done"}, "ended normally"),
         ({"asked": True}, "asked to stop"),
-        ({"status": "failed"}, "would again"),
-        ({"step_after": 10}, "no checkpoint after step 10"),
+        ({"status": "failed"}, "would fail again"),
+        ({"step_after": 10}, "no checkpoint was saved after step 10"),
     ],
 )
 def test_reasons_to_leave_it(change: dict, part: str) -> None:
@@ -68,7 +68,7 @@ def test_a_training_is_started_again_while_it_gets_on(
     assert (folder.attempt(), code) == (attempts, [1, 75, 1][attempts - 1])
     shown = capfd.readouterr()
     assert shown.out.count("restart ") == attempts - 1
-    assert ("not started again" in shown.err) == (max_restarts > 0)
+    assert ("not restarted" in shown.err) == (max_restarts > 0)
 
 
 def test_a_stop_file_that_nobody_took_is_a_wish_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -85,4 +85,4 @@ def test_the_status_of_an_earlier_start_is_not_believed(
     monkeypatch.setattr(torchrun, "torchrun_command", lambda *_: [sys.executable, "-c", "raise SystemExit(1)"])
     (tmp_path / "status").write_text("done")
     assert launch_with_restarts("run.yaml", [], 1, RunFolder(tmp_path), 5) == 1
-    assert "no checkpoint after step 0" in capfd.readouterr().err
+    assert "no checkpoint was saved after step 0" in capfd.readouterr().err
