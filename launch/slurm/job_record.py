@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pretrain.errors import UserError
+from pretrain.storage.files import publish_file
 
 _SCRIPT = re.compile(r"job-(\d+)\.sbatch")
 
@@ -92,9 +93,7 @@ class LaunchFolder:
 
     def write_record(self, record: JobRecord) -> None:
         """Replace the file atomically."""
-        temporary = self.record.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(record), indent=1) + "\n")
-        temporary.replace(self.record)
+        publish_file(self.record, json.dumps(asdict(record), indent=1) + "\n")
 
     def read_history(self) -> list[JobEvent]:
         """All events, oldest first. Skips malformed lines: a batch script may be killed while writing."""

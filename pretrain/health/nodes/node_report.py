@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pretrain
 from pretrain.errors import PretrainError
+from pretrain.storage.files import write_synced
 
 PACKAGES = ("torch", "deepspeed")
 # Used memory reveals left-over processes of other users; ECC errors, because a device keeps running with them.
@@ -145,10 +146,7 @@ def _disk(folder: Path, wanted: int) -> list[str]:
     probe = folder / f".probe-{platform.node()}-{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with probe.open("wb") as file:
-            file.write(b"probe")
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(probe, b"probe")
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return [f"{folder} is not writable: {error.strerror}"]

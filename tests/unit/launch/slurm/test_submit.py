@@ -249,7 +249,13 @@ def test_a_dry_run_prints_script_and_plan_and_writes_nothing(
     )
     assert result.exit_code == 0, result.exception
     assert result.stdout.startswith("#!/bin/bash") and "#SBATCH --nodes=128" in result.stdout
-    for text in ("128 nodes × 8 = 1024", "2 per process, 2 × 1", "68,976,648,192 parameters", "→ ZeRO-3", "does not fit"):
+    for text in (
+        "128 nodes × 8 = 1024",
+        "2 per process, 2 × 1",
+        "68,976,648,192 parameters",
+        "→ ZeRO-3",
+        "does not fit",
+    ):
         assert text in result.stderr
     assert "data.train has no source" in result.stderr
     assert not (tmp_path / "run").exists()
