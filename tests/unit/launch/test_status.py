@@ -128,7 +128,7 @@ def test_a_job_that_runs(run: Path, slurm: StandIns) -> None:
     assert status.job is not None and (status.job["restart"], status.job["nodes"]) == (3, "n[1-2]")
     assert "finished no step for 403 s" in read_status(run, NOW + 400).why
     (run / "status").write_text("unfinished\n")
-    assert "the training not yet" in read_status(run, NOW).why
+    assert "training not yet" in read_status(run, NOW).why
 
 
 def test_a_job_that_ended_says_what_its_script_said_last(run: Path, slurm: StandIns) -> None:
