@@ -1,1 +1,1 @@
-"""Starting a run: on this machine, on several over ssh, on a SLURM cluster; its status, and its end."""
+"""Launching a run on this machine, over ssh or on SLURM; its status; stopping it."""

@@ -1,7 +1,7 @@
-"""Several machines without a scheduler: one torchrun on each, started over ssh, that meet at the first one.
+"""Multi-machine launch without a scheduler: one torchrun per machine over ssh, with the first machine as rendezvous.
 
-torchrun's static rendezvous: every agent is told its number, so that nothing has to be agreed. Machines must see the same
-paths (code, configuration, data, run). One that ends badly ends the others: they would wait for it.
+Static rendezvous: each agent gets its node rank as an option. All machines must see the same paths (code, configuration,
+data, run). A failing machine ends the others, which would otherwise wait for it.
 """
 
 import os
@@ -18,29 +18,29 @@ from typing import NamedTuple
 
 from pretrain.errors import UserError
 
-SSH = ("ssh", "-tt", "-o", "BatchMode=yes")  # with a terminal, the end of ssh is the end of what it runs
-# Of this machine's environment, what the processes over there need too.
+SSH = ("ssh", "-tt", "-o", "BatchMode=yes")  # -tt: with a terminal, killing ssh ends the remote command
+# Environment variables forwarded to the remote processes.
 _PASSED = re.compile(r"PYTHONPATH|(NCCL|GLOO|OMP|TORCH|PYTORCH|CUDA|FI|UCX)_\w+")
 _HOST = re.compile(r"[A-Za-z0-9_][\w.@:-]*")
 _LINE = re.compile(r"(?P<host>\S+)(?:\s+slots\s*=\s*(?P<slots>\d+))?")
 POLL_SECONDS = 0.2
-PATIENCE_S = 30.0
+GRACE_S = 30.0
 
 
 class Host(NamedTuple):
-    """A machine and its number of processes."""
+    """A machine and its number of processes (slots)."""
 
     name: str
     slots: int
 
 
 def read_hostfile(path: Path) -> list[Host]:
-    """`NAME slots=8` a line, as DeepSpeed has them; `#` begins a comment. Raises UserError that names every bad line."""
+    """Parse DeepSpeed's format: `NAME slots=8` per line, `#` comments. Raises UserError naming every bad line."""
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"hostfile {path} cannot be read: {error}", hint="a line for each machine: NAME slots=8"
+            f"hostfile {path} cannot be read: {error}", hint="one line per machine: NAME slots=8"
         ) from error
     hosts, problems = [], []
     for number, line in enumerate(lines, 1):
@@ -55,16 +55,14 @@ def read_hostfile(path: Path) -> list[Host]:
     names = [host.name for host in hosts]
     problems += [f"{name} is listed {names.count(name)} times" for name in sorted(set(names)) if names.count(name) > 1]
     if len({host.slots for host in hosts}) > 1:
-        problems.append(
-            f"slots differ ({', '.join(f'{host.name}: {host.slots}' for host in hosts)}), and must be equal"
-        )
+        problems.append(f"slots differ ({', '.join(f'{host.name}: {host.slots}' for host in hosts)}) but must be equal")
     if problems or not hosts:
-        raise UserError("\n  - ".join([f"hostfile {path} cannot be used:", *(problems or ["it names no machine"])]))
+        raise UserError("\n  - ".join([f"hostfile {path} cannot be used:", *(problems or ["it lists no machine"])]))
     return hosts
 
 
 def format_hostfile(hosts: Sequence[Host]) -> str:
-    """What `read_hostfile` reads, and `deepspeed --hostfile` too."""
+    """Write the format of `read_hostfile`, which `deepspeed --hostfile` reads too."""
     return "".join(f"{host.name} slots={host.slots}\n" for host in hosts)
 
 
@@ -77,7 +75,7 @@ def host_commands(
     environment: Mapping[str, str],
     folder: Path,
 ) -> list[str]:
-    """A line of shell for each machine, the head first."""
+    """One shell command per machine, the head first."""
     variables = [f"{name}={value}" for name, value in sorted(environment.items()) if _PASSED.fullmatch(name)]
     head = hosts[0].name.rpartition("@")[2]
     commands = []
@@ -101,7 +99,7 @@ def host_commands(
 
 
 def launch_hosts(commands: Sequence[str], hosts: Sequence[Host], stop_file: Path, ssh: Sequence[str] = SSH) -> int:
-    """Run them all. The first signal is the run's stop file, the second Ctrl-C ends it. Returns the first bad exit code."""
+    """Run all commands. A signal writes the stop file, a second Ctrl-C ends them. Returns the first non-zero exit code."""
     asked: list[int] = []
 
     def note(number: int, _frame: FrameType | None) -> None:
@@ -119,7 +117,7 @@ def launch_hosts(commands: Sequence[str], hosts: Sequence[Host], stop_file: Path
             codes = [child.poll() for child in children]
             bad = next((index for index, code in enumerate(codes) if code), None)
             if bad is not None:
-                print(f"{hosts[bad].name} ended with {codes[bad]}; ending the others", file=sys.stderr, flush=True)
+                print(f"{hosts[bad].name} exited with {codes[bad]}; stopping the others", file=sys.stderr, flush=True)
                 return int(codes[bad] or 1)
             if None not in codes:
                 return 0
@@ -137,11 +135,11 @@ def launch_hosts(commands: Sequence[str], hosts: Sequence[Host], stop_file: Path
 
 
 def _end(children: "Sequence[subprocess.Popen[bytes]]") -> None:
-    """TERM, and after a while KILL: ssh then takes the terminal away from what it runs, which ends by that."""
+    """SIGTERM, then SIGKILL: when ssh ends, the remote command loses its terminal and gets SIGHUP."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         for child in children:
             if child.poll() is None:
                 os.killpg(child.pid, number)
-        deadline = time.monotonic() + PATIENCE_S
+        deadline = time.monotonic() + GRACE_S
         while any(child.poll() is None for child in children) and time.monotonic() < deadline:
             time.sleep(POLL_SECONDS)

@@ -1,4 +1,4 @@
-"""What a job would amount to, in lines for a person: batch, checkpoints, memory of each process at each ZeRO stage."""
+"""Plan of a job as text: batch, model, checkpoint size, memory per process at each ZeRO stage."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ COLUMNS = ("parameters", "gradients", "optimizer", "gathered", "buckets", "activ
 
 
 def plan_lines(config: Config, cluster: Cluster) -> list[str]:
-    """The whole plan."""
+    """The complete plan, as lines of text."""
     world = cluster.nodes * cluster.processes_per_node
     return [*_batch(config, cluster, world), "", *_memory(config, cluster, world)]
 
@@ -24,36 +24,36 @@ def _batch(config: Config, cluster: Cluster, world: int) -> Iterator[str]:
     tokens = plan.tokens_per_step * config.schedule.total_steps
     flops = flops_per_token(config.model, config.data.seq_len)
     yield f"processes    {cluster.nodes} nodes × {cluster.processes_per_node} = {world}"
-    whole = plan.grad_accum_steps * batch.micro_batch_size * world == batch.global_batch_size
-    share = f"{plan.sequences_per_rank} a process, {plan.grad_accum_steps} × {batch.micro_batch_size}"
+    divides = plan.grad_accum_steps * batch.micro_batch_size * world == batch.global_batch_size
+    share = f"{plan.sequences_per_rank} per process, {plan.grad_accum_steps} × {batch.micro_batch_size}"
     yield (
-        f"batch        {batch.global_batch_size} sequences × {config.data.seq_len} = {plan.tokens_per_step:,} tokens a step: "
-        + (share if whole else "cannot be cut among the processes")
+        f"batch        {batch.global_batch_size} sequences × {config.data.seq_len} = {plan.tokens_per_step:,} tokens per step: "
+        + (share if divides else "does not divide among the processes")
     )
-    yield f"model        {count:,} parameters, {flops / 1e9:,.2f} GFLOP a token"
+    yield f"model        {count:,} parameters, {flops / 1e9:,.2f} GFLOP per token"
     yield f"run          {config.schedule.total_steps:,} steps, {tokens:,} tokens, {flops * tokens:.3g} FLOP"
     if cluster.peak_tflops:
         days = flops * tokens / (world * cluster.peak_tflops * 1e12 * 0.4) / 86_400
         yield f"             {days:.1f} days at 40 % MFU"
     yield (
         f"checkpoint   {STATE_BYTES * count / 1e9:,.1f} GB, about {save_seconds(config, cluster):.0f} s at "
-        f"{cluster.storage_gb_per_s:g} GB/s a node"
+        f"{cluster.storage_gb_per_s:g} GB/s per node"
     )
 
 
 def _memory(config: Config, cluster: Cluster, world: int) -> Iterator[str]:
-    """A table; the row of the run's own options is marked."""
+    """A table; an arrow marks the run's own options."""
     limit = cluster.gpu_memory_gib
-    yield f"memory of each {'GPU' if cluster.gpus_per_node else 'process'} in GiB; {cluster.processes_per_node} × host a node"
+    yield f"memory per {'GPU' if cluster.gpus_per_node else 'process'} in GiB; per node: {cluster.processes_per_node} × host"
     yield f"  {'':<26}" + "".join(f"{name:>12}" for name in COLUMNS)
-    mine = config.engine.zero_stage, *offload_devices(config)
+    own = config.engine.zero_stage, *offload_devices(config)
     rows = [(stage, "none", "none") for stage in _stages(config)] + [(3, "cpu", "none"), (3, "cpu", "cpu")]
-    for stage, optimizer, parameters in rows if mine in rows else [mine, *rows]:
-        same = (stage, optimizer, parameters) == mine
+    for stage, optimizer, parameters in rows if own in rows else [own, *rows]:
+        same = (stage, optimizer, parameters) == own
         options = {"optimizer": optimizer != "none", "parameters": parameters != "none"}
         plan = plan_memory(config if same else with_stage(config, stage, **options), world)
         yield ("→ " if same else "  ") + _row(_name(stage, optimizer, parameters), plan, limit)
-    yield "  beside it: CUDA context, NCCL, fragmentation; together some GiB"
+    yield "  not counted: CUDA context, NCCL, fragmentation; together some GiB"
 
 
 def _stages(config: Config) -> range:

@@ -1,47 +1,43 @@
-"""A process and everything below it, from /proc: what `kill -9` of a whole run takes."""
+"""Process trees: listing the descendants of a process, and kill -9 of all of them."""
 
-import os
-import signal
 import time
 from contextlib import suppress
-from pathlib import Path
+
+import psutil
 
 LONGEST_END_S = 60.0
+_ENDED = (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
 
 
 def descendants(pid: int) -> list[int]:
-    """All processes below `pid`, whatever session or group they moved to."""
-    children: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rsplit(")", 1)[1].split()
-        except OSError:  # it ended meanwhile
-            continue
-        children.setdefault(int(fields[1]), []).append(int(stat.parent.name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        below = children.get(waiting.pop(), [])
-        found += below
-        waiting += below
-    return found
+    """PIDs of all processes below `pid`, in whatever session or group; empty if `pid` has ended."""
+    return [process.pid for process in _tree(pid)[1:]]
 
 
 def kill_tree(pid: int) -> None:
-    """kill -9 of `pid` and of everything below it; returns when they hold no file or lock any more."""
-    doomed = [pid, *descendants(pid)]
+    """kill -9 `pid` and all its descendants; returns when they hold no file or lock any more, after 60 s at most."""
+    doomed = _tree(pid)
     for process in doomed:
-        with suppress(ProcessLookupError):
-            os.kill(process, signal.SIGKILL)
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    # Not psutil.wait_procs: it reaps our children, and their Popen objects would then report exit code 0.
     deadline = time.monotonic() + LONGEST_END_S
     while any(map(_runs, doomed)) and time.monotonic() < deadline:
         time.sleep(0.01)
 
 
-def _runs(pid: int) -> bool:
-    """A killed process lives on until its memory is given back, and a thread of it until what it writes has been written."""
+def _tree(pid: int) -> list[psutil.Process]:
     try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        return state not in "ZX" or len(list(Path(f"/proc/{pid}/task").iterdir())) > 1
-    except OSError:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether a killed process may still hold files: until its memory is freed, and its other threads finish their writes."""
+    try:
+        # A zombie that nobody has reaped yet holds nothing, but its other threads may still be in a system call.
+        return bool(process.is_running() and (process.status() not in _ENDED or process.num_threads() > 1))
+    except psutil.NoSuchProcess:
         return False

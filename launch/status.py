@@ -1,6 +1,6 @@
-"""How a run is doing, from its folder and from squeue: no torch, no accounting, and no SLURM where there is none.
+"""Status of a run, from its folder and squeue. Needs neither torch nor SLURM accounting, and works without SLURM.
 
-`why` is the sentence that a person wants to read first: why the run is not training, or that it is.
+`why` says in one sentence why the run is not training, or that it is.
 """
 
 import json
@@ -14,20 +14,20 @@ from typing import Any
 
 from launch.restarts import newest_checkpoint
 from launch.slurm import commands as slurm
-from launch.slurm.job_record import Event, JobRecord, LaunchFolder
+from launch.slurm.job_record import JobEvent, JobRecord, LaunchFolder
 from pretrain.config.load import load_saved
 from pretrain.errors import PretrainError, UserError
 from pretrain.run_folder import RunFolder
 
-RECENT_STEPS = 20  # whose speed is the run's
+RECENT_STEPS = 20  # averaged for the speed
 TAIL_BYTES = 65_536
 LOG_LINES = 5
-SILENT_S = 300.0  # a run that says it runs and has written nothing for so long, and for ten of its steps
+SILENT_S = 300.0  # without metrics for this long, and for ten steps, a run counts as silent
 
 
 @dataclass(frozen=True)
 class RunStatus:
-    """One run at one moment; None where it is not known. Times are seconds since 1970, ages and rates as they are named."""
+    """Snapshot of a run's status; None: unknown. Ages are in seconds."""
 
     run: str
     status: str | None  # RUN/status
@@ -47,16 +47,16 @@ class RunStatus:
     log: list[str]
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Plain values for JSON."""
         return asdict(self)
 
 
 def read_status(run: Path, now: float | None = None) -> RunStatus:
-    """Look at a run. Raises UserError for a folder that is none."""
+    """Read the status of a run. Raises UserError if the folder is not a run."""
     now = time.time() if now is None else now
     folder, launch = RunFolder(run), LaunchFolder(run / "launch")
     if not is_run(run):
-        raise UserError(f"{run} is not the folder of a run", hint="run.dir of the configuration")
+        raise UserError(f"{run} is not a run folder", hint="pass run.dir of the configuration")
     record, history = launch.read_record(), launch.read_history()
     job, unknown = _find_job(record)
     lines = read_tail(folder.metrics)
@@ -90,20 +90,20 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
 
 
 def is_run(path: Path) -> bool:
-    """Whether a run was started or submitted there."""
+    """Whether a run was started or submitted in this folder."""
     return RunFolder(path).config.is_file() or LaunchFolder(path / "launch").record.is_file()
 
 
 def find_runs(folder: Path) -> list[Path]:
-    """All runs of a folder, by name. Raises UserError where there is none."""
+    """All runs in a folder, by name. Raises UserError if there is none."""
     found = sorted(path for path in folder.glob("*") if is_run(path))
     if not found:
-        raise UserError(f"{folder}/ holds no run", hint="pretrain status RUN")
+        raise UserError(f"{folder}/ has no run", hint="pretrain status RUN")
     return found
 
 
 def read_tail(path: Path, count: int = RECENT_STEPS) -> list[dict[str, Any]]:
-    """The last whole JSON lines of a file that may be long and is being written."""
+    """Last complete JSON lines of a file that may be long and is being appended to."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -116,7 +116,7 @@ def read_tail(path: Path, count: int = RECENT_STEPS) -> list[dict[str, Any]]:
 
 
 def _find_job(record: JobRecord | None) -> tuple[slurm.QueuedJob | None, str | None]:
-    """The run's job, and why the queue could not be asked."""
+    """(job in the queue, error of the query)."""
     if record is None:
         return None, None
     try:
@@ -130,7 +130,7 @@ def _why(
     job: slurm.QueuedJob | None,
     unknown: str | None,
     record: JobRecord | None,
-    history: Sequence[Event],
+    history: Sequence[JobEvent],
     silent_s: float | None,
     step_s: float | None,
 ) -> str:
@@ -143,27 +143,29 @@ def _why(
         if job.state != "RUNNING":
             return f"job {job.job_id} is {job.state}"
         if status != "running":
-            return f"job {job.job_id} has begun, the training not yet"
+            return f"job {job.job_id} has started, training not yet"
         if silent_s is not None and silent_s > max(SILENT_S, 10 * (step_s or 0)):
-            return f"job {job.job_id} is RUNNING, and no step was finished for {silent_s:.0f} s"
+            return f"job {job.job_id} is RUNNING, but finished no step for {silent_s:.0f} s"
         return f"training, as job {job.job_id}"
     if status == "done":
         return "done"
     if unknown is not None:
-        return f"whether job {record.job_id if record else '?'} runs is not known: {unknown}"
+        return f"state of job {record.job_id if record else '?'} unknown: {unknown}"
     if last is not None and last.what == "end":
         return f"job {last.job_id} ended: {last.text}"
     if record is not None:
         end = slurm.job_end(record.job_id)
-        return f"job {record.job_id} is gone" + (f": {end}" if end else ", and said nothing of why")
+        return f"job {record.job_id} is gone" + (f": {end}" if end else ", for an unknown reason")
     if status == "running":
         late = silent_s is not None and silent_s > max(SILENT_S, 10 * (step_s or 0))
-        return "training stopped without a word: killed, or its machine is gone" if late else "training"
-    return {None: "not started", "unfinished": "stopped and saved; the same command goes on"}.get(status, str(status))
+        return "training stopped without recording why: killed, or its machine is down" if late else "training"
+    return {None: "not started", "unfinished": "stopped and saved; the same command resumes it"}.get(
+        status, str(status)
+    )
 
 
 def _job_values(
-    job: slurm.QueuedJob | None, record: JobRecord | None, history: Sequence[Event]
+    job: slurm.QueuedJob | None, record: JobRecord | None, history: Sequence[JobEvent]
 ) -> dict[str, Any] | None:
     if record is None:
         return None
@@ -175,23 +177,23 @@ def _job_values(
 
 
 def _total_steps(folder: RunFolder, record: JobRecord | None) -> int | None:
-    """From what the run trains with; before its first start, from what was submitted."""
+    """From the run's configuration; before its first start, from the submitted one."""
     submitted = None if record is None else Path(record.script).with_suffix(".yaml")
     for path in filter(None, (folder.config, submitted)):
-        with suppress(PretrainError):  # missing, or of another version: a status is worth having without the total
+        with suppress(PretrainError):  # missing or of another version: show the status without the total
             return load_saved(path).schedule.total_steps
     return None
 
 
 def _mfu(flops: float | None, record: JobRecord | None) -> float | None:
-    """Of all GPUs' peak; None where the cluster file does not name it."""
+    """Fraction of all GPUs' peak; None if the cluster file does not give it."""
     if flops is None or record is None or not record.peak_tflops:
         return None
     return flops / (record.peak_tflops * 1e12 * record.world_size)
 
 
 def _mean(lines: Sequence[dict[str, Any]], key: str) -> float | None:
-    """Over time, not over steps: a slow step weighs as long as it took."""
+    """Mean weighted by time, not by steps."""
     steps = [line for line in lines if key in line and line.get("seconds")]
     if not steps:
         return None
@@ -201,7 +203,7 @@ def _mean(lines: Sequence[dict[str, Any]], key: str) -> float | None:
 
 
 def _log_tail(folder: RunFolder, record: JobRecord | None) -> list[str]:
-    """Of the trainer's log or the job's, whichever was written last: a job that failed early says so in its own."""
+    """Last lines of the trainer's or the job's log, whichever is newer: an early failure is only in the job's."""
     logs = [folder.logs / "train.log", *([] if record is None else [Path(record.log)])]
     found = [path for path in logs if path.is_file()]
     if not found:

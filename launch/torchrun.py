@@ -1,8 +1,8 @@
-"""torchrun on one machine, as a child that a signal cannot hurt.
+"""torchrun on one machine, as a child shielded from signals.
 
-torchrun's agent dies of USR1 and passes TERM on with a short patience. So it runs in a session of its own, where the
-terminal's Ctrl-C does not reach it, and a signal to us becomes the run's stop file: all ranks then agree on a step, save,
-and end with exit code 0.
+torchrun's agent dies of USR1, and after TERM gives its workers little time. So it runs in a session of its own, out of reach
+of the terminal's Ctrl-C, and a signal to the launcher becomes the run's stop file: all ranks agree on a step, save, and exit
+with 0.
 """
 
 import os
@@ -14,20 +14,20 @@ from pathlib import Path
 from types import FrameType
 
 from launch.processes import kill_tree
-from launch.restarts import Ended, newest_step, why_not_again
+from launch.restarts import StartOutcome, newest_step, reason_not_to_restart
 from pretrain.run_folder import RunFolder
 
 POLL_SECONDS = 0.2
 
 
 def torchrun_command(config: str, overrides: Sequence[str], nproc: int) -> list[str]:
-    """What to run. `--` ends torchrun's own options: it would otherwise take arguments that begin like one of them."""
+    """Command line. `--` ends torchrun's own options: it would otherwise match abbreviations of them in the arguments."""
     options = ["--standalone", "--nnodes=1", f"--nproc-per-node={nproc}", "--module", "--"]
     return [sys.executable, "-m", "torch.distributed.run", *options, "pretrain.train", config, *overrides]
 
 
 def launch_local(config: str, overrides: Sequence[str], nproc: int, stop_file: Path) -> int:
-    """Run to the end, or to a stop that a signal asked for. Returns torchrun's exit code."""
+    """Run until the end, or until a signal stops it. Returns torchrun's exit code."""
     stop_file.unlink(missing_ok=True)
     return _run_once(config, overrides, nproc, stop_file, [])
 
@@ -35,29 +35,29 @@ def launch_local(config: str, overrides: Sequence[str], nproc: int, stop_file: P
 def launch_with_restarts(
     config: str, overrides: Sequence[str], nproc: int, folder: RunFolder, max_restarts: int
 ) -> int:
-    """The same, and again after a crash or a hang, for as long as each start saves a new checkpoint."""
+    """Like `launch_local`, with restarts after a crash or hang, as long as each start saves a new checkpoint."""
     folder.stop_file.unlink(missing_ok=True)
     for restarts in range(max_restarts + 1):
         number, step, asked = folder.attempt(), newest_step(folder.checkpoints), list[int]()
         code = _run_once(config, overrides, nproc, folder.stop_file, asked)
-        ended = Ended(
+        ended = StartOutcome(
             code=code,
             status=folder.status() if folder.attempt() > number else None,
             asked=bool(asked) or folder.stop_file.exists(),
             step_before=step,
             step_after=newest_step(folder.checkpoints),
         )
-        reason = why_not_again(ended, restarts, max_restarts)
+        reason = reason_not_to_restart(ended, restarts, max_restarts)
         if reason is not None:
             break
         print(f"exit code {code} at step {ended.step_after}: restart {restarts + 1} of {max_restarts}", flush=True)
     if code and max_restarts:
-        print(f"not started again: {reason}", file=sys.stderr, flush=True)
+        print(f"not restarted: {reason}", file=sys.stderr, flush=True)
     return code
 
 
 def _run_once(config: str, overrides: Sequence[str], nproc: int, stop_file: Path, asked: list[int]) -> int:
-    """One torchrun. Signals that arrive meanwhile are added to `asked`."""
+    """Run torchrun once. Received signals are appended to `asked`."""
 
     def note(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
@@ -71,7 +71,7 @@ def _run_once(config: str, overrides: Sequence[str], nproc: int, stop_file: Path
             try:
                 return child.wait(POLL_SECONDS)
             except subprocess.TimeoutExpired:
-                _pass_on(asked, child, stop_file)
+                _forward_signals(asked, child, stop_file)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
@@ -79,10 +79,10 @@ def _run_once(config: str, overrides: Sequence[str], nproc: int, stop_file: Path
             stop_file.unlink(missing_ok=True)
 
 
-def _pass_on(asked: list[int], child: "subprocess.Popen[bytes]", stop_file: Path) -> None:
-    """Once: a stop file, for as long as the child lives (it may still be starting). Twice Ctrl-C: end it now.
+def _forward_signals(asked: list[int], child: "subprocess.Popen[bytes]", stop_file: Path) -> None:
+    """Signal: write the stop file, repeatedly, since a starting child removes an old one. Second Ctrl-C: kill now.
 
-    With kill -9: torchrun's agent, told to terminate while its workers take their time, leaves them behind.
+    By kill -9: torchrun's agent, terminated while its workers are slow to exit, leaves them running.
     """
     if asked.count(signal.SIGINT) >= 2:
         kill_tree(child.pid)

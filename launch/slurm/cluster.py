@@ -1,7 +1,7 @@
-"""A cluster file: what a site wants to be asked for, and how to start processes there. Every knob once, as in a run's config.
+"""Schema of a cluster file: the resources a site's jobs request, and how processes start there.
 
-Precedence: these defaults < the YAML file (after what it `extends:`) < `cluster.KEY=VALUE` on the command line. Rules
-between values, and what may stand in a batch script, are in `cluster_rules.py`.
+Precedence: these defaults < the YAML file (after the file it `extends:`) < `cluster.KEY=VALUE` on the command line. Rules
+between values, and the characters allowed in a batch script, are in `cluster_rules.py`.
 """
 
 from dataclasses import dataclass, field
@@ -12,74 +12,82 @@ from pretrain.config.schema import knob
 
 @dataclass(frozen=True)
 class RequeueConfig:
-    """When a job asks to be run again."""
+    """When a job requeues itself."""
 
     enabled: bool = knob(True, "Requeue the job after a time limit, a preemption, a crash or a lost node.")
-    max_restarts: int = knob(100, "Starts of one job beyond the first.", minimum=0)
-    max_without_progress: int = knob(3, "Starts in a row that may end without a new checkpoint.", minimum=1)
+    max_restarts: int = knob(100, "Maximum restarts of one job.", minimum=0)
+    max_without_progress: int = knob(
+        3, "Consecutive starts without a new checkpoint after which the job gives up.", minimum=1
+    )
 
 
 @dataclass(frozen=True)
 class ContainerConfig:
-    """An image that the processes of the training run in. The batch script itself runs outside."""
+    """Container image of the training processes. The batch script itself runs outside."""
 
-    kind: str = knob("none", "Runtime; pyxis is SLURM's plugin for enroot.", choices=("none", "apptainer", "pyxis"))
-    image: str | None = knob(None, "A file (.sif, .sqsh), or an address that the runtime knows.")
-    mounts: tuple[str, ...] = knob(
-        (), "`HOST:CONTAINER[:ro]`; the folder of submission and the run are always mounted."
+    kind: str = knob(
+        "none", "Container runtime; pyxis is SLURM's plugin for enroot.", choices=("none", "apptainer", "pyxis")
     )
-    arguments: tuple[str, ...] = knob((), "Further options of `apptainer exec`, or of srun for pyxis.")
+    image: str | None = knob(None, "Image: a file (.sif, .sqsh), or an address that the runtime resolves.")
+    mounts: tuple[str, ...] = knob(
+        (), "Mounts, `HOST:CONTAINER[:ro]`; the submission folder and the run folder are always mounted."
+    )
+    arguments: tuple[str, ...] = knob((), "Further options of `apptainer exec`, or of srun with pyxis.")
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """What a job asks for, and what it does before and around the training."""
+    """Resources that a job requests, and how it starts the training processes."""
 
-    account: str | None = knob(None, "Who pays; where null, SBATCH_ACCOUNT of the environment is used.")
+    account: str | None = knob(None, "Account to charge; null: SBATCH_ACCOUNT of the environment.")
     account_required: bool = knob(False, "Refuse to submit without an account.")
     partition: str | None = knob(None, "Partition, or several separated by commas.")
     qos: str | None = knob(None, "Quality of service.")
-    constraint: str | None = knob(None, "Features of nodes, e.g. h100&ib.")
+    constraint: str | None = knob(None, "Required node features, e.g. h100&ib.")
     reservation: str | None = knob(None, "Reservation.")
-    nodelist: str | None = knob(None, "Nodes that must be among those of the job.")
-    exclude: str | None = knob(None, "Nodes that must not, e.g. node[07,12-14].")
+    nodelist: str | None = knob(None, "Nodes that the job must include, e.g. node[01-02].")
+    exclude: str | None = knob(None, "Nodes that the job must avoid, e.g. node[07,12-14].")
     exclusive: bool = knob(False, "Share no node with other jobs.")
-    nodes: int = knob(1, "Nodes; `--nodes N` comes before it.", minimum=1)
-    gpus_per_node: int = knob(0, "GPUs of each node; 0 trains on CPUs.", minimum=0)
-    gres: str | None = knob(None, "How this site asks for them, e.g. gpu:h100:8; null uses --gpus-per-node.")
-    tasks_per_node: int = knob(0, "Processes of each node; 0 is one a GPU, or one without GPUs.", minimum=0)
-    cpus_per_task: int = knob(0, "Cores of each process; 0 leaves it to the site.", minimum=0)
+    nodes: int = knob(1, "Number of nodes; `--nodes N` overrides it.", minimum=1)
+    gpus_per_node: int = knob(0, "GPUs per node; 0: train on CPUs.", minimum=0)
+    gres: str | None = knob(None, "GPU request of this site, e.g. gpu:h100:8; null: --gpus-per-node.")
+    tasks_per_node: int = knob(0, "Processes per node; 0: one per GPU, or one without GPUs.", minimum=0)
+    cpus_per_task: int = knob(0, "Cores per process; 0: the site's default.", minimum=0)
     hint: str | None = knob(None, "SLURM's --hint, e.g. nomultithread.")
-    mem: str | None = knob(None, 'Memory of each node, e.g. "900G"; "0" is all of it.')
+    mem: str | None = knob(None, 'Memory per node, e.g. "900G"; "0": all of it.')
     time: str = knob("1:00:00", 'Time limit: "HOURS:MINUTES:SECONDS" or "DAYS-HOURS[:MINUTES[:SECONDS]]".')
     signal_lead_s: int = knob(
-        180, "Seconds before the limit at which the job begins to save.", minimum=1, maximum=65535
+        180, "Seconds before the time limit at which the job starts to save.", minimum=1, maximum=65535
     )
-    job_name: str | None = knob(None, "Name in the queue; null is the name of the run's folder.")
+    job_name: str | None = knob(None, "Job name; null: the name of the run folder.")
     comment: str | None = knob(None, "SLURM's --comment.")
-    mail_user: str | None = knob(None, "Address for mail.")
-    mail_type: str | None = knob(None, "Occasions for mail, e.g. FAIL,REQUEUE.")
-    extra: tuple[str, ...] = knob((), "Further options of sbatch as they are, e.g. --switches=1.")
-    log: str = knob("%x-%j.log", "Name of the job's log in RUN/logs; sbatch's patterns.")
+    mail_user: str | None = knob(None, "Recipient of SLURM's mail.")
+    mail_type: str | None = knob(None, "Events that send mail, e.g. FAIL,REQUEUE.")
+    extra: tuple[str, ...] = knob((), "Further options of sbatch, passed unchanged, e.g. --switches=1.")
+    log: str = knob("%x-%j.log", "File name of the job's log in RUN/logs, with sbatch's patterns.")
     requeue: RequeueConfig = field(default_factory=RequeueConfig)
-    export: str = knob("all", "Whether the environment of submission reaches the job.", choices=("all", "none"))
-    setup: tuple[str, ...] = knob(
-        (), "Lines of bash before anything else: modules, conda, venv. One that fails ends the job."
+    export: str = knob(
+        "all", "Pass the submission environment to the job (all) or not (none).", choices=("all", "none")
     )
-    environment: dict[str, Any] = knob({}, "Variables of the processes, e.g. NCCL_DEBUG: WARN.")
-    network_interface: str | None = knob(None, "NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, e.g. ib0.")
-    python: str | None = knob(None, "Interpreter; null is the one that submits, or python3 in a container.")
+    setup: tuple[str, ...] = knob((), "Lines of bash to run first: modules, conda, venv. A failing line ends the job.")
+    environment: dict[str, Any] = knob({}, "Environment variables of the processes, e.g. NCCL_DEBUG: WARN.")
+    network_interface: str | None = knob(
+        None, "Network interface for NCCL_SOCKET_IFNAME and GLOO_SOCKET_IFNAME, e.g. ib0."
+    )
+    python: str | None = knob(None, "Python interpreter; null: the one that submits, or python3 in a container.")
     launcher: str = knob(
-        "srun", "srun: a task for each process. torchrun: one agent a node.", choices=("srun", "torchrun")
+        "srun", "srun: one task per process; torchrun: one agent per node.", choices=("srun", "torchrun")
     )
     srun: tuple[str, ...] = knob((), "Further options of srun, e.g. --mpi=none.")
-    node_check: bool = knob(False, "Look at every node before each start: devices, disks, clocks, versions, bandwidth.")
+    node_check: bool = knob(False, "Check all nodes before each start: devices, disks, clocks, versions, bandwidth.")
     container: ContainerConfig = field(default_factory=ContainerConfig)
-    gpu_memory_gib: float | None = knob(None, "Memory of one GPU, for the memory plan.", above=0)
-    peak_tflops: float | None = knob(None, "Peak of one GPU in the run's precision, for MFU.", above=0)
-    storage_gb_per_s: float = knob(1.0, "What one node writes to the run's folder, for how long a save takes.", above=0)
+    gpu_memory_gib: float | None = knob(None, "Memory of one GPU in GiB, for the memory plan.", above=0)
+    peak_tflops: float | None = knob(None, "Peak TFLOP/s of one GPU in the run's precision, for MFU.", above=0)
+    storage_gb_per_s: float = knob(
+        1.0, "Write bandwidth of one node to the run folder in GB/s, to estimate the time of a save.", above=0
+    )
 
     @property
     def processes_per_node(self) -> int:
-        """Ranks of each node."""
+        """Ranks per node."""
         return self.tasks_per_node or self.gpus_per_node or 1

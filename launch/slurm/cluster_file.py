@@ -1,4 +1,4 @@
-"""Loading a cluster file: finding it, applying `cluster.KEY=VALUE`, and checking its rules."""
+"""Loading a cluster file: find it, apply `cluster.KEY=VALUE`, check its rules."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ SHIPPED = Path(__file__).parents[2] / "configs" / "cluster"
 
 
 def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
-    """A file, or the NAME of one in configs/cluster; `overrides` are `KEY=VALUE`.
+    """Load a file, or NAME of configs/cluster; `overrides` are `KEY=VALUE`.
 
-    Raises UserError for a file that is missing, and ConfigError with every other problem at once.
+    Raises UserError if a file is missing, and ConfigError with all other problems.
     """
     problems: list[str] = []
     tree, _ = read_tree(find_file(name), [text for text in overrides if not _is_time(text)], problems)
@@ -34,7 +34,7 @@ def load_cluster(name: str, overrides: Sequence[str] = ()) -> Cluster:
 
 
 def find_file(name: str) -> Path:
-    """`name` itself, or configs/cluster/NAME.yaml here or beside the package. Raises UserError with the names there are."""
+    """`name` itself, or configs/cluster/NAME.yaml here or beside the package. Raises UserError if there is none."""
     folders = (Path("configs") / "cluster", SHIPPED)
     for path in (Path(name), *(folder / f"{name}.yaml" for folder in folders)):
         if path.is_file():
@@ -42,30 +42,30 @@ def find_file(name: str) -> Path:
     known = sorted({path.stem for folder in folders for path in folder.glob("*.yaml")})
     raise UserError(
         f"--cluster {name} is neither a file nor a name in configs/cluster",
-        hint=f"there are: {', '.join(known) or 'none'}",
+        hint=f"available: {', '.join(known) or 'none'}",
     )
 
 
 def split_overrides(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Those of the run, and those of the cluster without `cluster.`, which no section of a run is called."""
+    """Split into (run overrides, cluster overrides without their prefix `cluster.`)."""
     run = [text for text in overrides if not text.startswith(PREFIX)]
     return run, [text.removeprefix(PREFIX) for text in overrides if text.startswith(PREFIX)]
 
 
 def resize(cluster: Cluster, nodes: int | None) -> Cluster:
-    """With another number of nodes, where one is given."""
+    """Override the number of nodes, if given."""
     return cluster if nodes is None else dataclasses.replace(cluster, nodes=nodes)
 
 
 def _is_time(override: str) -> bool:
-    """YAML would read 1:30:00 as a number of base 60."""
+    """A time limit bypasses the YAML parser, which reads 1:30:00 as a base-60 number."""
     return override.startswith("time=")
 
 
 def _refuse_numbers(tree: dict[str, Any], problems: list[str]) -> None:
-    """A time or a size that YAML took for a number: what was written can't be known any more."""
+    """Reject a time or size that YAML parsed as a number: the original text is lost."""
     for key, example in (("time", "1:30:00"), ("mem", "900G")):
         if isinstance(tree.get(key), int | float):
             problems.append(
-                f'{key}={tree.pop(key)} was read as a number\n    hint: put it in quotes, e.g. {key}: "{example}"'
+                f'{key}={tree.pop(key)} was parsed as a number\n    hint: quote it, e.g. {key}: "{example}"'
             )

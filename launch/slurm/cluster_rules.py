@@ -1,8 +1,7 @@
-"""What may stand in a cluster file: rules between values, and what keeps a value from becoming a second line of a script.
+"""Rules of a cluster file: between values, and against values that would inject lines into a batch script.
 
-A value of a `#SBATCH` line is read by sbatch, which knows quotes and backslashes: such characters are refused there. In the
-script's own commands values are quoted for bash, so that only what no command line can hold is refused. `setup` and `extra`
-are lines of the user's own.
+sbatch interprets quotes and backslashes in `#SBATCH` lines, so values there must not contain any. Elsewhere in the script
+values are quoted for bash, and only control characters are rejected. `setup` and `extra` are the user's own lines.
 """
 
 import re
@@ -15,7 +14,7 @@ DIRECTIVES = (
 ).split()
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f\"'`\\]")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_WORDS = re.compile(r"[\w.@:%+,=/&|!*()\[\]-]+")  # what these sites' names are made of; spaces only in a comment
+_WORDS = re.compile(r"[\w.@:%+,=/&|!*()\[\]-]+")  # characters of SLURM names; spaces only in comment and job_name
 _TIME = re.compile(r"(?:(?P<days>\d+)-(?P<hours>\d+)(?::(?P<minutes>\d+)(?::(?P<seconds>\d+))?)?|(\d+):(\d+):(\d+))")
 _MEMORY = re.compile(r"\d+[KMGT]?")
 _NAME = re.compile(r"[A-Za-z_]\w*")
@@ -23,14 +22,14 @@ _RESERVED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADD
 
 
 def find_problems(cluster: Cluster) -> list[str]:
-    """Each broken rule, with a hint where there is one."""
+    """All broken rules."""
     return [problem for part in (_directives, _sizes, _lines, _environment, _container) for problem in part(cluster)]
 
 
 def parse_time(text: str) -> int | None:
-    """Seconds of a time limit; None for what is none.
+    """Seconds of a time limit; None if malformed.
 
-    SLURM reads "90" as minutes and "2:00" as two minutes; both look like something else and are refused.
+    Rejects "90" and "2:00": SLURM reads them as 90 and 2 minutes, which few users expect.
     """
     match = _TIME.fullmatch(text)
     if match is None:
@@ -45,12 +44,12 @@ def parse_time(text: str) -> int | None:
 
 
 def quote_directive(value: str) -> str:
-    """For a `#SBATCH` line: in double quotes where sbatch would end the value or begin a comment."""
+    """Double-quote a value of a `#SBATCH` line if sbatch would otherwise cut it (spaces, `#`)."""
     return value if _WORDS.fullmatch(value) else f'"{value}"'
 
 
 def unsafe_path(path: str) -> bool:
-    """Whether sbatch would read a path of a `#SBATCH` line as something else; `%` begins a pattern there."""
+    """Whether sbatch would misread a path in a `#SBATCH` line; `%` starts a file name pattern."""
     return bool(_UNSAFE.search(path)) or "%" in path
 
 
@@ -61,11 +60,11 @@ def _directives(cluster: Cluster) -> Iterator[str]:
             continue
         if not value or value != value.strip() or _UNSAFE.search(value):
             yield (
-                f"{key}={value!r} cannot stand in a #SBATCH line\n"
-                f"    hint: no quotes, backslashes or line ends, and no spaces around it"
+                f"{key}={value!r} is not allowed in a #SBATCH line\n"
+                f"    hint: no quotes, backslashes, newlines or surrounding spaces, and not empty"
             )
         elif key not in ("comment", "job_name") and not _WORDS.fullmatch(value):
-            yield f"{key}={value!r} has a character that SLURM's names don't have"
+            yield f"{key}={value!r} has characters that SLURM names cannot have"
     seconds = parse_time(cluster.time)
     if not seconds:
         yield (
@@ -73,13 +72,13 @@ def _directives(cluster: Cluster) -> Iterator[str]:
             f'    hint: "HOURS:MINUTES:SECONDS" or "DAYS-HOURS:MINUTES:SECONDS", e.g. "24:00:00"'
         )
     elif seconds <= cluster.signal_lead_s:
-        yield f"signal_lead_s={cluster.signal_lead_s} is not below time={cluster.time}, so that the job would only save"
+        yield f"signal_lead_s={cluster.signal_lead_s} is not below time={cluster.time}: the job would only save"
     if cluster.mem is not None and not _MEMORY.fullmatch(cluster.mem):
         yield f'mem={cluster.mem!r} is not a size\n    hint: e.g. "900G", or "0" for all of the node'
     if "/" in cluster.log:
-        yield f"log={cluster.log!r} is not a plain file name\n    hint: it lies in RUN/logs"
+        yield f"log={cluster.log!r} is not a plain file name\n    hint: %x-%j.log; the folder is always RUN/logs"
     if (cluster.mail_type is None) != (cluster.mail_user is None):
-        yield "mail_user and mail_type go together"
+        yield "mail_user and mail_type must be set together\n    hint: mail_user: NAME@HOST, mail_type: FAIL,REQUEUE"
 
 
 def _sizes(cluster: Cluster) -> Iterator[str]:
@@ -87,52 +86,52 @@ def _sizes(cluster: Cluster) -> Iterator[str]:
         count = re.search(r"gpu(?::[\w.-]+)?:(\d+)\b", cluster.gres)
         if cluster.gpus_per_node and (count is None or int(count[1]) != cluster.gpus_per_node):
             yield (
-                f"gres={cluster.gres} does not ask for gpus_per_node={cluster.gpus_per_node}\n"
+                f"gres={cluster.gres} does not match gpus_per_node={cluster.gpus_per_node}\n"
                 f"    hint: gres: gpu:{cluster.gpus_per_node}"
             )
         elif count is not None and not cluster.gpus_per_node:
-            yield f"gres={cluster.gres} with gpus_per_node=0\n    hint: gpus_per_node: {count[1]}, one process for each"
+            yield f"gres={cluster.gres} with gpus_per_node=0\n    hint: gpus_per_node: {count[1]}"
     if cluster.gpus_per_node and cluster.processes_per_node > cluster.gpus_per_node:
         yield (
-            f"tasks_per_node={cluster.tasks_per_node} is above gpus_per_node={cluster.gpus_per_node}: two processes would "
-            f"share a GPU\n    hint: tasks_per_node: 0"
+            f"tasks_per_node={cluster.tasks_per_node} is above gpus_per_node={cluster.gpus_per_node}: processes would "
+            f"share GPUs\n    hint: tasks_per_node: 0"
         )
 
 
 def _lines(cluster: Cluster) -> Iterator[str]:
     for line in cluster.extra:
         if not re.fullmatch(r"-[-\w][^\x00-\x1f\x7f]*", line):
-            yield f"extra: {line!r} is not one option of sbatch\n    hint: e.g. --switches=1, without #SBATCH"
+            yield f"extra: {line!r} is not a single sbatch option\n    hint: e.g. --switches=1, without #SBATCH"
     for key, texts in (("srun", cluster.srun), ("container.arguments", cluster.container.arguments)):
         for text in texts:
             if not text.startswith("-") or _CONTROL.search(text):
-                yield f"{key}: {text!r} is not an option\n    hint: one a list item, e.g. --mpi=none"
+                yield f"{key}: {text!r} is not an option\n    hint: one option per list item, e.g. --mpi=none"
     for key in ("network_interface", "python"):
         value = getattr(cluster, key)
         if value is not None and (not value or _CONTROL.search(value)):
-            yield f"{key}={value!r} is empty or has a line end in it"
+            yield f"{key}={value!r} is empty or contains a newline"
 
 
 def _environment(cluster: Cluster) -> Iterator[str]:
     for name, value in cluster.environment.items():
         if not isinstance(name, str) or not _NAME.fullmatch(name):
-            yield f"environment: {name!r} is not the name of a variable"
+            yield f"environment: {name!r} is not a valid variable name"
         elif name in _RESERVED:
-            yield f"environment.{name} is set by the job itself"
+            yield f"environment.{name} is set by the job and cannot be overridden"
         elif isinstance(value, bool) or not isinstance(value, str | int | float):
-            yield f"environment.{name}={value!r} is not a string or a number\n    hint: put it in quotes"
+            yield f"environment.{name}={value!r} is not a string or number\n    hint: quote it"
         elif isinstance(value, str) and "\x00" in value:
-            yield f"environment.{name} holds a zero byte"
+            yield f"environment.{name} contains a NUL byte"
 
 
 def _container(cluster: Cluster) -> Iterator[str]:
     container = cluster.container
     if container.kind == "none":
         if container.image is not None or container.mounts or container.arguments:
-            yield "container.image, mounts and arguments have no meaning with container.kind=none\n    hint: apptainer or pyxis"
+            yield "container.image, mounts, arguments have no effect with container.kind=none\n    hint: container.kind: pyxis"
         return
     if not container.image or _CONTROL.search(container.image):
-        yield f"container.image={container.image!r} names no image\n    hint: container.image: /images/pretrain.sif"
+        yield f"container.image={container.image!r} is not an image\n    hint: container.image: /images/pretrain.sif"
     for mount in container.mounts:
         if not re.fullmatch(r"[^\x00-\x1f\x7f:,]+:/[^\x00-\x1f\x7f:,]*(:[a-z,]+)?", mount):
             yield f"container.mounts: {mount!r} is not HOST:CONTAINER[:ro]"

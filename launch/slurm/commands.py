@@ -1,4 +1,4 @@
-"""SLURM's commands, as functions. Everything works without accounting (slurmdbd): squeue, scontrol, sinfo, scancel, sbatch."""
+"""SLURM's commands as functions: squeue, scontrol, sinfo, scancel, sbatch. None needs accounting (slurmdbd)."""
 
 import os
 import re
@@ -9,18 +9,18 @@ from typing import NamedTuple
 
 from pretrain.errors import PretrainError
 
-PATIENCE_S = 60.0
-# How to reach the controller. Other variables of SLURM are those of the job that we may be in, or would override the script.
+COMMAND_TIMEOUT_S = 60.0
+# Variables that locate the controller. Other SLURM variables belong to an enclosing job, or would override the script.
 _KEPT = {"SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_TIME_FORMAT"}
 _GONE = ("Invalid job id", "Invalid job array id")
 
 
 class SlurmError(PretrainError):
-    """A command of SLURM failed, or there is none."""
+    """A SLURM command failed or is not installed."""
 
 
 class QueuedJob(NamedTuple):
-    """A line of squeue. `reason` is SLURM's word for why it waits; `start` its guess, or when it began."""
+    """A line of squeue. `reason`: why it is pending; `start`: actual or estimated start time."""
 
     job_id: str
     state: str
@@ -31,12 +31,12 @@ class QueuedJob(NamedTuple):
 
 
 def installed() -> bool:
-    """Whether this machine can talk to a cluster."""
+    """Whether SLURM's commands are installed here."""
     return shutil.which("squeue") is not None
 
 
 def find_job(job_id: int) -> QueuedJob | None:
-    """A job that is queued, running or ending; None once SLURM has let go of it. Raises SlurmError where it can't be asked."""
+    """A job that is pending, running or ending, else None. Raises SlurmError if squeue fails."""
     try:
         lines = _run("squeue", "--noheader", f"--jobs={job_id}", "--format=%i|%T|%r|%N|%S|%L").splitlines()
     except SlurmError as error:
@@ -47,14 +47,14 @@ def find_job(job_id: int) -> QueuedJob | None:
     return next((job for job in jobs if job.state not in _OVER), None)
 
 
-# squeue shows them for a while after their end (MinJobAge), when asked for by their number.
+# squeue --jobs still shows a finished job for a while (MinJobAge).
 _OVER = frozenset(
     "COMPLETED CANCELLED FAILED TIMEOUT NODE_FAIL PREEMPTED BOOT_FAIL DEADLINE OUT_OF_MEMORY REVOKED".split()
 )
 
 
 def job_end(job_id: int) -> str | None:
-    """How a job ended, as long as SLURM's controller remembers it: `TIMEOUT, exit code 0:0`."""
+    """End state of a job, e.g. `TIMEOUT, exit code 0:0`; None once the controller has forgotten it."""
     try:
         shown = _run("scontrol", "--oneliner", "show", "job", str(job_id))
     except SlurmError:
@@ -65,22 +65,22 @@ def job_end(job_id: int) -> str | None:
 
 
 def submit(script: Path, *, dependency: str | None = None) -> int:
-    """Give a script to SLURM. Returns the job's number; raises SlurmError with what sbatch said."""
+    """Submit a script. Returns the job ID; raises SlurmError with sbatch's message."""
     waits = [] if dependency is None else [f"--dependency={dependency}", "--kill-on-invalid-dep=yes"]
     answer = _run("sbatch", "--parsable", *waits, str(script), environment=clean_environment(os.environ))
     number = answer.strip().splitlines()[-1].partition(";")[0] if answer.strip() else ""
     if not number.isdecimal():
-        raise SlurmError(f"sbatch answered {answer.strip()!r} and no job number")
+        raise SlurmError(f"sbatch answered {answer.strip()!r}, not a job ID")
     return int(number)
 
 
 def cancel(job_id: int, *, only_pending: bool = False) -> None:
-    """scancel; with `only_pending`, a job that has begun meanwhile goes on."""
+    """Cancel a job; with `only_pending`, a job that has started is left running."""
     _run("scancel", *(["--state=PENDING"] if only_pending else []), str(job_id))
 
 
 def partitions() -> set[str] | None:
-    """Names of all partitions; None where the cluster can't be asked, so that nothing is known against a name."""
+    """Names of all partitions; None if sinfo fails."""
     try:
         return {name.rstrip("*") for name in _run("sinfo", "--noheader", "--all", "--format=%P").split()}
     except SlurmError:
@@ -88,15 +88,15 @@ def partitions() -> set[str] | None:
 
 
 def allocated_nodes() -> list[str]:
-    """Names of the nodes of the job that we are in. Raises SlurmError outside of one."""
+    """Node names of the enclosing job. Raises SlurmError outside a job."""
     listed = os.environ.get("SLURM_JOB_NODELIST")
     if not listed:
-        raise SlurmError("SLURM_JOB_NODELIST is not set", hint="inside of a job: salloc, or a batch script")
+        raise SlurmError("SLURM_JOB_NODELIST is not set", hint="run this inside a job: salloc, or a batch script")
     return _run("scontrol", "show", "hostnames", listed).split()
 
 
 def clean_environment(environment: "os._Environ[str] | dict[str, str]") -> dict[str, str]:
-    """Without SBATCH_…, which would override the script unseen, and without what a job that submits another one has set."""
+    """Drop SBATCH_… variables, which would silently override the script, and those of an enclosing job."""
     ours = {name: value for name, value in environment.items() if not name.startswith(("SBATCH_", "SLURM_", "SRUN_"))}
     return ours | {name: environment[name] for name in _KEPT if name in environment}
 
@@ -107,18 +107,18 @@ def _run(*command: str, environment: dict[str, str] | None = None) -> str:
             command,
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=COMMAND_TIMEOUT_S,
             check=False,
             env=environment,
             stdin=subprocess.DEVNULL,
         )
     except FileNotFoundError:
         raise SlurmError(
-            f"{command[0]} is not here", hint="run this where SLURM's commands are, or --dry-run"
+            f"{command[0]} is not installed", hint="run this on a machine with SLURM's commands, or use --dry-run"
         ) from None
     except subprocess.TimeoutExpired:
         raise SlurmError(
-            f"{command[0]} did not answer within {PATIENCE_S:.0f} s", hint="is the controller up? `sinfo`"
+            f"{command[0]} did not answer within {COMMAND_TIMEOUT_S:.0f} s", hint="is the controller up? `sinfo`"
         ) from None
     if done.returncode:
         said = " ".join(done.stderr.split()) or f"exit code {done.returncode}"

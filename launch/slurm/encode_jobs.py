@@ -1,6 +1,6 @@
-"""Tokenizing a large corpus as three jobs that wait for each other: a plan, an array that encodes, a merge.
+"""Tokenization of a large corpus as three dependent jobs: plan, array of encoders, merge.
 
-Only argument strings of `pretrain tokenizer encode` are known here: `--plan`, `--task-id N --num-tasks K`, `--merge`.
+Knows only arguments of `pretrain tokenizer encode`: `--plan`, `--task-id N --num-tasks K`, `--merge`.
 """
 
 from collections.abc import Sequence
@@ -13,39 +13,37 @@ from launch.slurm.cluster_rules import unsafe_path
 from launch.slurm.script import EncodeJob, render_encode
 from pretrain.errors import UserError
 
-# Of each step: what is added to the arguments. The array's own are known in its elements alone.
+# Arguments added for each step. --task-id is known only inside an array element: the template adds it.
 STEPS = {"plan": ("--plan",), "tasks": (), "merge": ("--merge",)}
 _OURS = {"--plan", "--task-id", "--num-tasks", "--merge"}
 
 
-class Script(NamedTuple):
-    """A job to be submitted."""
+class EncodeScript(NamedTuple):
+    """Batch script of one step."""
 
     step: str
     path: Path
     text: str
 
 
-def encode_scripts(arguments: Sequence[str], cluster: Cluster, *, tasks: int, records: Path) -> list[Script]:
-    """In the order of submission. Raises UserError for arguments that are added here."""
+def encode_scripts(arguments: Sequence[str], cluster: Cluster, *, tasks: int, records: Path) -> list[EncodeScript]:
+    """Scripts in order of submission. Raises UserError for arguments that the launcher adds itself."""
     ours = [text for text in arguments if text.partition("=")[0] in _OURS]
     if ours:
-        raise UserError(f"{ours[0]} is added by the launcher itself", hint="name what else `tokenizer encode` needs")
+        raise UserError(f"{ours[0]} is added by the launcher", hint="leave it out")
     records = records.absolute()
     for path in (records, Path.cwd()):
         if unsafe_path(str(path)):
-            raise UserError(
-                f"{str(path)!r} has %, quotes, backslashes or line ends in it, which sbatch would not read as they are"
-            )
+            raise UserError(f"{str(path)!r} contains %, quotes, backslashes or newlines, which sbatch would misread")
     jobs = [
         EncodeJob(step, (*arguments, *added), tasks, records, Path.cwd(), cluster.job_name or records.name)
         for step, added in STEPS.items()
     ]
-    return [Script(job.step, records / f"{job.step}.sbatch", render_encode(job, cluster)) for job in jobs]
+    return [EncodeScript(job.step, records / f"{job.step}.sbatch", render_encode(job, cluster)) for job in jobs]
 
 
-def submit_scripts(scripts: Sequence[Script]) -> dict[str, int]:
-    """Each begins when the one before has ended well; an array, when all of its elements have. Returns the jobs' numbers."""
+def submit_scripts(scripts: Sequence[EncodeScript]) -> dict[str, int]:
+    """Submit each step with a dependency on the success of the one before. Returns job IDs by step."""
     jobs: dict[str, int] = {}
     for script in scripts:
         script.path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,12 +1,12 @@
-"""What the launcher keeps in a run's folder.
+"""The launcher's files in a run folder.
 
-RUN/launch/job.json           the newest job: id, cluster, script, when submitted
-RUN/launch/job-001.sbatch     the script of the first submission, and what it was made of:
-RUN/launch/job-001.yaml         the run's whole configuration, which the job trains with
-RUN/launch/job-001.cluster.yaml the cluster file with what was changed on the command line
-RUN/launch/history.tsv        starts, signals and ends of jobs, by the batch script
-RUN/launch/stopped            `pretrain stop` was asked: no job of this run requeues itself
-RUN/launch/exclude            nodes that the node check found bad, one a line
+RUN/launch/job.json           newest job: id, cluster, script, time of submission
+RUN/launch/job-001.sbatch     script of the first submission, and its inputs:
+RUN/launch/job-001.yaml         the complete configuration, which the job trains with
+RUN/launch/job-001.cluster.yaml the cluster file with the overrides of the command line
+RUN/launch/history.tsv        starts, signals and ends of jobs, written by the batch script
+RUN/launch/stopped            written by `pretrain stop`: jobs of this run do not requeue
+RUN/launch/exclude            bad nodes found by the node check, one per line
 RUN/logs/JOB-START/           output of each rank of one start of a job
 """
 
@@ -38,8 +38,8 @@ class JobRecord:
     peak_tflops: float | None = None  # of one GPU
 
 
-class Event(NamedTuple):
-    """A line of history.tsv. `what` is start, signal, requeue or end; `step` is that of the newest checkpoint."""
+class JobEvent(NamedTuple):
+    """A line of history.tsv. `what`: start, signal, requeue or end; `step`: of the newest checkpoint."""
 
     time: float
     job_id: int
@@ -57,46 +57,46 @@ class LaunchFolder:
 
     @property
     def record(self) -> Path:
-        """The newest job."""
+        """Record of the newest job."""
         return self.path / "job.json"
 
     @property
     def history(self) -> Path:
-        """Starts and ends."""
+        """Log of job events."""
         return self.path / "history.tsv"
 
     @property
     def stopped(self) -> Path:
-        """Keeps a job from requeueing itself."""
+        """Marker that disables requeueing."""
         return self.path / "stopped"
 
     @property
     def exclude(self) -> Path:
-        """Bad nodes."""
+        """List of bad nodes."""
         return self.path / "exclude"
 
     def next_script(self) -> Path:
-        """job-001.sbatch, or the one after the last."""
+        """Next free name: job-001.sbatch, …"""
         numbers = (_SCRIPT.fullmatch(path.name) for path in self.path.glob("job-*.sbatch"))
         return self.path / f"job-{max((int(match[1]) for match in numbers if match), default=0) + 1:03d}.sbatch"
 
     def read_record(self) -> JobRecord | None:
-        """The newest job, None where none was submitted. Raises UserError for a file that is not what we write."""
+        """Newest job; None if none was submitted. Raises UserError if the file is corrupt."""
         try:
             return JobRecord(**json.loads(self.record.read_text()))
         except FileNotFoundError:
             return None
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{self.record} is damaged: {error}", hint="remove it, after `squeue --me` shows no job of this run"
+                f"{self.record} is corrupt: {error}", hint="remove it once `squeue --me` shows no job of this run"
             ) from error
 
     def write_record(self, record: JobRecord) -> None:
-        """Replace it in one go."""
+        """Replace the file atomically."""
         publish_file(self.record, json.dumps(asdict(record), indent=1) + "\n")
 
-    def read_history(self) -> list[Event]:
-        """All events, the oldest first; a line that is no event is left out: a batch script may be killed while it writes."""
+    def read_history(self) -> list[JobEvent]:
+        """All events, oldest first. Skips malformed lines: a batch script may be killed while writing."""
         try:
             lines = self.history.read_text(errors="replace").splitlines()
         except FileNotFoundError:
@@ -104,7 +104,7 @@ class LaunchFolder:
         return [event for event in map(_event, lines) if event is not None]
 
     def bad_nodes(self) -> list[str]:
-        """What the node check wrote down."""
+        """Nodes excluded by the node check."""
         try:
             return self.exclude.read_text().split()
         except FileNotFoundError:
@@ -112,22 +112,22 @@ class LaunchFolder:
 
     @contextmanager
     def claim(self) -> Iterator[None]:
-        """One submission of a run at a time. Raises UserError where another one is going on."""
+        """Lock for one submission at a time. Raises UserError if another is in progress."""
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise UserError(f"run {self.path.parent} is being launched by another process") from None
-            except OSError:  # no locks here: Lustre without -o flock, some NFS
+            except OSError:  # file system without locks: Lustre without -o flock, some NFS
                 pass
             yield
 
 
-def _event(line: str) -> Event | None:
+def _event(line: str) -> JobEvent | None:
     fields = line.split("\t")
     try:
         time, job_id, restart, what, step, text = fields
-        return Event(float(time), int(job_id), int(restart), what, int(step), text)
+        return JobEvent(float(time), int(job_id), int(restart), what, int(step), text)
     except ValueError:
         return None

@@ -1,7 +1,7 @@
-"""A batch script from a template of this package and a cluster file: pure functions from values to text.
+"""Batch scripts from the templates and a cluster file: pure functions from values to text.
 
-Templates are bash with `@@name` where something is filled in (`$` is bash's own). Everything that a user chose is quoted:
-for sbatch in `#SBATCH` lines, for bash elsewhere.
+Templates are bash with `@@name` placeholders (`$` belongs to bash). User values are quoted: for sbatch in `#SBATCH` lines,
+for bash elsewhere.
 """
 
 import shlex
@@ -15,12 +15,12 @@ from launch.slurm.cluster import Cluster
 from launch.slurm.cluster_rules import quote_directive
 
 TEMPLATES = Path(__file__).parent / "templates"
-# Evaluated in each task: only there are these variables known. LOCAL_WORLD_SIZE is filled in.
+# Evaluated in each task, the only place where SLURM_PROCID and SLURM_LOCALID are set.
 TASK = (
     "export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE={local_size}; "
     'exec "$@"'
 )
-# torch guesses from names whether it is the host of the rendezvous, and guesses wrong where a node has several.
+# is_host explicitly: torch guesses the rendezvous host from host names, wrongly on a node with several names.
 AGENT = (
     'host=0; [ "$SLURM_NODEID" != 0 ] || host=1; exec {python} -m torch.distributed.run --nnodes="$SLURM_NNODES" '
     "--nproc-per-node={local_size} --rdzv-backend=c10d --rdzv-endpoint=$MASTER_ADDR:$MASTER_PORT "
@@ -29,15 +29,15 @@ AGENT = (
 )
 
 
-class Template(string.Template):
-    """`@@name`, since bash and sbatch have uses of their own for `$` and `%`."""
+class BatchTemplate(string.Template):
+    """Placeholders `@@name`: bash uses `$`, and sbatch `%`."""
 
     delimiter = "@@"
 
 
 @dataclass(frozen=True)
-class Job:
-    """What a script runs, and where. Paths are absolute."""
+class TrainJob:
+    """A training job. Paths are absolute."""
 
     run: Path
     config: Path
@@ -47,7 +47,7 @@ class Job:
 
 @dataclass(frozen=True)
 class EncodeJob:
-    """One step of tokenizing: `plan`, the array of `tasks`, or `merge`. `arguments` are those of `tokenizer encode`."""
+    """One tokenization job: `plan`, the array of `tasks`, or `merge`. `arguments`: of `tokenizer encode`."""
 
     step: str
     arguments: Sequence[str]
@@ -57,8 +57,8 @@ class EncodeJob:
     name: str
 
 
-def render_train(job: Job, cluster: Cluster) -> str:
-    """The batch script of a training."""
+def render_train(job: TrainJob, cluster: Cluster) -> str:
+    """Batch script of a training job."""
     per_node = cluster.processes_per_node
     agents = cluster.launcher == "torchrun"
     python = interpreter(cluster)
@@ -99,7 +99,7 @@ def render_train(job: Job, cluster: Cluster) -> str:
 
 
 def render_encode(job: EncodeJob, cluster: Cluster) -> str:
-    """The batch script of one step of tokenizing. Of the cluster file, what asks for GPUs and nodes is left out."""
+    """Batch script of one tokenization step: one node without GPUs."""
     alone = replace(cluster, nodes=1, tasks_per_node=1, gpus_per_node=0, gres=None, exclusive=False, launcher="srun")
     container, container_options = container_command(alone, (job.workdir, job.records))
     limits = [f"--array=0-{job.tasks - 1}"] if job.step == "tasks" else []
@@ -126,7 +126,7 @@ def render_encode(job: EncodeJob, cluster: Cluster) -> str:
 
 
 def directives(cluster: Cluster) -> Iterator[str]:
-    """Options of sbatch for what the cluster file names, in the order of its keys."""
+    """sbatch options of the cluster file's keys, in their order."""
     keys = ("account", "partition", "qos", "constraint", "reservation", "nodelist", "exclude", "hint", "mem", "comment")
     for key in (*keys, "mail_user", "mail_type"):
         value = getattr(cluster, key)
@@ -134,7 +134,7 @@ def directives(cluster: Cluster) -> Iterator[str]:
             yield f"--{key.replace('_', '-')}={quote_directive(value)}"
     if cluster.exclusive:
         yield "--exclusive"
-    # For the whole node and not for each task, which would then see one GPU and could not copy straight to another.
+    # Per node, not per task: with its own GPU only, a task could not use peer-to-peer copies.
     if cluster.gres is not None:
         yield f"--gres={quote_directive(cluster.gres)}"
     elif cluster.gpus_per_node:
@@ -148,7 +148,7 @@ def directives(cluster: Cluster) -> Iterator[str]:
 
 
 def exports(cluster: Cluster) -> Iterator[str]:
-    """Lines of bash for the variables of the processes."""
+    """`export` lines of the processes' environment variables."""
     interface = cluster.network_interface
     wanted = {} if interface is None else {"NCCL_SOCKET_IFNAME": interface, "GLOO_SOCKET_IFNAME": interface}
     for name, value in {**wanted, **cluster.environment}.items():
@@ -156,9 +156,9 @@ def exports(cluster: Cluster) -> Iterator[str]:
 
 
 def container_command(cluster: Cluster, seen: Sequence[Path]) -> tuple[list[str], list[str]]:
-    """(what stands before the command of each task, options of srun): apptainer is a command, pyxis a plugin of srun.
+    """(command prefix of each task, srun options): apptainer is a command, pyxis an srun plugin.
 
-    `seen` are folders that are mounted in any case; processes start in the first.
+    `seen`: folders that are always mounted; processes start in the first.
     """
     container = cluster.container
     folders = dict.fromkeys(map(str, seen))
@@ -175,20 +175,20 @@ def container_command(cluster: Cluster, seen: Sequence[Path]) -> tuple[list[str]
 
 
 def interpreter(cluster: Cluster) -> str:
-    """The Python of the processes."""
+    """Python interpreter of the processes."""
     if cluster.python is not None:
         return cluster.python
     return sys.executable if cluster.container.kind == "none" else "python3"
 
 
 def words(texts: Sequence[str]) -> str:
-    """For an array of bash. One with a comma is quoted, or it looks as if someone had taken commas for separators."""
+    """Elements of a bash array. Quotes elements with commas: shellcheck (SC2054) takes them for separators."""
     return " ".join(shlex.quote(text) if "," not in text or "'" in text else f"'{text}'" for text in texts)
 
 
 def _fill(template: str, values: Mapping[str, object]) -> str:
-    """Every placeholder, and no value without one; lines of blanks that an empty value leaves are joined."""
-    text = Template((TEMPLATES / template).read_text())
+    """Fill a template; every placeholder must have a value, and every value a placeholder."""
+    text = BatchTemplate((TEMPLATES / template).read_text())
     unused = values.keys() - set(text.get_identifiers())
     assert not unused, f"{template} has no place for {sorted(unused)}"
     return text.substitute(values)

@@ -1,12 +1,12 @@
-"""From a configuration and a cluster file to a job in the queue.
+"""Submission of a training job.
 
-    1. read both, and what is wrong with either                          config, cluster.py
-    2. everything that would make the job fail, in one error             checks.py
-    3. no other job of this run is queued or running                     job.json and squeue
-    4. script, configuration and cluster file are written to RUN/launch  script.py
-    5. sbatch, and the answer into job.json
+    1. read configuration and cluster file                               config, cluster_file.py
+    2. check everything that would make the job fail, in one error       checks.py
+    3. refuse if a job of this run is pending or running                 job.json and squeue
+    4. write script, configuration and cluster file to RUN/launch        script.py
+    5. sbatch, and record the job in job.json
 
-A run has one submission at a time: the third step and the fifth are under one lock.
+Steps 3 to 5 run under a lock: one submission of a run at a time.
 """
 
 import dataclasses
@@ -24,7 +24,7 @@ from launch.slurm.checks import find_problems
 from launch.slurm.cluster import Cluster
 from launch.slurm.cluster_file import load_cluster, resize, split_overrides
 from launch.slurm.job_record import JobRecord, LaunchFolder
-from launch.slurm.script import Job, render_train
+from launch.slurm.script import TrainJob, render_train
 from pretrain.config.load import config_text, load_config
 from pretrain.config.schema import Config
 from pretrain.errors import ConfigError, UserError
@@ -32,7 +32,7 @@ from pretrain.errors import ConfigError, UserError
 
 @dataclass(frozen=True)
 class Submission:
-    """What is to be submitted."""
+    """A training job before submission."""
 
     config: Config
     cluster: Cluster
@@ -41,7 +41,7 @@ class Submission:
 
     @property
     def world_size(self) -> int:
-        """Processes."""
+        """Number of processes."""
         return self.cluster.nodes * self.cluster.processes_per_node
 
     @property
@@ -51,7 +51,7 @@ class Submission:
 
 
 def read(config: Path, overrides: Sequence[str], cluster: str, nodes: int | None) -> Submission:
-    """Configuration and cluster file. Raises UserError with every problem of both."""
+    """Read configuration and cluster file. Raises ConfigError with all problems of both."""
     run_overrides, cluster_overrides = split_overrides(overrides)
     problems: list[str] = []
     loaded, site = None, None
@@ -75,36 +75,36 @@ def read(config: Path, overrides: Sequence[str], cluster: str, nodes: int | None
 
 
 def problems_of(submission: Submission) -> list[str]:
-    """Reasons not to submit."""
+    """All reasons not to submit."""
     known = slurm.partitions() if slurm.installed() else None
     return find_problems(submission.config, submission.cluster, submission.run, known)
 
 
 def script_of(submission: Submission, config: Path) -> str:
-    """The batch script; `config` is what the processes will read."""
-    job = Job(run=submission.run, config=config, workdir=Path.cwd(), name=submission.run.name or "pretrain")
+    """Batch script; `config` is the path that the processes will read."""
+    job = TrainJob(run=submission.run, config=config, workdir=Path.cwd(), name=submission.run.name or "pretrain")
     return render_train(job, submission.cluster)
 
 
 def submit(submission: Submission, prepare: Callable[[], object]) -> JobRecord:
-    """Submit. `prepare` looks into data and checkpoints, and raises UserError for what is wrong there.
+    """Submit. `prepare` checks data and checkpoints, and raises UserError on a problem.
 
-    Raises ConfigError with all problems, UserError where a job of this run is still in the queue.
+    Raises ConfigError with all problems, UserError if a job of this run is pending or running.
     """
     problems = problems_of(submission)
     if problems:
         raise ConfigError(problems, source=f"{submission.run.name} on {submission.cluster_name}")
     folder = submission.folder
-    refuse_second(folder, submission.run)
+    refuse_second_job(folder, submission.run)
     prepare()
     with folder.claim():
-        refuse_second(folder, submission.run)
+        refuse_second_job(folder, submission.run)
         script = folder.next_script()
         config = script.with_suffix(".yaml")
         config.write_text(config_text(submission.config))
         script.with_suffix(".cluster.yaml").write_text(cluster_text(submission.cluster))
         script.write_text(script_of(submission, config))
-        (submission.run / "logs").mkdir(exist_ok=True)  # SLURM makes no folders, and a job without a log fails unseen
+        (submission.run / "logs").mkdir(exist_ok=True)  # SLURM does not create it, and the job would fail without a log
         folder.stopped.unlink(missing_ok=True)
         job_id = slurm.submit(script)
         record = JobRecord(
@@ -120,8 +120,8 @@ def submit(submission: Submission, prepare: Callable[[], object]) -> JobRecord:
     return record
 
 
-def refuse_second(folder: LaunchFolder, run: Path) -> None:
-    """Raise UserError where the newest job of the run has not ended. Two of them would take turns at fencing each other."""
+def refuse_second_job(folder: LaunchFolder, run: Path) -> None:
+    """Raise UserError if the run's newest job has not ended: two jobs would keep superseding each other."""
     record = folder.read_record()
     if record is None:
         return
@@ -129,17 +129,17 @@ def refuse_second(folder: LaunchFolder, run: Path) -> None:
     if job is not None:
         raise UserError(
             f"run {run} has a job already: {record.job_id} is {job.state} ({job.reason})",
-            hint=f"`pretrain stop {run}` ends it, and `pretrain status {run}` shows how far it is",
+            hint=f"`pretrain stop {run}` ends it, `pretrain status {run}` shows its progress",
         )
 
 
 def _log_name(submission: Submission, job_id: int) -> str:
-    """With the patterns of sbatch that can be known here."""
+    """Log file name with sbatch's patterns %x and %j filled in."""
     name = submission.cluster.job_name or submission.run.name
     return submission.cluster.log.replace("%x", name).replace("%j", str(job_id))
 
 
 def cluster_text(cluster: Cluster) -> str:
-    """Every value as YAML; `load_cluster` of such a file gives an equal Cluster."""
-    # Through JSON, which knows lists and no tuples.
+    """All values as YAML; `load_cluster` reads back an equal Cluster."""
+    # Through JSON, to turn tuples into lists.
     return str(OmegaConf.to_yaml(OmegaConf.create(json.loads(json.dumps(dataclasses.asdict(cluster))))))

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.checkpoint import layout
 from pretrain.config.load import load_saved
-from pretrain.config.schema import FREE, Config
+from pretrain.config.schema import FREE_MODEL_KEYS, Config
 from pretrain.data.order import differences, past_of
 from pretrain.errors import CheckpointError
 from pretrain.run_folder import Progress
@@ -35,7 +35,7 @@ def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[
     problems = [
         f"model.{key}: {getattr(saved.model, key)} → {value}"
         for key, value in vars(config.model).items()
-        if key not in FREE and value != getattr(saved.model, key)
+        if key not in FREE_MODEL_KEYS and value != getattr(saved.model, key)
     ]
     changed = differences(*(past_of(description, state["samples"]) for description in (state["order"], order)))
     problems += [f"order: {line}" for line in changed]

@@ -11,30 +11,30 @@ CLUSTER = click.option(
     "--cluster", required=True, metavar="FILE|NAME", help="A cluster file, or its name in configs/cluster."
 )
 NODES = click.option(
-    "--nodes", type=click.IntRange(1), metavar="N", help="Nodes.  [default: what the cluster file says]"
+    "--nodes", type=click.IntRange(1), metavar="N", help="Number of nodes.  [default: from the cluster file]"
 )
-DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be done, and do nothing.")
+DRY_RUN = click.option("--dry-run", is_flag=True, help="Print what would be run, and exit.")
 
 
 @click.group()
 def launch() -> None:
-    """Start a training of several processes."""
+    """Start a multi-process training."""
 
 
 @launch.command()
 @CONFIG
-@click.option("--nproc", type=click.IntRange(1), required=True, metavar="N", help="Processes; one a GPU.")
+@click.option("--nproc", type=click.IntRange(1), required=True, metavar="N", help="Number of processes, one per GPU.")
 @click.option(
     "--max-restarts",
     type=click.IntRange(0),
     default=0,
     show_default=True,
     metavar="K",
-    help="Start again so often after a crash or a hang, where a checkpoint was saved meanwhile.",
+    help="Restarts after a crash or hang, while each start saves a new checkpoint.",
 )
 @OVERRIDES
 def local(config: Path, nproc: int, max_restarts: int, overrides: tuple[str, ...]) -> None:
-    """Train with N processes on this machine. Ctrl-C saves and ends; the same command goes on."""
+    """Train with N processes on this machine. Ctrl-C saves and ends; the same command resumes."""
     from launch.torchrun import launch_with_restarts
     from pretrain.config import load_config
     from pretrain.run_folder import RunFolder
@@ -48,17 +48,17 @@ def local(config: Path, nproc: int, max_restarts: int, overrides: tuple[str, ...
 
 @launch.command()
 @CONFIG
+@click.option("--hostfile", type=click.Path(path_type=Path), required=True, help="One line per machine: NAME slots=8.")
 @click.option(
-    "--hostfile", type=click.Path(path_type=Path), required=True, help="A line for each machine: NAME slots=8."
+    "--port", type=click.IntRange(1, 65535), default=29500, show_default=True, help="Port on the first machine."
 )
-@click.option("--port", type=click.IntRange(1, 65535), default=29500, show_default=True, help="Of the first machine.")
 @click.option(
-    "--ssh", default=None, metavar="COMMAND", help="What reaches a machine.  [default: ssh -tt -o BatchMode=yes]"
+    "--ssh", default=None, metavar="COMMAND", help="Command to reach a machine.  [default: ssh -tt -o BatchMode=yes]"
 )
 @DRY_RUN
 @OVERRIDES
 def hosts(config: Path, hostfile: Path, port: int, ssh: str | None, dry_run: bool, overrides: tuple[str, ...]) -> None:
-    """Train on several machines that ssh reaches and that see the same paths."""
+    """Train on several machines over ssh; all must see the same paths."""
     import os
     import shlex
 
@@ -82,9 +82,9 @@ def hosts(config: Path, hostfile: Path, port: int, ssh: str | None, dry_run: boo
 
 @launch.command()
 @click.argument("output", type=click.Path(path_type=Path))
-@click.option("--slots", type=click.IntRange(1), required=True, metavar="N", help="Processes of each machine.")
+@click.option("--slots", type=click.IntRange(1), required=True, metavar="N", help="Processes per machine.")
 def hostfile(output: Path, slots: int) -> None:
-    """Write the nodes of this SLURM allocation as a hostfile, for `launch hosts` and for deepspeed."""
+    """Write a hostfile of this SLURM allocation, for `launch hosts` and deepspeed."""
     from launch.hosts import Host, format_hostfile
     from launch.slurm.commands import allocated_nodes
 
@@ -102,8 +102,8 @@ def hostfile(output: Path, slots: int) -> None:
 def slurm_command(config: Path, cluster: str, nodes: int | None, dry_run: bool, overrides: tuple[str, ...]) -> None:
     """Submit a training to SLURM. The job requeues itself until the run is done.
 
-    KEY=VALUE changes the run's configuration, cluster.KEY=VALUE the cluster file. --dry-run prints the script to stdout, and
-    the arithmetic of batch and memory to stderr; it needs neither SLURM nor torch.
+    KEY=VALUE overrides the run's configuration, cluster.KEY=VALUE the cluster file. --dry-run prints the script to stdout
+    and the batch and memory plan to stderr; it needs neither SLURM nor torch.
     """
     from launch.slurm.submit import problems_of, read, script_of, submit
 
@@ -115,17 +115,17 @@ def slurm_command(config: Path, cluster: str, nodes: int | None, dry_run: bool, 
         click.echo("\n".join(plan_lines(submission.config, submission.cluster)), err=True)
         problems = problems_of(submission)
         if problems:
-            click.echo("before it can be submitted:", err=True)
+            click.echo("problems to fix before submission:", err=True)
             click.echo("\n".join(f"  - {problem}" for problem in problems), err=True)
         return
 
     def prepare() -> None:
         try:
-            from pretrain.training.startup.preflight import prepare as look
-        except ModuleNotFoundError as error:  # a login node without numpy; each process looks again before it starts
-            click.echo(f"data and checkpoints were not looked into: {error}", err=True)
+            from pretrain.training.startup.preflight import prepare as check_start
+        except ModuleNotFoundError as error:  # login node without numpy; each process checks again at start-up
+            click.echo(f"data and checkpoints were not checked: {error}", err=True)
             return
-        look(submission.config, submission.world_size)
+        check_start(submission.config, submission.world_size)
 
     record = submit(submission, prepare)
     run = submission.config.run.dir
@@ -142,7 +142,7 @@ def slurm_command(config: Path, cluster: str, nodes: int | None, dry_run: bool, 
 @launch.command("slurm-encode")
 @click.argument("arguments", nargs=-1, required=True, metavar="-- ARGUMENTS OF tokenizer encode")
 @CLUSTER
-@click.option("--tasks", type=click.IntRange(1), required=True, metavar="K", help="Elements of the array.")
+@click.option("--tasks", type=click.IntRange(1), required=True, metavar="K", help="Size of the job array.")
 @click.option(
     "--records", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Folder for scripts and logs."
 )
@@ -151,7 +151,7 @@ def slurm_command(config: Path, cluster: str, nodes: int | None, dry_run: bool, 
 def slurm_encode(
     arguments: tuple[str, ...], cluster: str, tasks: int, records: Path, changes: tuple[str, ...], dry_run: bool
 ) -> None:
-    """Tokenize a corpus on SLURM: a plan, an array of K elements, and a merge, each after the one before."""
+    """Tokenize a corpus on SLURM as dependent jobs: plan, array of K tasks, merge."""
     from launch.slurm.cluster_file import load_cluster
     from launch.slurm.encode_jobs import encode_scripts, submit_scripts
 
@@ -165,9 +165,11 @@ def slurm_encode(
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--now", is_flag=True, help="Cancel its SLURM job; what came after the last checkpoint is lost.")
+@click.option(
+    "--now", is_flag=True, help="Cancel its SLURM job without a save; steps after the last checkpoint are lost."
+)
 def stop(run: Path, now: bool) -> None:
-    """Let RUN save and end. Its job does not requeue itself."""
+    """Save and end RUN. Its job does not requeue."""
     from launch.stop import stop_run
 
     click.echo(stop_run(run, now=now))
@@ -175,10 +177,10 @@ def stop(run: Path, now: bool) -> None:
 
 @click.command()
 @click.argument("runs", nargs=-1, metavar="[RUN]...", type=click.Path(path_type=Path))
-@click.option("--watch", "live", is_flag=True, help="Look again every few seconds.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a run, one a line.")
+@click.option("--watch", "live", is_flag=True, help="Refresh every few seconds.")
+@click.option("--json", "as_json", is_flag=True, help="Print one line of JSON per run.")
 def status(runs: tuple[Path, ...], live: bool, as_json: bool) -> None:
-    """Show how far RUN is, how fast, and why it is not running. Without RUN, all in runs/."""
+    """Show progress and speed of RUN, or why it is not running. Default: all in runs/."""
     import json
 
     from launch.status import find_runs, read_status

@@ -1,4 +1,4 @@
-"""The configuration of a run: schema.py declares it, load.py reads it, check.py holds it against the rules."""
+"""Configuration of a run: schema.py declares it, load.py reads it, check.py checks the rules between values."""
 
 from pretrain.config.check import check_config, check_world
 from pretrain.config.load import LoadedConfig, load_config, save_config

@@ -1,4 +1,4 @@
-"""A plain tree held against the dataclasses of schema.py: names, types and ranges of single values."""
+"""From a plain tree to the dataclasses of schema.py: checks names, types and ranges of single values."""
 
 import dataclasses
 import difflib
@@ -12,14 +12,14 @@ TYPE_NAMES = {int: "an integer", float: "a number", str: "a string", bool: "true
 
 
 def build(tree: dict[str, Any], problems: list[str]) -> Config:
-    """The Config of a tree. What does not fit is added to `problems`, and its default is used meanwhile."""
+    """Build the Config of a tree. Invalid entries are added to `problems` and get their defaults."""
     config = build_section(Config, tree, "", problems)
     assert isinstance(config, Config)
     return config
 
 
 def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
-    """Every dotted name, e.g. `model.n_layers`; a source's keys appear as `data.train.NAME.path`."""
+    """All dotted keys, e.g. `model.n_layers`; keys of a source appear as `data.train.NAME.path`."""
     names: list[str] = []
     for name, kind in get_type_hints(cls).items():
         if isinstance(kind, type) and dataclasses.is_dataclass(kind):
@@ -32,11 +32,12 @@ def known_keys(cls: type = Config, prefix: str = "") -> list[str]:
 
 
 def build_section(cls: type, tree: Any, prefix: str, problems: list[str], root: type = Config) -> Any:
-    """A dataclass of knobs from its part of a tree; `root` is the whole, in which near names are looked for."""
+    """Build a dataclass of knobs from its part of a tree; `root` is where similar names are searched for."""
     if tree is None:
         tree = {}
     if not isinstance(tree, dict):
-        problems.append(f"{prefix.rstrip('.')}={tree!r} is not a section with keys of its own")
+        first = dataclasses.fields(cls)[0].name
+        problems.append(f"{prefix.rstrip('.')}={tree!r} is not a section\n    hint: {prefix}{first}=…")
         return cls()
     hints = get_type_hints(cls)
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -57,7 +58,7 @@ def build_section(cls: type, tree: Any, prefix: str, problems: list[str], root: 
 
 
 def _named_sections(cls: type, tree: Any, name: str, problems: list[str], root: type) -> dict[str, Any]:
-    if tree is None:  # `data.valid=null` takes away what a file named
+    if tree is None:  # `data.valid=null` removes the sources of the file
         return {}
     if not isinstance(tree, dict):
         first = dataclasses.fields(cls)[0].name
@@ -67,7 +68,7 @@ def _named_sections(cls: type, tree: Any, name: str, problems: list[str], root: 
 
 
 def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> Any:
-    """The value in its declared type, or MISSING after adding a problem."""
+    """Return the value in its declared type, or add a problem and return MISSING."""
     optional = get_origin(kind) in (Union, types.UnionType)
     if optional:
         if value is None:
@@ -96,7 +97,7 @@ def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> 
 
 
 def _numbers(tree: dict[Any, Any], name: str, problems: list[str]) -> dict[str, float]:
-    """A mapping of names to numbers that are not negative."""
+    """A mapping of names to non-negative numbers."""
     rules = {"choices": (), "minimum": 0, "above": None, "maximum": None, "below": None}
     leaves = {str(key): _leaf(value, float, f"{name}.{key}", rules, problems) for key, value in tree.items()}
     return {key: value for key, value in leaves.items() if value is not dataclasses.MISSING}
@@ -121,7 +122,7 @@ def _range_problem(value: Any, rules: Any) -> str:
 
 
 def _unknown(name: str, prefix: str, siblings: list[str], root: type) -> str:
-    """Look for a near name first among the siblings, then anywhere: `lr` at top level is `optimizer.lr`."""
+    """Suggest a similar name, first among the siblings, then anywhere: `lr` at top level is `optimizer.lr`."""
     last = name.rsplit(".", 1)[-1]
     near = [f"{prefix}{match}" for match in difflib.get_close_matches(last, siblings, n=1)]
     near += [known for known in known_keys(root) if known.rsplit(".", 1)[-1] == last]
@@ -132,7 +133,7 @@ def _unknown(name: str, prefix: str, siblings: list[str], root: type) -> str:
 
 
 def named_section(kind: Any) -> type | None:
-    """The dataclass of a `dict[str, dataclass]`, whose keys a user chooses."""
+    """The dataclass of a `dict[str, dataclass]` (its keys are user-chosen names), else None."""
     if get_origin(kind) is dict and dataclasses.is_dataclass(get_args(kind)[1]):
         found: type = get_args(kind)[1]
         return found

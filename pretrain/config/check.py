@@ -1,12 +1,13 @@
-"""Rules between values: what single ranges cannot say. Pure functions of numbers, so that a login node can run them."""
+"""Rules between values, beyond the ranges of single values. Without torch, so that a login node can run them."""
 
 import difflib
+import math
 
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.errors import ConfigError
 
-# What DeepSpeed 0.19 reads at the top level of its dictionary, without what it has removed and would only refuse once
-# all processes run. It ignores a misspelt name, so we check it; tests/unit/pretrain/config/test_deepspeed_options.py compares.
+# Top-level options of DeepSpeed 0.19, without removed ones, which it rejects only once all processes run. DeepSpeed ignores
+# a misspelt name, so names are checked here; tests/unit/pretrain/config/test_deepspeed_options.py keeps the list current.
 DEEPSPEED_OPTIONS = frozenset(
     """
     activation_checkpointing aio autotuning bf16 checkpoint comet comms_logger communication_data_type compile
@@ -18,16 +19,16 @@ DEEPSPEED_OPTIONS = frozenset(
     zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
     """.split()
 )
-# Derived from the sections of our own config; a second value could only contradict it.
+# Derived from other sections of the configuration; a second value could only contradict them.
 DERIVED_OPTIONS = {
     "train_batch_size": "batch.global_batch_size",
     "train_micro_batch_size_per_gpu": "batch.micro_batch_size",
     "gradient_accumulation_steps": "batch.global_batch_size",
     "gradient_clipping": "optimizer.clip_grad_norm",
-    "gradient_allreduce_op": "the loss, a mean over the targets of all ranks",
+    "gradient_allreduce_op": "the loss, which averages over the targets of all ranks",
     "managed_gradient_accumulation": "batch.micro_batch_size",
-    "optimizer": "optimizer.lr and its neighbours",
-    "scheduler": "schedule.kind and its neighbours",
+    "optimizer": "the section optimizer",
+    "scheduler": "the section schedule",
     "bf16.enabled": "engine.precision",
     "fp16.enabled": "engine.precision",
     "zero_optimization.stage": "engine.zero_stage",
@@ -35,20 +36,20 @@ DERIVED_OPTIONS = {
 
 
 def check_config(config: Config) -> None:
-    """Raise ConfigError with every rule that the values break together."""
+    """Raise ConfigError with every broken rule."""
     problems = find_conflicts(config)
     if problems:
         raise ConfigError(problems)
 
 
 def find_conflicts(config: Config) -> list[str]:
-    """The broken rules between values, each with a hint."""
+    """All broken rules between values."""
     parts = (_model, _data, _batch, _schedule, _engine, _guard, _evaluation, _deepspeed)
     return [problem for part in parts for problem in part(config)]
 
 
 def check_world(config: Config, world_size: int) -> None:
-    """Raise ConfigError where the batch, or one on the way to it, cannot be divided among `world_size` processes."""
+    """Raise ConfigError if the global batch, or a size of its ramp, does not divide among `world_size` processes."""
     batch = config.batch
     size, micro = batch.global_batch_size, batch.micro_batch_size
     for key in ("ramp_start_size", "ramp_increment"):
@@ -58,7 +59,7 @@ def check_world(config: Config, world_size: int) -> None:
             raise ConfigError(
                 [
                     f"batch.{key}={value} is not a multiple of batch.micro_batch_size={micro} × {world_size} processes\n"
-                    f"    hint: batch.{key}={nearest}, or fewer processes while the batch is small"
+                    f"    hint: batch.{key}={nearest}, or fewer processes"
                 ]
             )
     if size % (micro * world_size) == 0:
@@ -68,7 +69,7 @@ def check_world(config: Config, world_size: int) -> None:
     raise ConfigError(
         [
             f"batch.global_batch_size={size} is not a multiple of batch.micro_batch_size={micro} × {world_size} processes\n"
-            f"    hint: batch.global_batch_size={nearest}, or one of these numbers of processes: {_listing(fitting)}"
+            f"    hint: batch.global_batch_size={nearest}, or one of these process counts: {_listing(fitting)}"
         ]
     )
 
@@ -83,20 +84,25 @@ def _model(config: Config) -> list[str]:
     if not model.head_dim and model.d_model % model.n_heads:
         problems.append(
             f"model.d_model={model.d_model} is not a multiple of model.n_heads={model.n_heads}\n"
-            f"    hint: every head has d_model / n_heads channels; model.head_dim gives it another width"
+            f"    hint: model.d_model={max(1, round(model.d_model / (2 * model.n_heads))) * 2 * model.n_heads}, or set "
+            f"model.head_dim"
         )
     elif model.positions == "rope":
         problems += _rope(model)
     if model.norm_bias and model.norm != "layernorm":
         problems.append(
-            f"model.norm_bias=true has no meaning for model.norm={model.norm}\n    hint: model.norm=layernorm"
+            f"model.norm_bias=true has no effect with model.norm={model.norm}\n    hint: model.norm=layernorm"
         )
     if model.positions == "sinusoidal" and model.d_model % 2:
-        problems.append(f"model.d_model={model.d_model} is odd, and sinusoidal positions fill pairs of channels")
+        even = math.lcm(2, model.n_heads)
+        problems.append(
+            f"model.d_model={model.d_model} is odd; sinusoidal positions need pairs of channels\n"
+            f"    hint: model.d_model={math.ceil(model.d_model / even) * even}"
+        )
     if model.n_heads % model.n_kv_heads:
         problems.append(
             f"model.n_heads={model.n_heads} is not a multiple of model.n_kv_heads={model.n_kv_heads}\n"
-            f"    hint: every key head serves the same number of query heads"
+            f"    hint: model.n_kv_heads={max(n for n in range(1, model.n_kv_heads + 1) if model.n_heads % n == 0)}"
         )
     if config.data.seq_len > model.max_seq_len:
         problems.append(
@@ -111,21 +117,20 @@ def _rope(model: ModelConfig) -> list[str]:
     if model.rotary_width % 2 or not model.rotary_width:
         of = "" if model.rope_fraction == 1 else f" times model.rope_fraction={model.rope_fraction:g}"
         problems.append(
-            f"model.head_dim={model.head_width}{of} gives {model.rotary_width} channels to rotary positions, which turn pairs "
-            f"of channels"
+            f"model.head_dim={model.head_width}{of} gives {model.rotary_width} rotary channels; RoPE needs an even number > 0"
         )
     if model.rope_scaling == "none":
         if model.rope_factor != 1:
             problems.append(
-                f"model.rope_factor={model.rope_factor:g} has no meaning for model.rope_scaling=none\n"
+                f"model.rope_factor={model.rope_factor:g} has no effect with model.rope_scaling=none\n"
                 f"    hint: model.rope_scaling=llama3"
             )
         return problems
     if model.rope_scaling != "linear" and not 0 < model.rope_original_seq_len <= model.max_seq_len:
         problems.append(
             f"model.rope_scaling={model.rope_scaling} needs model.rope_original_seq_len between 1 and model.max_seq_len="
-            f"{model.max_seq_len}, and it is {model.rope_original_seq_len}\n"
-            f"    hint: the sequence length of the training before"
+            f"{model.max_seq_len}, not {model.rope_original_seq_len}\n"
+            f"    hint: the context length of the original training"
         )
     if model.rope_scaling == "llama3" and model.rope_low_freq_factor >= model.rope_high_freq_factor:
         problems.append(
@@ -142,7 +147,7 @@ def _rope(model: ModelConfig) -> list[str]:
 def _data(config: Config) -> list[str]:
     return [
         *(
-            f"data.valid.{name}.{key}={getattr(source, key)} has no meaning: held-out sources are weighed by their tokens"
+            f"data.valid.{name}.{key}={getattr(source, key)} has no effect: held-out sources are weighted by token count"
             for name, source in config.data.valid.items()
             for key, usual in (("weight", 1), ("max_epochs", None))
             if getattr(source, key) != usual
@@ -152,10 +157,10 @@ def _data(config: Config) -> list[str]:
 
 
 def _weights(config: Config) -> list[str]:
-    """Stages of weights: names that exist, something to read in each, and one start each."""
+    """Stages of weights: known sources, a positive weight in each stage, distinct starts."""
     data, problems = config.data, []
     if data.train and not any(source.weight for source in data.train.values()):
-        problems.append("data.train: every weight is 0\n    hint: a run begins with at least one source")
+        problems.append(f"data.train: every weight is 0\n    hint: data.train.{next(iter(data.train))}.weight=1")
     starts: dict[int, str] = {}
     for name, stage in data.stages.items():
         where = f"data.stages.{name}"
@@ -164,7 +169,7 @@ def _weights(config: Config) -> list[str]:
             hint = f"did you mean {near[0]}?" if near else f"data.train.{unknown}.path=DIR"
             problems.append(f"{where}.weights.{unknown} is not a source of data.train\n    hint: {hint}")
         if not any(stage.weights.values()):
-            problems.append(f"{where}.weights gives no source a weight\n    hint: {where}.weights.NAME=1")
+            problems.append(f"{where}.weights has no positive weight\n    hint: {where}.weights.NAME=1")
         if stage.start_step in starts:
             problems.append(
                 f"{where} and data.stages.{starts[stage.start_step]} both have start_step={stage.start_step}"
@@ -173,7 +178,7 @@ def _weights(config: Config) -> list[str]:
         if stage.start_step >= config.schedule.total_steps:
             problems.append(
                 f"{where}.start_step={stage.start_step} is not below schedule.total_steps={config.schedule.total_steps}, so "
-                f"it would never begin"
+                f"it would never start"
             )
     used = {name for stage in data.stages.values() for name, weight in stage.weights.items() if weight}
     problems += [
@@ -196,12 +201,12 @@ def _batch(config: Config) -> list[str]:
 
 
 def _ramp(config: Config) -> list[str]:
-    """A batch that grows: all three keys, whole increments, each size held for a step at least."""
+    """Batch size ramp: all three keys set, increments that add up, at least one step at each size."""
     batch = config.batch
     keys = {key: getattr(batch, key) for key in ("ramp_start_size", "ramp_increment", "ramp_steps")}
     if not all(keys.values()):
         missing = ", ".join(f"batch.{key}" for key, value in keys.items() if not value)
-        return [f"a batch that grows needs {missing} too\n    hint: or leave all batch.ramp_… keys at 0"]
+        return [f"the batch size ramp also needs {missing}\n    hint: set all three batch.ramp_… keys, or none"]
     problems = [
         f"batch.{key}={keys[key]} is not a multiple of batch.micro_batch_size={batch.micro_batch_size}"
         for key in ("ramp_start_size", "ramp_increment")
@@ -215,8 +220,8 @@ def _ramp(config: Config) -> list[str]:
         )
     elif batch.ramp_steps < growth // batch.ramp_increment:
         problems.append(
-            f"batch.ramp_steps={batch.ramp_steps} is fewer than the {growth // batch.ramp_increment} sizes before "
-            f"batch.global_batch_size\n    hint: a larger batch.ramp_increment"
+            f"batch.ramp_steps={batch.ramp_steps} is below the number of batch sizes in the ramp\n"
+            f"    hint: batch.ramp_steps={growth // batch.ramp_increment}, or a larger batch.ramp_increment"
         )
     return problems
 
@@ -231,8 +236,8 @@ def _schedule(config: Config) -> list[str]:
         )
     if schedule.decay_steps and schedule.kind != "wsd":
         problems.append(
-            f"schedule.decay_steps={schedule.decay_steps} has no meaning for schedule.kind={schedule.kind}\n"
-            f"    hint: schedule.kind=wsd, or leave decay_steps at 0"
+            f"schedule.decay_steps={schedule.decay_steps} has no effect with schedule.kind={schedule.kind}\n"
+            f"    hint: schedule.kind=wsd, or schedule.decay_steps=0"
         )
     return problems
 
@@ -242,7 +247,7 @@ def _engine(config: Config) -> list[str]:
     if engine.zero_stage == 0 and engine.precision != "fp32":
         return [
             f"engine.zero_stage=0 with engine.precision={engine.precision}: DeepSpeed's half precision optimizers of stage 0 "
-            f"take a phantom step at start\n    hint: engine.zero_stage=1, the same memory on one process"
+            f"take a spurious step at start-up\n    hint: engine.zero_stage=1, the same memory on one process"
         ]
     if engine.precision == "fp16" and engine.device == "cpu":
         return ["engine.precision=fp16 is not supported on CPU\n    hint: engine.precision=bf16"]
@@ -253,7 +258,7 @@ def _guard(config: Config) -> list[str]:
     every, stage = config.guard.replicas_every_steps, config.engine.zero_stage
     if every and stage == 3:
         return [
-            f"guard.replicas_every_steps={every} with engine.zero_stage=3: no process has a copy of the weights to compare\n"
+            f"guard.replicas_every_steps={every} with engine.zero_stage=3: stage 3 has no replicas to compare\n"
             f"    hint: guard.replicas_every_steps=0, or engine.zero_stage=2"
         ]
     return []
@@ -262,10 +267,11 @@ def _guard(config: Config) -> list[str]:
 def _evaluation(config: Config) -> list[str]:
     problems = []
     if config.eval.prompts and config.data.tokenizer is None:
-        problems.append("eval.prompts needs a tokenizer\n    hint: data.tokenizer=DIR/tokenizer.model")
+        problems.append("eval.prompts needs data.tokenizer\n    hint: data.tokenizer=DIR/tokenizer.model")
     if config.eval.prompts and not config.eval.every_steps:
         problems.append(
-            "eval.prompts has no meaning for eval.every_steps=0: texts are made at evaluations\n    hint: eval.prompts=[]"
+            "eval.prompts has no effect with eval.every_steps=0: samples are generated at evaluations\n"
+            "    hint: eval.prompts=[]"
         )
     return problems
 
@@ -275,22 +281,24 @@ def _deepspeed(config: Config) -> list[str]:
     accumulation = config.engine.deepspeed.get("data_types")
     if config.engine.zero_stage == 1 and config.engine.precision == "bf16" and accumulation:
         problems.append(
-            f"engine.deepspeed.data_types={accumulation!r} at stage 1 in bf16 takes an optimizer of DeepSpeed that cannot be "
+            f"engine.deepspeed.data_types={accumulation!r} at stage 1 in bf16 selects an optimizer of DeepSpeed that cannot be "
             f"saved here\n    hint: engine.zero_stage=2"
         )
     for name, value in config.engine.deepspeed.items():
         if name in ("zero_optimization", "bf16", "fp16") and not isinstance(value, dict):
             problems.append(
                 f"engine.deepspeed.{name}={value!r} would replace a derived section\n"
-                f"    hint: name the options below it, e.g. engine.deepspeed.zero_optimization.overlap_comm=true"
+                f"    hint: set single options in it, e.g. engine.deepspeed.zero_optimization.overlap_comm=true"
             )
             continue
         inner = [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
         owner = next((DERIVED_OPTIONS[key] for key in (name, *inner) if key in DERIVED_OPTIONS), None)
         if owner is not None:
-            problems.append(f"engine.deepspeed.{name} is derived from {owner}\n    hint: set it there")
+            problems.append(f"engine.deepspeed.{name} is derived from {owner}\n    hint: change it there")
         elif name not in DEEPSPEED_OPTIONS:
             near = difflib.get_close_matches(str(name), DEEPSPEED_OPTIONS, n=1)
             hint = f"\n    hint: did you mean {near[0]}?" if near else ""
-            problems.append(f"engine.deepspeed.{name} is not an option of DeepSpeed, which would ignore it{hint}")
+            problems.append(
+                f"engine.deepspeed.{name} is not an option of DeepSpeed, which would ignore it silently{hint}"
+            )
     return problems

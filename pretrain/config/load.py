@@ -1,12 +1,12 @@
-"""YAML files and `key=value` arguments → one checked, frozen Config.
+"""From YAML files and `key=value` arguments to one checked, frozen Config.
 
-    1. a file and what it `extends:`, the parent first         (OmegaConf reads YAML and refuses duplicate keys)
-    2. `key=value` arguments, over it
-    3. ${interpolations} resolved
-    4. the tree held against the dataclasses: names, types, ranges     build.py
-    5. rules between values                                            check.py
+    1. read the file and the files it `extends:`, parents first     (OmegaConf parses YAML and refuses duplicate keys)
+    2. apply the `key=value` arguments
+    3. resolve ${interpolations}
+    4. check names, types and ranges against the dataclasses        build.py
+    5. check the rules between values                               check.py
 
-Each step adds to one list of problems; whatever is in the list at the end is reported together.
+All steps add to one list of problems, which is reported as one error.
 """
 
 import dataclasses
@@ -33,16 +33,16 @@ _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 @dataclass(frozen=True)
 class LoadedConfig:
-    """A valid configuration, and which file (or the command line) each dotted key that is not a default came from."""
+    """A valid configuration; `origins` maps each dotted key that is not a default to its file, or the command line."""
 
     config: Config
     origins: Mapping[str, str]
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig:
-    """Read, merge and check.
+    """Read, merge and check a configuration.
 
-    Raises UserError for a file that is missing, and ConfigError with every other problem at once.
+    Raises UserError if a file is missing, and ConfigError with all other problems.
     """
     problems: list[str] = []
     tree, origins = read_tree(Path(path), overrides, problems)
@@ -55,7 +55,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
 
 
 def read_tree(path: Path, overrides: Sequence[str], problems: list[str]) -> tuple[Tree, dict[str, str]]:
-    """Steps 1 to 3: one plain tree, and where each of its leaves came from."""
+    """Steps 1 to 3: (plain tree, origin of each leaf by dotted key)."""
     tree: Tree = {}
     origins: dict[str, str] = {}
     for file, layer in _files(path):
@@ -66,7 +66,7 @@ def read_tree(path: Path, overrides: Sequence[str], problems: list[str]) -> tupl
 
 def config_text(config: Config) -> str:
     """Every value as YAML; `load_config` of such a file gives an equal Config."""
-    # OmegaConf's writer, because its reader takes more for a number than YAML's does: a folder may be called 1e3.
+    # OmegaConf's writer, not PyYAML's: OmegaConf reads `1e3` as a number, so a folder of that name must be quoted.
     return str(OmegaConf.to_yaml(OmegaConf.create(dataclasses.asdict(config))))
 
 
@@ -76,9 +76,10 @@ def save_config(config: Config, path: Path) -> None:
 
 
 def load_saved(path: Path) -> Config:
-    """A file that `save_config` wrote: every value as it stands, nothing extended or interpolated.
+    """Load a file written by `save_config`, without `extends:` and interpolation.
 
-    A checkpoint may come from a stranger, and `extends:` or `${oc.env:…}` would read this machine's files and variables.
+    A checkpoint may be untrusted: `extends:` or `${oc.env:…}` in it could read this machine's files and variables.
+    Raises the errors of `load_config`.
     """
     problems: list[str] = []
     config = build(_read(path), problems)
@@ -97,19 +98,19 @@ def _files(path: Path, seen: tuple[Path, ...] = ()) -> list[tuple[Path, Tree]]:
     if parent is None:
         return [(path, layer)]
     if not isinstance(parent, str):
-        raise ConfigError([f"extends={parent!r} is not the path of one file"], source=str(path))
+        raise ConfigError([f"extends={parent!r} is not the path of a single file"], source=str(path))
     return [*_files(path.parent / parent, (*seen, path.resolve())), (path, layer)]
 
 
 def _read(path: Path) -> Tree:
     if not path.is_file():
-        raise UserError(f"config file {path} does not exist", hint="ready-made ones lie in configs/")
+        raise UserError(f"config file {path} does not exist", hint="see configs/ for ready-made files")
     try:
         layer = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise ConfigError([f"not valid YAML: {' '.join(str(error).split())}"], source=str(path)) from error
     if not isinstance(layer, dict):
-        raise ConfigError(["the file holds no `section: {key: value}`"], source=str(path))
+        raise ConfigError(["the file is not a mapping `section: {key: value}`"], source=str(path))
     return {str(key): value for key, value in layer.items()}
 
 
@@ -123,7 +124,7 @@ def _parse_overrides(overrides: Sequence[str], problems: list[str]) -> Tree:
         try:
             parsed = OmegaConf.to_container(OmegaConf.from_dotlist([text]), resolve=False)
         except (yaml.YAMLError, OmegaConfBaseException) as error:
-            problems.append(f"argument {text!r} cannot be read: {' '.join(str(error).split())}")
+            problems.append(f"argument {text!r} cannot be parsed: {' '.join(str(error).split())}")
             continue
         assert isinstance(parsed, dict)
         _merge(tree, {str(k): v for k, v in parsed.items()}, "", {})
@@ -131,7 +132,7 @@ def _parse_overrides(overrides: Sequence[str], problems: list[str]) -> Tree:
 
 
 def _merge(tree: Tree, layer: Tree, origin: str, origins: dict[str, str], prefix: str = "") -> None:
-    """Lay `layer` over `tree` in place, noting where each leaf came from."""
+    """Merge `layer` into `tree` in place, and record the origin of each leaf."""
     for key, value in layer.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict) and value:
@@ -139,7 +140,7 @@ def _merge(tree: Tree, layer: Tree, origin: str, origins: dict[str, str], prefix
             tree[key] = below if isinstance(below, dict) else {}
             _merge(tree[key], value, origin, origins, f"{name}.")
         elif value is None and not prefix and isinstance(tree.get(key), dict):
-            continue  # a section `model:` with nothing under it changes nothing
+            continue  # an empty section `model:` keeps the parent's values
         else:
             tree[key] = value
             origins[name] = origin

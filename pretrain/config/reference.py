@@ -1,6 +1,6 @@
-"""docs/reference/config.md, made from schema.py: `python -m pretrain.config.reference` prints it.
+"""Generator of docs/reference/config.md from schema.py: `python -m pretrain.config.reference` prints the page.
 
-`make reference` writes the file; a test fails when it is not what this prints.
+`make reference` writes the file; a test fails if the file is stale.
 """
 
 import dataclasses
@@ -16,23 +16,22 @@ from pretrain.config.schema import Config
 HEADER = """\
 # Configuration
 
-Made from `pretrain/config/schema.py` by `make reference`; do not edit. A value comes from these defaults, then from a
-YAML file (what it `extends:` first), then from `key=value` on the command line, each over the one before.
-`pretrain config show CONFIG` prints the outcome and where each value came from. Rules between values are in
-`pretrain/config/check.py`.
+Generated from `pretrain/config/schema.py` by `make reference`; do not edit. Precedence, lowest first: these defaults, the
+YAML file (after the file it `extends:`), `key=value` on the command line. `pretrain config show CONFIG` prints the result
+with the origin of each value. Rules between values are in `pretrain/config/check.py`.
 """
 TYPE_NAMES = {int: "integer", float: "number", str: "string", bool: "true or false"}
 SIGNS = {"minimum": "≥", "above": ">", "maximum": "≤", "below": "<"}
 
 
 def reference() -> str:
-    """The whole page; the same text each time."""
+    """The complete page; deterministic."""
     sections = [_section(kind, name) for name, kind in get_type_hints(Config).items()]
     return "\n".join([HEADER, *sections, _deepspeed()])
 
 
 def _section(cls: type, prefix: str) -> str:
-    """A heading, the docstring and a table; below it the tables of the sections within."""
+    """Heading, docstring and table of a section, then its nested sections."""
     hints = get_type_hints(cls)
     lines = [f"## {prefix}", "", " ".join((cls.__doc__ or "").split()), ""]
     lines += ["| key | type | default | rule | meaning |", "|---|---|---|---|---|"]
@@ -60,24 +59,22 @@ def _type(kind: Any) -> str:
 
 
 def _rule(metadata: Any) -> str:
-    """Choices, or a range such as `≥ 0, ≤ 1`; empty where every value of the type is right."""
+    """Choices, or a range such as `≥ 0, ≤ 1`; empty if any value of the type is allowed."""
     limits = {name: limit for name, limit in metadata.items() if name not in ("help", "choices")}
     ranges = (f"{SIGNS[name]} {limit}" for name, limit in limits.items() if limit is not None)
     return ", ".join([*(f"`{choice}`" for choice in metadata["choices"]), *ranges])
 
 
 def _yaml(value: Any) -> str:
-    """A default as a configuration file would hold it."""
+    """A default in YAML."""
     return str(yaml.safe_dump(value, default_flow_style=True)).removesuffix("...\n").strip()
 
 
 def _deepspeed() -> str:
     derived = [f"- `{name}`: from {owner}" for name, owner in sorted(DERIVED_OPTIONS.items())]
     passed = [f"- `{name}`" for name in sorted(DEEPSPEED_OPTIONS)]
-    intro = ["## Options of `engine.deepspeed`", "", "Refused, because they are derived from other keys:", ""]
-    return "\n".join(
-        [*intro, *derived, "", "Passed through as they are, for DeepSpeed's documentation to explain:", "", *passed]
-    )
+    intro = ["## Options of `engine.deepspeed`", "", "Rejected, because they are derived from other keys:", ""]
+    return "\n".join([*intro, *derived, "", "Passed through unchanged (see DeepSpeed's documentation):", "", *passed])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A configuration as a person reads it: YAML, with a comment that says where each value came from."""
+"""Display of a configuration: YAML, with the origin of each value as a comment."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pretrain.config.load import LoadedConfig
 
 
 def show_config(loaded: LoadedConfig) -> str:
-    """Every value, one a line, with its origin: `default`, a file, or the command line."""
+    """One value per line, with its origin: `default`, a file, or `command line`."""
     rows = list(_rows(dataclasses.asdict(loaded.config), "", 0, loaded))
     width = min(60, max(len(text) for text, origin in rows if origin))
     return "\n".join(f"{text:<{width}}  # {origin}" if origin else text for text, origin in rows)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.checkpoint_reader import CheckpointReader, open_checkpoint
-from pretrain.config.schema import FREE, Config
+from pretrain.config.schema import FREE_MODEL_KEYS, Config
 from pretrain.convert.files.hf_directory import is_hf_directory
 from pretrain.errors import CheckpointError, UserError
 from pretrain.run_folder import RunFolder
@@ -82,7 +82,7 @@ class AverageSource:
         changed = [
             f"model.{key}: {theirs[key]} → {value}"
             for key, value in ours.items()
-            if key not in FREE and theirs[key] != value
+            if key not in FREE_MODEL_KEYS and theirs[key] != value
         ]
         if _digest(reader.tokenizer) != _digest(self._newest.tokenizer):
             changed.append("the tokenizer")

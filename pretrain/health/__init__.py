@@ -1,1 +1,1 @@
-"""Hangs, stragglers, diverged replicas, stop requests: noticing what is wrong with a run, and naming it."""
+"""Detection of hangs, stragglers, diverged replicas and stop requests."""

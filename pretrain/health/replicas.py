@@ -1,9 +1,8 @@
-"""Whether all processes hold the same weights: at ZeRO stages 0 to 2 each has a copy of the model, and copies can part.
+"""Comparison of model replicas: at ZeRO stages 0 to 2 each process has a full copy of the weights, and copies can diverge.
 
-A bit that flips in memory, a device that computes wrongly, a transfer that lost something: none of them is an error to
-anybody, and the loss may look fine. The bits of each parameter are hashed on the device, in integers and therefore exactly,
-and the hashes compared. The check comes between backward and update, because at stages 1 and 2 every update replaces the
-copies by what the owners of the masters send.
+Silent data corruption (a flipped bit, a faulty device, a bad transfer) raises no error, and the loss may look normal. Each
+parameter's bits are hashed on the device, in integer arithmetic and therefore exactly, and the hashes compared. The check
+runs between backward and update: at stages 1 and 2 every update overwrites the replicas from the master weights.
 """
 
 import hashlib
@@ -20,13 +19,13 @@ from pretrain.data.permute import hash64
 from pretrain.distributed.collectives import gather_to_all
 from pretrain.errors import TrainingError
 
-CHUNK = 1 << 20  # elements that are hashed at once; bounds the memory that it takes
+CHUNK = 1 << 20  # elements hashed at once; bounds the extra memory
 BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 SHOWN = 4
 
 
 def compare_replicas(model: nn.Module, step: int) -> None:
-    """Raise TrainingError on every rank where one holds other weights than the majority. A collective."""
+    """Raise TrainingError on every rank if a rank's weights differ from the majority's. A collective."""
     names, parameters = zip(*model.named_parameters(), strict=True)
     hashes = torch.stack([hash_bits(parameter) for parameter in parameters]).tolist()
     digest = hashlib.sha256(np.array(hashes).tobytes()).hexdigest()
@@ -35,8 +34,8 @@ def compare_replicas(model: nn.Module, step: int) -> None:
     hosts, everyone = zip(*gather_to_all((socket.gethostname(), hashes)), strict=True)
     error = TrainingError(
         f"step {step}: " + "; ".join(differences(names, everyone, hosts)),
-        hint="nothing was saved since this step began; the same command goes on from the newest checkpoint. Leave that machine "
-        "out until its memory and its device are tested (nvidia-smi -q -d ECC)",
+        hint="nothing was saved since this step began; the same command resumes from the newest checkpoint. Exclude that "
+        "machine until its memory and its device are tested (nvidia-smi -q -d ECC)",
     )
     error.everywhere = True
     raise error
@@ -44,10 +43,10 @@ def compare_replicas(model: nn.Module, step: int) -> None:
 
 @torch.no_grad()
 def hash_bits(tensor: Tensor) -> Tensor:
-    """A 64-bit hash of a tensor's bits, as an int64 scalar on its device.
+    """64-bit hash of a tensor's bits, as an int64 scalar on its device.
 
-    h = h · m + Σ wᵢ xᵢ over chunks, modulo 2⁶⁴, with odd wᵢ and m: a change of one element always changes it, any other
-    with probability 1 - 2⁻⁶³ or so. Sums of integers don't depend on their order.
+    h = h · m + Σ wᵢ xᵢ over chunks, modulo 2⁶⁴, with odd wᵢ and m: detects any change of a single element, and any other with
+    probability about 1 - 2⁻⁶³. Integer sums do not depend on the order of reduction.
     """
     flat = tensor.detach().reshape(-1).view(BITS[tensor.element_size()])
     result = torch.zeros((), dtype=torch.int64, device=tensor.device)
@@ -59,9 +58,9 @@ def hash_bits(tensor: Tensor) -> Tensor:
 
 
 def differences(names: Sequence[str], hashes: Sequence[Sequence[int]], hosts: Sequence[str]) -> list[str]:
-    """A sentence for each rank that is not of the majority in a parameter; `hashes` by rank, then by parameter.
+    """One sentence per rank that differs from the majority; `hashes[rank][parameter]`.
 
-    Where no value has a majority (two processes, always) all ranks that disagree are named together.
+    Without a majority (always with two processes) the parameter is reported for all ranks together.
     """
     odd: dict[tuple[int, ...], list[str]] = {}
     for name, values in zip(names, zip(*hashes, strict=True), strict=True):
@@ -79,9 +78,9 @@ def differences(names: Sequence[str], hashes: Sequence[Sequence[int]], hosts: Se
             f" and {len(parameters) - SHOWN} more" if len(parameters) > SHOWN else ""
         )
         if len(ranks) == 1:
-            sentences.append(f"rank {ranks[0]} on {hosts[ranks[0]]} holds other weights than the majority in {shown}")
+            sentences.append(f"rank {ranks[0]} on {hosts[ranks[0]]} differs from the majority in {shown}")
         else:
-            sentences.append(f"the ranks hold different weights in {shown}, and no majority says which are right")
+            sentences.append(f"the ranks differ in {shown}, without a majority")
     return sentences
 
 

@@ -1,8 +1,8 @@
-"""Where a process stands: in which line its main thread is, and which collectives it has begun.
+"""Position of a process: the line its main thread executes, and the collectives it has begun.
 
-torch keeps the last collectives of a process in its flight recorder (the last 2,000, or TORCH_FR_BUFFER_SIZE): on CPU for
-gloo, on CUDA for NCCL. It counts them, so that of two processes that wait for each other the one that has begun fewer is
-behind. Standard library only: asked of a process that still imports torch, it answers as well.
+torch's flight recorder keeps the last collectives of a process (2,000, or TORCH_FR_BUFFER_SIZE): gloo on CPU, NCCL on CUDA.
+It numbers them, so of two processes that wait for each other, the one that has begun fewer is behind. Standard library
+only, so that it also works while torch is still being imported.
 """
 
 import json
@@ -12,42 +12,42 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
 
-# Between a collective and the code that wants it.
+# Frames between a collective and the code that called it.
 WRAPPERS = ("torch.distributed", "deepspeed.comm", "deepspeed.utils", "torch.utils._contextlib")
 
 
-class StackPlace(NamedTuple):
-    """The main thread's place as a person reads it, and whether that is inside a collective."""
+class StackLocation(NamedTuple):
+    """Position in the source as text, and whether it is inside a collective."""
 
     text: str
     in_collective: bool
 
 
-def main_thread_place() -> StackPlace:
-    """Where the main thread of this process is now."""
+def main_thread_location() -> StackLocation:
+    """Current position of this process's main thread."""
     frame = sys._current_frames().get(threading.main_thread().ident or 0)
-    return StackPlace("the main thread has ended", False) if frame is None else place_of(frame)
+    return StackLocation("the main thread has ended", False) if frame is None else location_of(frame)
 
 
-def place_of(frame: FrameType) -> StackPlace:
-    """The innermost function; inside a collective, the collective and the first function that is not of torch.distributed."""
+def location_of(frame: FrameType) -> StackLocation:
+    """Innermost function; inside a collective, the collective and its first caller outside torch.distributed."""
     caller: FrameType | None = frame
     while caller is not None and _is_wrapper(caller):
         caller = caller.f_back
     if caller is None or caller is frame:
-        return StackPlace(f"in {_describe(frame)}{_our_caller(frame)}", False)
+        return StackLocation(f"in {_describe(frame)}{_our_caller(frame)}", False)
     collective = f"torch.distributed.{frame.f_code.co_name}"
-    return StackPlace(f"in {collective}, called from {_describe(caller)}{_our_caller(caller)}", True)
+    return StackLocation(f"in {collective}, called from {_describe(caller)}{_our_caller(caller)}", True)
 
 
 def collectives_begun() -> int | None:
-    """How many collectives this process has begun, over all groups; None where torch does not record."""
+    """Number of collectives begun, over all groups; None if torch does not record them."""
     groups = _recorded(entries=False).get("pg_status", {})
     return sum(int(group["last_enqueued_collective"]) for group in groups.values()) if groups else None
 
 
 def last_collectives(count: int) -> list[str]:
-    """The last collectives that were begun, a line each, the newest last; those that have not ended are marked."""
+    """The last `count` collectives, one line each, newest last; unfinished ones are marked."""
     lines = []
     for entry in _recorded(entries=True).get("entries", [])[-count:]:
         sizes = ", ".join("×".join(map(str, size)) or "scalar" for size in entry["input_sizes"])
@@ -58,8 +58,9 @@ def last_collectives(count: int) -> list[str]:
 
 
 def _recorded(*, entries: bool) -> dict[str, Any]:
-    """What the flight recorder holds; empty where there is none. Names are private to torch: 2.13 has both, a CPU build one."""
+    """Contents of the flight recorder; empty if there is none."""
     module = sys.modules.get("torch._C._distributed_c10d")
+    # Private names of torch: 2.13 has both, a CPU build only the second.
     for name in ("_dump_nccl_trace_json", "_dump_fr_trace_json"):
         dump = getattr(module, name, None)
         if dump is None:
@@ -84,7 +85,7 @@ def _describe(frame: FrameType) -> str:
 
 
 def _our_caller(frame: FrameType) -> str:
-    """The innermost function of this package, where `frame` is not one itself."""
+    """Innermost caller of this package, unless `frame` is of this package itself."""
     caller: FrameType | None = frame
     while caller is not None and not caller.f_globals.get("__name__", "").startswith("pretrain."):
         caller = caller.f_back

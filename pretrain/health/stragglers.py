@@ -1,7 +1,7 @@
-"""Which process is slowest, by its own time: waiting for data and running forwards, where it waits for no other process.
+"""Straggler detection: compares the time of each process in data loading and forward, where it waits for no other.
 
-Backwards are left out: gradients are reduced in them, so whoever waits there looks as slow as the one that it waits for.
-At ZeRO stage 3 forwards gather weights and wait as well: there, only a process that is slow to get its data stands out.
+Backward is excluded: it reduces gradients, so a process that waits there looks as slow as the one it waits for. At ZeRO
+stage 3 forward gathers weights and waits as well: there, only slow data loading is detected.
 """
 
 import math
@@ -17,12 +17,12 @@ import torch
 from pretrain.distributed.collectives import gather_to_all
 
 NOTABLE = 1.1  # times the median
-DEVIATIONS = 3.0  # standard errors of a mean beyond which a difference is no noise
+DEVIATIONS = 3.0  # standard errors beyond which a difference is significant
 FEWEST_STEPS = 3
 
 
-class OwnTime(NamedTuple):
-    """A process's seconds a step: means over the steps since the last report, and the standard error of their sum."""
+class RankTiming(NamedTuple):
+    """Mean seconds per step of one process since the last report, and the standard error of their sum."""
 
     host: str
     data_s: float
@@ -35,12 +35,12 @@ class OwnTime(NamedTuple):
         return self.data_s + self.forward_s
 
 
-class Slowest(NamedTuple):
-    """The slowest process, and the median of all."""
+class SlowestRank(NamedTuple):
+    """The slowest rank, compared with the median."""
 
     rank: int
-    own: OwnTime
-    median: OwnTime
+    own: RankTiming
+    median: RankTiming
     notable: bool
 
     def to_json(self) -> dict[str, Any]:
@@ -50,40 +50,40 @@ class Slowest(NamedTuple):
     def __str__(self) -> str:
         excess = self.own.total_s / self.median.total_s - 1
         return (
-            f"rank {self.rank} on {self.own.host} is the slowest: {self.own.total_s:.3f} s a step for its own data and "
+            f"rank {self.rank} on {self.own.host} is the slowest: {self.own.total_s:.3f} s per step in data and "
             f"forward, {100 * excess:.0f} % above the median (data {self.own.data_s:.3f} against {self.median.data_s:.3f}, "
             f"forward {self.own.forward_s:.3f} against {self.median.forward_s:.3f})"
         )
 
 
 class Stragglers:
-    """Measures this process, and compares all of them every so many steps."""
+    """Times this process, and compares all processes every `every_steps` steps."""
 
     def __init__(self, device: torch.device, every_steps: int) -> None:
         self.device, self.every_steps = device, every_steps
         self._data_s = 0.0
         self._forwards: list[tuple[Any, Any]] = []
-        self._steps: list[tuple[float, float]] = []  # seconds for data, seconds for forwards
+        self._steps: list[tuple[float, float]] = []  # (data, forward) seconds of each step
         self._warm = False
 
     @contextmanager
     def data(self) -> Iterator[None]:
-        """Around the wait for a step's micro-batches."""
-        self._forwards.clear()  # of a step that was taken back
+        """Time the wait for a step's micro-batches."""
+        self._forwards.clear()  # left by a step that was rolled back
         started = time.perf_counter()
         yield
         self._data_s = time.perf_counter() - started
 
     @contextmanager
     def forward(self) -> Iterator[None]:
-        """Around the forward of each micro-batch."""
+        """Time the forward of a micro-batch."""
         start = self._mark()
         yield
         self._forwards.append((start, self._mark()))
 
-    def step(self, step: int) -> Slowest | None:
-        """After each step, when the device has done it. At the steps of a report, a collective with its result."""
-        if self._warm:  # the first step compiles, allocates, and opens files
+    def step(self, step: int) -> SlowestRank | None:
+        """Call after each step, once the device has finished. A collective with a result at multiples of `every_steps`."""
+        if self._warm:  # the first step compiles, allocates and opens files
             self._steps.append((self._data_s, sum(self._seconds(*pair) for pair in self._forwards)))
         self._warm = True
         if not self.every_steps or step % self.every_steps:
@@ -102,18 +102,18 @@ class Stragglers:
         return float(start.elapsed_time(end) / 1000 if self.device.type == "cuda" else end - start)
 
 
-def summarize(steps: Sequence[tuple[float, float]]) -> OwnTime:
-    """Means of at least two (data, forward) pairs, in seconds. Not medians: a stall every fifty steps delays everybody too."""
+def summarize(steps: Sequence[tuple[float, float]]) -> RankTiming:
+    """Means of at least two (data, forward) pairs, in seconds. Not medians: rare stalls delay all ranks too."""
     data, forward = zip(*steps, strict=True)
     error = statistics.stdev(map(sum, steps)) / math.sqrt(len(steps))
-    return OwnTime(socket.gethostname(), statistics.fmean(data), statistics.fmean(forward), error)
+    return RankTiming(socket.gethostname(), statistics.fmean(data), statistics.fmean(forward), error)
 
 
-def find_slowest(times: Sequence[OwnTime]) -> Slowest | None:
-    """The slowest of at least two ranks; None for one rank.
+def find_slowest(times: Sequence[RankTiming]) -> SlowestRank | None:
+    """The slowest rank; None for a single rank.
 
-    Compared with the lower median: of two processes, with the faster one. Notable is what is more than a tenth above it, and
-    more than three standard errors of their difference.
+    Compared with the lower median (of two processes, the faster one). Notable: more than 10 % above it, and more than three
+    standard errors of the difference.
     """
     if len(times) < 2:
         return None
@@ -122,4 +122,4 @@ def find_slowest(times: Sequence[OwnTime]) -> Slowest | None:
     own = times[rank]
     difference = own.total_s - median.total_s
     noise = DEVIATIONS * math.hypot(own.error_s, median.error_s)
-    return Slowest(rank, own, median, difference > max((NOTABLE - 1) * median.total_s, noise))
+    return SlowestRank(rank, own, median, difference > max((NOTABLE - 1) * median.total_s, noise))

@@ -1,6 +1,6 @@
-"""What a configuration amounts to, in numbers: parameters, floating-point operations, batch arithmetic.
+"""Parameter count, FLOPs and batch arithmetic of a configuration.
 
-Standard library only: a login node without torch can plan. The tests hold each count against the real model.
+Standard library only: a login node without torch can plan. Tests compare each count with the real model.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ def count_parameters(model: ModelConfig) -> int:
     attention = 2 * width * q_width + 2 * width * kv_width
     attention += {"none": 0, "qkv": q_width + 2 * kv_width, "all": q_width + 2 * kv_width + width}[model.attention_bias]
     attention += {"none": 0, "head": 2 * model.head_width, "full": q_width + kv_width}[model.qk_norm]
-    ups = 2 if model.ffn == "swiglu" else 1  # with its gate
+    ups = 2 if model.ffn == "swiglu" else 1  # up and gate
     feed_forward = (ups + 1) * width * model.d_ff + (ups * model.d_ff + width if model.ffn_bias else 0)
     norms = (2 * model.n_layers + 1) * width * (2 if model.norm_bias and model.norm == "layernorm" else 1)
     embeddings = (1 if model.tie_embeddings else 2) * model.vocab_size * width
@@ -23,12 +23,12 @@ def count_parameters(model: ModelConfig) -> int:
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:
-    """Operations of one training token, forward and backward, a multiply-add counted as two.
+    """FLOPs per training token, forward and backward; a multiply-add counts as two.
 
     6 · (parameters that multiply) + 6 · n_layers · (width of all heads) · seq_len for the attention scores and mixing:
     Chowdhery et al. 2022, "PaLM", appendix B, https://arxiv.org/abs/2204.02311, with half of its attention term, because a
-    causal model needs only the lower triangle. The lookup of the input embedding multiplies nothing and is left out;
-    recomputation by activation checkpointing is not counted.
+    causal model needs only the lower triangle. Excludes the embedding lookup and the recomputation of activation
+    checkpointing.
     """
     lookups = 0 if model.tie_embeddings else model.vocab_size * model.d_model
     if model.positions == "learned":
@@ -38,7 +38,7 @@ def flops_per_token(model: ModelConfig, seq_len: int) -> float:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """How one optimizer step is cut up among the processes."""
+    """Division of one optimizer step among the processes."""
 
     sequences_per_rank: int
     grad_accum_steps: int
@@ -46,7 +46,7 @@ class BatchPlan:
 
 
 def plan_batch(config: Config, world_size: int) -> BatchPlan:
-    """The arithmetic of a step; `check_world` has made sure that it divides."""
+    """Plan one step; `check_world` has checked that it divides evenly."""
     per_rank = config.batch.global_batch_size // world_size
     return BatchPlan(
         sequences_per_rank=per_rank,

@@ -1,15 +1,15 @@
-"""How much memory each process needs, from the configuration alone: what a login node can tell before a job waits for days.
+"""Peak memory per process, from the configuration alone: a login node can check it before a job is queued.
 
 Model states after Rajbhandari et al. 2020, "ZeRO", section 3, https://arxiv.org/abs/1910.02054, with this engine's choices:
-fp32 masters and moments, and gradients that are summed in fp32 for bf16 at stages 2 and 3 (docs/decisions/0002-deepspeed.md).
+fp32 masters and moments, and gradients accumulated in fp32 for bf16 at stages 2 and 3 (docs/decisions/0002-deepspeed.md).
 Offload after Ren et al. 2021, "ZeRO-Offload", https://arxiv.org/abs/2101.06840, and Rajbhandari et al. 2021,
 "ZeRO-Infinity", https://arxiv.org/abs/2104.07857.
 
-Activations are counted as in Korthikanti et al. 2022, section 4, https://arxiv.org/abs/2205.05198, for this decoder: what
-autograd keeps for backward, without dropout and with fused attention; a test counts the tensors of the real model. Not
-counted: the CUDA context, NCCL, the allocator's fragmentation, kernels' workspaces; together some GiB.
+Activations are counted as in Korthikanti et al. 2022, section 4, https://arxiv.org/abs/2205.05198, for this decoder: tensors
+saved for backward, without dropout and with fused attention; a test counts the tensors of the real model. Not counted:
+CUDA context, NCCL, allocator fragmentation, kernel workspaces; together some GiB.
 
-Standard library only. Sizes are bytes; e is the size of an activation: 4 in fp32, else 2.
+Standard library only. Sizes are in bytes.
 """
 
 from dataclasses import dataclass, replace
@@ -20,37 +20,37 @@ from pretrain.plan.counts import count_parameters
 
 FP32 = 4
 MOMENTS = 2 * FP32
-LARGEST_BUCKET = 500_000_000  # elements, as engine.py derives it
+LARGEST_BUCKET = 500_000_000  # elements; same default as engine.py
 LARGEST_GATHERED = 1_000_000_000  # elements: DeepSpeed's default of stage3_max_live_parameters
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Of one process, at its peak. `host` is what offloading moves off the GPU."""
+    """Peak bytes of one process. `host`: bytes offloaded to host memory."""
 
     parameters: int
     gradients: int
     optimizer: int
-    gathered: int  # stage 3: whole parameters of the blocks at work
-    buckets: int  # of communication
+    gathered: int  # stage 3: gathered parameters of the active blocks
+    buckets: int  # communication buckets
     activations: int
-    head: int  # logits of a chunk, and the gradient of the head's weight
+    head: int  # logits of a chunk, and the gradient of the head weight
     host: int = 0
 
     @property
     def total(self) -> int:
-        """On the GPU."""
+        """Bytes on the GPU."""
         states = self.parameters + self.gradients + self.optimizer
         return states + self.gathered + self.buckets + self.activations + self.head
 
 
 def plan_memory(config: Config, world_size: int) -> MemoryPlan:
-    """The largest that any moment of a step takes, of each part."""
+    """Peak of each part over a step."""
     stage, options = config.engine.zero_stage, _zero_options(config)
     count, size = count_parameters(config.model), _size(config)
     parameters = size * count
     gradients = _gradient_size(config) * count
-    # In fp32 without partitions, the parameters are their own masters.
+    # In fp32 at stage 0 the parameters are their own master weights.
     optimizer = (MOMENTS if stage == 0 else FP32 + MOMENTS) * count
     if stage >= 1:
         optimizer //= world_size
@@ -73,7 +73,7 @@ def plan_memory(config: Config, world_size: int) -> MemoryPlan:
 
 
 def with_stage(config: Config, stage: int, *, optimizer: bool = False, parameters: bool = False) -> Config:
-    """The same run at another ZeRO stage, with or without offloading to the host: for a table of what would fit."""
+    """The same run at another ZeRO stage, with or without host offload."""
     options: dict[str, Any] = {
         key: value for key, value in _zero_options(config).items() if not key.startswith("offload_")
     }
@@ -86,7 +86,7 @@ def with_stage(config: Config, stage: int, *, optimizer: bool = False, parameter
 
 
 def offload_devices(config: Config) -> tuple[str, str]:
-    """Where (optimizer states, parameters) are kept: `none`, `cpu` or `nvme`."""
+    """Offload devices of (optimizer states, parameters): `none`, `cpu` or `nvme`."""
     found = (_zero_options(config).get(name) for name in ("offload_optimizer", "offload_param"))
     optimizer, parameters = (
         str(section.get("device", "none")) if isinstance(section, dict) else "none" for section in found
@@ -95,33 +95,32 @@ def offload_devices(config: Config) -> tuple[str, str]:
 
 
 def block_bytes_per_token(model: ModelConfig, seq_len: int, size: int) -> int:
-    """What backward needs of one block, for each token.
+    """Bytes saved for backward by one block, per token; `size`: bytes of an activation.
 
-    - each of two norms, before its sub-layer or behind it: the input of both, in fp32 for RMSNorm, what RMSNorm has scaled,
-      and its root mean square, or LayerNorm's mean and deviation
-    - the same of the norms of queries and keys, where there are any
-    - queries, keys, values, what attention mixed; and with fused attention the logarithm of each row's sum
-    - the network: gate, up, activated gate and their product for SwiGLU; up and activated for GELU; activated for ReLU
+    - two norms: input (fp32 for RMSNorm), RMSNorm's scaled output and root mean square, or LayerNorm's mean and deviation
+    - the norms of queries and keys likewise, if any
+    - queries, keys, values, attention output; with fused attention also the log-sum-exp of each row
+    - feed-forward: gate, up, activated gate and product for SwiGLU; up and activation for GELU; activation for ReLU
     """
     norms = 2 * (size * model.d_model + _norm_bytes(model, model.d_model, size))
     q_width, kv_width = model.n_heads * model.head_width, model.n_kv_heads * model.head_width
     attention = 2 * size * (q_width + kv_width)
     if model.positions == "rope" and model.rotary_width < model.head_width:
-        attention += size * q_width  # the joined parts have another layout, in which what was mixed is copied
+        attention += size * q_width  # concatenation changes the layout, so the attention output is copied
     if model.qk_norm == "head":
         attention += (model.n_heads + model.n_kv_heads) * _norm_bytes(model, model.head_width, size)
     elif model.qk_norm == "full":
         attention += _norm_bytes(model, q_width, size) + _norm_bytes(model, kv_width, size)
     if model.attention == "sdpa":
         attention += FP32 * model.n_heads
-    else:  # the weights after softmax, in fp32 and once more where activations are smaller
+    else:  # softmax output in fp32, and a copy in the activation type if smaller
         attention += (FP32 + (size if size < FP32 else 0)) * model.n_heads * seq_len
     tensors = {"swiglu": 4, "gelu": 2, "gelu_tanh": 2, "relu": 1}[model.ffn]
     return norms + attention + tensors * size * model.d_ff
 
 
 def activation_bytes(config: Config) -> int:
-    """What forward keeps until backward: whole blocks, or inputs of recomputed ones and one of these at work."""
+    """Bytes kept from forward to backward: all blocks, or the inputs of recomputed blocks plus one of these."""
     model, size, every = config.model, _size(config), config.engine.activation_checkpoint_every
     tokens = config.batch.micro_batch_size * config.data.seq_len
     recomputed = len(range(0, model.n_layers, every)) if every else 0
@@ -133,7 +132,7 @@ def activation_bytes(config: Config) -> int:
 
 
 def head_bytes(config: Config) -> int:
-    """loss.py: logits of a chunk in the model's type, in fp32, and their gradient; the weight's gradient in fp32."""
+    """Chunked loss: logits in the model's type and in fp32, their gradient; the head weight's gradient in fp32."""
     model, size = config.model, _size(config)
     tokens = config.batch.micro_batch_size * config.data.seq_len
     chunk = min(tokens, config.loss.chunk_tokens)
@@ -147,12 +146,12 @@ def largest_layer(model: ModelConfig) -> int:
 
 
 def _norm_bytes(model: ModelConfig, width: int, size: int) -> int:
-    """Of one position, without the norm's output. LayerNorm's statistics are kept in fp32 on CUDA: 4 bytes more."""
+    """Per position, without the output. On CUDA, LayerNorm's fp32 statistics take 4 bytes more."""
     return (FP32 + size) * width + FP32 if model.norm == "rmsnorm" else size * (width + 2)
 
 
 def _offloaded(plan: MemoryPlan, config: Config) -> MemoryPlan:
-    """Optimizer states take the gradients with them: the update happens on the host. nvme keeps only buffers there."""
+    """Move offloaded parts to the host. Gradients follow the optimizer states, which update there; nvme needs only buffers."""
     optimizer, parameters = offload_devices(config)
     host = plan.host
     if optimizer != "none" and config.engine.zero_stage >= 1:

@@ -162,8 +162,8 @@ def test_a_resumed_run_has_each_sample_once_and_those_of_the_whole_run(config: P
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        (["data.tokenizer=null"], "eval.prompts needs a tokenizer"),
-        (["eval.every_steps=0"], "eval.every_steps=0: texts are made at evaluations"),
+        (["data.tokenizer=null"], "eval.prompts needs data.tokenizer"),
+        (["eval.every_steps=0"], "eval.every_steps=0: samples are generated at evaluations"),
         ([f"eval.prompts=['short','{'long ' * 64}']"], "eval.prompts[1]: a prompt has"),
         (["eval.prompts=text"], "eval.prompts='text' is not a list of strings"),
     ],

@@ -63,7 +63,7 @@ def test_a_full_disk_of_one_node_is_named_and_the_node_left_out(
     code, said = check("--exclude-bad", f"data.store.cache_dir={cache}")
     cluster.exec("n2", "umount", str(cache))
     assert code == 75, said
-    assert f"node check: n2: {cache} has 0.0 GiB free, and 1.0 are needed" in said
+    assert f"node check: n2: {cache} has 0.0 GiB free, 1.0 needed" in said
     assert "node check: n1:" not in said and "node check: n3:" not in said
     assert (tmp_path / "run" / "launch" / "exclude").read_text() == "n2\n"
     assert not list((tmp_path / "run" / "launch").glob(".*"))

@@ -1,4 +1,4 @@
-"""`pretrain status` for a person: a few lines a run, plain enough for a log, and the same ones live with `--watch`."""
+"""Terminal view of `pretrain status`: a few plain lines per run, refreshed with `--watch`."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -17,12 +17,12 @@ EVERY_S = 5.0
 
 
 def render(statuses: Sequence[RunStatus]) -> Group:
-    """All runs, one below the other."""
+    """All runs, stacked."""
     return Group(*(part for status in statuses for part in _parts(status)))
 
 
 def watch(runs: Sequence[Path], console: Console) -> None:
-    """Until Ctrl-C, or until all runs are done."""
+    """Refresh until Ctrl-C, or until all runs are done."""
     with Live(console=console, auto_refresh=False) as live:
         while True:
             statuses = [read_status(run) for run in runs]
@@ -33,7 +33,7 @@ def watch(runs: Sequence[Path], console: Console) -> None:
 
 
 def rows(status: RunStatus) -> Iterator[tuple[str, str]]:
-    """(name, text) of what is known."""
+    """(name, text) of the known values."""
     total = "?" if status.total_steps is None else f"{status.total_steps:,}"
     loss = "" if status.loss is None else f", loss {status.loss:.4f}"
     yield "step", f"{status.step:,} of {total}{loss}, attempt {status.attempt}"

@@ -1,1 +1,1 @@
-"""Checks of a cluster's nodes before a run starts on them."""
+"""Checks of a SLURM job's nodes before training: devices, disks, clocks, versions, network bandwidth."""

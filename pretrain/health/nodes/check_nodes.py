@@ -1,14 +1,12 @@
-"""Looks at every node of a job before it trains, and names the one at fault: `python -m pretrain.node_check CONFIG`.
+"""Check of all nodes of a job before training: `python -m pretrain.node_check CONFIG`, one process per node.
 
-One process a node.
+1. report    each node inspects itself and sends its report to the head (the first node)     node_report.py
+2. compare   the head compares versions, devices, memory and clocks, and notes missing nodes     compare.py
+3. answer    every node receives the findings, and all exit with the same code
+4. measure   without findings: bandwidth of an all-reduce, then of each pair around a ring       network.py
 
-1. report    each node looks at itself, and sends a line to the head (the first node)          node_report.py
-2. judge     the head compares versions, devices, memory and clocks; who does not come is missing      node_judge.py
-3. answer    every node gets the list of what is wrong, and all end with the same exit code
-4. measure   where nothing is wrong: an all-reduce over all nodes, then around the ring    node_network.py
-
-Exit codes: 0 all are fit · 1 one is not · 2 the configuration is at fault · 75 as 1, and `--exclude-bad` added the nodes to
-RUN/launch/exclude: requeued without them, the job may start.
+Exit codes: 0 no findings · 1 bad nodes · 2 invalid configuration · 75 bad nodes, which `--exclude-bad` added to
+RUN/launch/exclude: requeued without them, the job can start.
 """
 
 import json
@@ -27,105 +25,102 @@ import click
 from pretrain.config import Config, load_config
 from pretrain.distributed.process_exit import leave
 from pretrain.errors import PretrainError, UserError
-from pretrain.health.nodes.compare import NodeFinding, judge
-from pretrain.health.nodes.node_report import GIB, LONGEST_REPORT, Needs, Report, look
-from pretrain.health.nodes.slurm_step import SlurmStep, find_place
+from pretrain.health.nodes.compare import NodeFinding, compare_nodes
+from pretrain.health.nodes.node_report import GIB, LONGEST_REPORT, NodeReport, NodeRequirements, inspect_node
+from pretrain.health.nodes.slurm_step import SlurmStep, read_slurm_step
 from pretrain.health.watchdog import STALLED
 from pretrain.plan.counts import count_parameters
 from pretrain.storage.files import publish_file
 
-BYTES_A_PARAMETER = 12  # of a checkpoint, and of the copy in memory that it is written from
+BYTES_PER_PARAMETER = 12  # of a checkpoint, and of its snapshot in host memory
 CACHE_FREE = GIB
 NETWORK_TIMEOUT_S = 120.0
 
 
-def needs_of(config: Config, nodes: int) -> Needs:
-    """What the run must find: room for one more checkpoint, and for each node's share of its copy in memory."""
-    checkpoint = BYTES_A_PARAMETER * count_parameters(config.model)
+def requirements_of(config: Config, nodes: int) -> NodeRequirements:
+    """Requirements of a run: disk space for one checkpoint, and memory for each node's share of its snapshot."""
+    checkpoint = BYTES_PER_PARAMETER * count_parameters(config.model)
     free = {config.run.dir: checkpoint}
     if config.data.store.cache_dir is not None:
         free[config.data.store.cache_dir] = CACHE_FREE
-    return Needs(checkpoint // nodes, free, config.engine.device == "cuda")
+    return NodeRequirements(checkpoint // nodes, free, config.engine.device == "cuda")
 
 
-def collect(place: SlurmStep, mine: Report, token: str, wait_s: float) -> list[NodeFinding]:
-    """On the head: everybody's report, the verdict, and the answer to everybody."""
-    reports, offsets = {0: mine}, {0: 0.0}
+def collect(step: SlurmStep, own: NodeReport, token: str, wait_s: float) -> list[NodeFinding]:
+    """On the head: receive all reports, compare them, send the findings to all."""
+    reports, offsets = {0: own}, {0: 0.0}
     deadline = time.monotonic() + wait_s
-    with ExitStack() as open_now:
-        server = open_now.enter_context(socket.create_server(("", place.port), backlog=1024))
+    with ExitStack() as stack:
+        server = stack.enter_context(socket.create_server(("", step.port), backlog=1024))
         connections = []
-        while len(reports) < len(place.nodes) and (left := deadline - time.monotonic()) > 0:
+        while len(reports) < len(step.nodes) and (left := deadline - time.monotonic()) > 0:
             server.settimeout(left)
             with suppress(TimeoutError, PretrainError, OSError):
-                connection = open_now.enter_context(server.accept()[0])
+                connection = stack.enter_context(server.accept()[0])
                 connection.settimeout(10)
-                report = Report.from_line(connection.makefile("rb").readline(LONGEST_REPORT))
+                report = NodeReport.from_line(connection.makefile("rb").readline(LONGEST_REPORT))
                 offset = report.clock - time.time()
-                rank = place.nodes.index(report.node) if report.node in place.nodes else 0
+                rank = step.nodes.index(report.node) if report.node in step.nodes else 0
                 if rank and rank not in reports:
                     reports[rank], offsets[rank] = report, offset
                     connections.append(connection)
-        findings = judge(place.nodes, reports, offsets, token)
+        findings = compare_nodes(step.nodes, reports, offsets, token)
         for connection in connections:
             with suppress(OSError):
                 connection.sendall(json.dumps(findings).encode() + b"\n")
     return findings
 
 
-def send(place: SlurmStep, report_now: Callable[[], Report], wait_s: float) -> list[NodeFinding]:
-    """On the others: their report to the head, and its answer. Raises PretrainError where it cannot be reached."""
+def send(step: SlurmStep, report_now: Callable[[], NodeReport], wait_s: float) -> list[NodeFinding]:
+    """On the other nodes: send the report, return the head's findings. Raises PretrainError if it is unreachable."""
     deadline = time.monotonic() + wait_s
     while True:
         try:
-            with socket.create_connection((place.head, place.port), timeout=10) as connection:
+            with socket.create_connection((step.head, step.port), timeout=10) as connection:
                 connection.sendall(report_now().to_line())
                 connection.settimeout(wait_s + 10)
                 return [NodeFinding(*finding) for finding in json.loads(connection.makefile("rb").readline(2**24))]
         except (OSError, ValueError) as error:
             if time.monotonic() > deadline:
-                raise PretrainError(
-                    f"{place.node} does not reach the head, {place.head}:{place.port}: {error}"
-                ) from error
+                raise PretrainError(f"{step.node} cannot reach the head, {step.head}:{step.port}: {error}") from error
             time.sleep(0.2)
 
 
-def check(config: Config, place: SlurmStep, wait_s: float, slow: float) -> list[NodeFinding]:
-    """Everything, on every node; the findings are the same on all. Prints what was measured, on the head.
+def check(config: Config, step: SlurmStep, wait_s: float, slow: float) -> list[NodeFinding]:
+    """The complete check, on every node; returns the same findings on all. The head prints the bandwidth.
 
-    Raises PretrainError on a node that does not reach the head, or where the network fails while it is measured.
+    Raises PretrainError if this node cannot reach the head, or the network fails during the measurement.
     """
-    needs = needs_of(config, len(place.nodes))
+    requirements = requirements_of(config, len(step.nodes))
     records = Path(config.run.dir) / "launch"
-    meeting = records / f".node-check-{place.start}.tmp"
-    mine = look(needs, place.node)
-    if place.rank:
-        return send(place, lambda: replace(mine, token=_read(meeting), clock=time.time()), wait_s) or _measured(
-            place, config, slow
+    token_file = records / f".node-check-{step.start}.tmp"
+    own = inspect_node(requirements, step.node)
+    if step.rank:
+        return send(step, lambda: replace(own, token=_read(token_file), clock=time.time()), wait_s) or _measured(
+            step, config, slow
         )
     token = secrets.token_hex(8)
-    with suppress(OSError):  # then the report says that the folder cannot be written
+    with suppress(OSError):  # reported as a folder that is not writable
         records.mkdir(parents=True, exist_ok=True)
-        meeting.write_text(token)
+        token_file.write_text(token)
     try:
-        findings = collect(place, replace(mine, token=_read(meeting)), token, wait_s)
+        findings = collect(step, replace(own, token=_read(token_file)), token, wait_s)
     finally:
         with suppress(OSError):
-            meeting.unlink(missing_ok=True)
-    return findings or _measured(place, config, slow)
+            token_file.unlink(missing_ok=True)
+    return findings or _measured(step, config, slow)
 
 
-def _measured(place: SlurmStep, config: Config, slow: float) -> list[NodeFinding]:
-    from pretrain.health.nodes.network import describe, measure, slow_nodes
+def _measured(step: SlurmStep, config: Config, slow: float) -> list[NodeFinding]:
+    from pretrain.health.nodes.network import describe, measure_network, slow_nodes
 
-    os.environ.update(MASTER_ADDR=place.head, MASTER_PORT=str(place.port))
-    measured = measure(place.rank, len(place.nodes), config.engine.device, NETWORK_TIMEOUT_S)
-    if place.rank == 0:
-        print(f"node check: {describe(measured, place.nodes)}", flush=True)
-    parts = slow_nodes(measured.pairs, len(place.nodes), slow)
+    os.environ.update(MASTER_ADDR=step.head, MASTER_PORT=str(step.port))
+    measured = measure_network(step.rank, len(step.nodes), config.engine.device, NETWORK_TIMEOUT_S)
+    if step.rank == 0:
+        print(f"node check: {describe(measured, step.nodes)}", flush=True)
+    parts = slow_nodes(measured.pairs, len(step.nodes), slow)
     return [
-        NodeFinding(place.nodes[rank], f"its network has {part:.0%} of the speed that is usual here")
-        for rank, part in parts.items()
+        NodeFinding(step.nodes[rank], f"network at {part:.0%} of the median bandwidth") for rank, part in parts.items()
     ]
 
 
@@ -137,54 +132,57 @@ def _read(path: Path) -> str | None:
 
 
 def to_exclude(findings: Sequence[NodeFinding], nodes: Sequence[str]) -> list[str]:
-    """The nodes at fault; none where it is more than half of them, since then it is not the nodes."""
+    """Nodes to exclude; none if more than half are bad: then the cause is not a node."""
     bad = sorted({finding.node for finding in findings})
     return bad if 2 * len(bad) <= len(nodes) else []
 
 
 def write_exclude(path: Path, nodes: Sequence[str]) -> None:
-    """Add nodes to those that earlier starts left out, one a line."""
+    """Add nodes to those excluded by earlier starts, one per line."""
     known = (_read(path) or "").split()
     publish_file(path, "".join(f"{node}\n" for node in sorted({*known, *nodes})))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("config_file", metavar="CONFIG", type=click.Path(path_type=Path))
-@click.option("--exclude-bad", is_flag=True, help="Write the nodes at fault to RUN/launch/exclude, and end with 75.")
-@click.option("--wait-s", default=120.0, show_default=True, help="Seconds that a node may take to answer.")
+@click.option("--exclude-bad", is_flag=True, help="Add bad nodes to RUN/launch/exclude and exit with 75.")
+@click.option("--wait-s", default=120.0, show_default=True, help="Seconds to wait for the nodes' reports.")
 @click.option(
-    "--slow", default=0.5, show_default=True, help="A node with less than this part of the usual speed; 0 none."
+    "--slow",
+    default=0.5,
+    show_default=True,
+    help="Bandwidth below which a node is bad, as a fraction of the median; 0: never.",
 )
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 def main(config_file: Path, overrides: tuple[str, ...], exclude_bad: bool, wait_s: float, slow: float) -> None:
-    """Look at every node of this SLURM job: one process a node."""
+    """Check every node of this SLURM job; one process per node."""
     rank = os.environ.get("SLURM_PROCID", "0")
     try:
         config = load_config(config_file, overrides).config
-        place = find_place(os.environ)
+        step = read_slurm_step(os.environ)
     except UserError as error:  # the same on every node
         if rank == "0":
             print(f"error: {error}", file=sys.stderr)
         leave(error.exit_code)
     try:
-        findings = check(config, place, wait_s, slow)
+        findings = check(config, step, wait_s, slow)
     except PretrainError as error:
-        print(f"error on {place.node}: {error}", file=sys.stderr)
+        print(f"error on {step.node}: {error}", file=sys.stderr)
         leave(error.exit_code)
-    excluded = to_exclude(findings, place.nodes) if exclude_bad else []
-    if place.rank == 0:
+    excluded = to_exclude(findings, step.nodes) if exclude_bad else []
+    if step.rank == 0:
         for node, text in findings:
             print(f"node check: {node}: {text}", file=sys.stderr)
         if excluded:
             write_exclude(Path(config.run.dir) / "launch" / "exclude", excluded)
-        print(f"node check: {_verdict(findings, excluded, place.nodes)}", file=sys.stderr if findings else sys.stdout)
+        print(f"node check: {_summary(findings, excluded, step.nodes)}", file=sys.stderr if findings else sys.stdout)
     leave(STALLED if excluded else int(bool(findings)))
 
 
-def _verdict(findings: Sequence[NodeFinding], excluded: Sequence[str], nodes: Sequence[str]) -> str:
+def _summary(findings: Sequence[NodeFinding], excluded: Sequence[str], nodes: Sequence[str]) -> str:
     if not findings:
         return f"{len(nodes)} nodes are fit"
     bad = sorted({finding.node for finding in findings})
     if excluded:
-        return f"{', '.join(excluded)} will be left out; ending with exit code {STALLED}"
+        return f"{', '.join(excluded)} will be excluded; exiting with {STALLED}"
     return f"{len(bad)} of {len(nodes)} nodes are not fit: {', '.join(bad)}"

@@ -1,38 +1,36 @@
-"""Who among the nodes of a job is not like the others: a pure function of what each says of itself."""
+"""Comparison of a job's nodes: a pure function of their reports."""
 
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from pretrain.health.nodes.node_report import GIB, Report
+from pretrain.health.nodes.node_report import GIB, NodeReport
 
 MEMORY_DIFFERENCE = 0.1
 SKEW_S = 5.0
 
 
 class NodeFinding(NamedTuple):
-    """What is wrong with a node."""
+    """One problem of one node."""
 
     node: str
     text: str
 
 
-def judge(
-    nodes: Sequence[str], reports: Mapping[int, Report], offsets: Mapping[int, float], token: str
+def compare_nodes(
+    nodes: Sequence[str], reports: Mapping[int, NodeReport], offsets: Mapping[int, float], token: str
 ) -> list[NodeFinding]:
-    """What is wrong, from the reports by rank and how far each clock was ahead of the head's when its report came."""
+    """Findings from the reports by rank; `offsets`: seconds each clock was ahead of the head's when its report arrived."""
     findings = []
     for rank, node in enumerate(nodes):
         report = reports.get(rank)
         if report is None:
-            findings.append(NodeFinding(node, f"no word from it: it is down, or does not reach {nodes[0]}"))
+            findings.append(NodeFinding(node, f"did not report: node is down or cannot reach {nodes[0]}"))
             continue
         findings += [NodeFinding(node, problem) for problem in report.problems]
         if report.token != token:
-            findings.append(
-                NodeFinding(node, "it does not see what the head writes to the run folder, which must be shared")
-            )
+            findings.append(NodeFinding(node, "does not see the head's files in the run folder, which must be shared"))
     present = {nodes[rank]: report for rank, report in sorted(reports.items())}
     for what in sorted({name for report in present.values() for name in report.versions}):
         findings += _unlike_most(what, {node: report.versions.get(what, "none") for node, report in present.items()})
@@ -41,23 +39,21 @@ def judge(
     for node, report in present.items():
         if abs(report.memory - usual) > MEMORY_DIFFERENCE * usual:
             findings.append(
-                NodeFinding(node, f"{report.memory / GIB:.0f} GiB of memory, and {usual / GIB:.0f} on the others")
+                NodeFinding(node, f"{report.memory / GIB:.0f} GiB of memory, {usual / GIB:.0f} on the others")
             )
     middle = statistics.median([*offsets.values()] or [0.0])
     for rank, offset in sorted(offsets.items()):
         if abs(offset - middle) > SKEW_S:
             ahead = "ahead of" if offset > middle else "behind"
-            findings.append(NodeFinding(nodes[rank], f"its clock is {abs(offset - middle):.0f} s {ahead} the others"))
+            findings.append(NodeFinding(nodes[rank], f"clock is {abs(offset - middle):.0f} s {ahead} the others"))
     return findings
 
 
 def _unlike_most(what: str, values: Mapping[str, str]) -> list[NodeFinding]:
-    """Those that differ from the majority; of two equally large parties, the head's is right, which comes first."""
+    """Nodes that differ from the majority; a tie is decided for the head, which comes first."""
     usual = Counter(values.values()).most_common(1)[0][0] if values else ""
     return [
-        NodeFinding(node, f"{what} {value}, and {usual} on the others")
-        for node, value in values.items()
-        if value != usual
+        NodeFinding(node, f"{what} {value}, {usual} on the others") for node, value in values.items() if value != usual
     ]
 
 

@@ -1,7 +1,7 @@
-"""How fast the nodes of a job can talk to each other: one all-reduce over all, then neighbour by neighbour around a ring.
+"""Network bandwidth between a job's nodes: one all-reduce over all, then pairwise exchanges around a ring.
 
-The all-reduce is the figure that people compare. It is as slow as its slowest node, and does not say which one that is; a pair
-says it of two, and a node that is slow with both of its neighbours is the one.
+An all-reduce is as slow as the slowest node, but does not identify it. A node that is slow with both of its neighbours is
+the one.
 """
 
 import statistics
@@ -22,18 +22,18 @@ REPEATS = 5
 GIGABIT = 1e9 / 8
 
 
-class Measured(NamedTuple):
-    """Seconds, the best of some repetitions: of the all-reduce, and of the exchange of each pair of neighbours."""
+class NetworkTimings(NamedTuple):
+    """Seconds, best of several repetitions, of the all-reduce and of each pair's exchange."""
 
     message_bytes: int
     all_reduce_s: float
     pairs: dict[tuple[int, int], float]
 
 
-def measure(rank: int, size: int, device_name: str, timeout_s: float) -> Measured:
-    """Join a process group of one process a node, and measure. MASTER_ADDR and MASTER_PORT must be set.
+def measure_network(rank: int, size: int, device_name: str, timeout_s: float) -> NetworkTimings:
+    """Join a process group of one process per node, and measure. MASTER_ADDR and MASTER_PORT must be set.
 
-    Raises PretrainError where the network fails, and where a sum is wrong.
+    Raises PretrainError if the network fails or an all-reduce gives wrong sums.
     """
     device = pick_device(device_name, 0)
     try:
@@ -50,12 +50,12 @@ def measure(rank: int, size: int, device_name: str, timeout_s: float) -> Measure
         dist.all_reduce(table)
         end_group()
     except (RuntimeError, ValueError) as error:
-        raise PretrainError(f"the network failed while it was measured: {error}") from error
+        raise PretrainError(f"the network failed during the bandwidth test: {error}") from error
     if wrong:
-        raise PretrainError(f"an all-reduce of ones gave {wrong} wrong sums on this node")
+        raise PretrainError(f"an all-reduce gave {wrong} wrong sums on this node")
     seconds = table.tolist()
     pairs = {(a, b): max(seconds[a][n], seconds[b][n]) for n, round in enumerate(ring(size), 1) for a, b in round}
-    return Measured(message.nbytes, max(row[0] for row in seconds), pairs)
+    return NetworkTimings(message.nbytes, max(row[0] for row in seconds), pairs)
 
 
 def _best(do: Callable[[], object], device: str) -> float:
@@ -70,15 +70,15 @@ def _best(do: Callable[[], object], device: str) -> float:
 
 
 def _exchange(message: torch.Tensor, peer: int) -> None:
-    """Half of the message each way at once."""
+    """Exchange half of the message in each direction at once."""
     there, back = message.chunk(2)
     for work in dist.batch_isend_irecv([dist.P2POp(dist.isend, there, peer), dist.P2POp(dist.irecv, back, peer)]):
         work.wait()
 
 
-def describe(measured: Measured, nodes: Sequence[str]) -> str:
-    """A line for a person."""
-    # Of an all-reduce, each node sends and receives 2 (n - 1) / n of the message (nccl-tests, "bus bandwidth").
+def describe(measured: NetworkTimings, nodes: Sequence[str]) -> str:
+    """Summary in one line."""
+    # In an all-reduce each node sends and receives 2 (n - 1) / n of the message (nccl-tests: "bus bandwidth").
     rate = 2 * (len(nodes) - 1) / len(nodes) * measured.message_bytes / measured.all_reduce_s / GIGABIT
     text = f"all-reduce of {measured.message_bytes >> 20} MiB over {len(nodes)} nodes at {rate:.1f} Gbit/s"
     if measured.pairs:
@@ -90,18 +90,18 @@ def describe(measured: Measured, nodes: Sequence[str]) -> str:
 
 
 def slow_nodes(pairs: Mapping[tuple[int, int], float], size: int, slow: float) -> dict[int, float]:
-    """Ranks that with every neighbour have less than `slow` of the usual speed, and how much of it they have.
+    """Ranks below `slow` times the median bandwidth with every neighbour, and their fraction of it.
 
-    Of two nodes it cannot be said which one it is: then nothing is found, as where all are slow.
+    Finds nothing with two nodes, which cannot be told apart, or if all are slow.
     """
     best = {rank: min(taken for pair, taken in pairs.items() if rank in pair) for rank in range(size) if pairs}
-    # Not that of the pairs: of three or four nodes, a slow one is in half of them or more.
+    # Median over nodes, not pairs: with three or four nodes, a slow one is in half of the pairs or more.
     usual = statistics.median(best.values()) if best else 0.0
     return {rank: usual / taken for rank, taken in best.items() if usual < slow * taken}
 
 
 def ring(size: int) -> list[list[tuple[int, int]]]:
-    """Rounds of pairs of neighbours: each pair once, and no node twice in a round."""
+    """Rounds of neighbour pairs: each pair once, no node twice in a round."""
     if size < 3:
         return [[(0, 1)]] if size == 2 else []
     steps = [(rank, rank + 1) for rank in range(size - 1)]

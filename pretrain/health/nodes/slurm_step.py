@@ -1,4 +1,4 @@
-"""Which nodes a step of a SLURM job has, and which one this is: from variables, since a container may lack SLURM's programs."""
+"""Nodes of a SLURM job step, from environment variables: a container may lack SLURM's commands."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -12,13 +12,13 @@ _PART = re.compile(r"(?:[^,\[\]]|\[[0-9,-]+\])+")
 
 
 class SlurmStep(NamedTuple):
-    """This process among those of the check: one a node, the head first."""
+    """Step of one task per node, and this task's rank; the head is the first node."""
 
     nodes: tuple[str, ...]
     rank: int
     head: str  # address
     port: int
-    start: str  # which start of which job
+    start: str  # JOB-RESTART
 
     @property
     def node(self) -> str:
@@ -26,12 +26,12 @@ class SlurmStep(NamedTuple):
         return self.nodes[self.rank]
 
 
-def find_place(environment: Mapping[str, str]) -> SlurmStep:
-    """From what srun exports. Raises UserError where it is not one task a node."""
+def read_slurm_step(environment: Mapping[str, str]) -> SlurmStep:
+    """Read srun's variables. Raises UserError if the step does not have one task per node."""
     values = {name: environment.get(f"SLURM_{name}", "") for name in ("PROCID", "STEP_NUM_TASKS", "STEP_NODELIST")}
     if not all(values.values()):
-        raise UserError("the check of nodes runs as a step of a SLURM job", hint="srun --ntasks-per-node=1 python -m …")
-    nodes = tuple(expand(values["STEP_NODELIST"]))
+        raise UserError("the node check must run as a step of a SLURM job", hint="srun --ntasks-per-node=1 python -m …")
+    nodes = tuple(expand_nodelist(values["STEP_NODELIST"]))
     if len(nodes) != int(values["STEP_NUM_TASKS"]):
         raise UserError(
             f"{values['STEP_NUM_TASKS']} tasks were started on {len(nodes)} nodes", hint="srun --ntasks-per-node=1"
@@ -41,15 +41,15 @@ def find_place(environment: Mapping[str, str]) -> SlurmStep:
     return SlurmStep(nodes, int(values["PROCID"]), head, int(environment.get("MASTER_PORT", PORT)), start)
 
 
-def expand(nodelist: str) -> Iterator[str]:
-    """Names of SLURM's short form, in its order: `a[1-2,07]b,c` is a1b, a2b, a07b, c.
+def expand_nodelist(nodelist: str) -> Iterator[str]:
+    """Expand SLURM's compact node list, in its order: `a[1-2,07]b,c` to a1b, a2b, a07b, c.
 
-    Raises UserError for anything else.
+    Raises UserError if malformed.
     """
     if _PART.sub("", nodelist).strip(",") or not nodelist:
-        raise UserError(f"SLURM_STEP_NODELIST={nodelist!r} is not a list of nodes")
+        raise UserError(f"SLURM_STEP_NODELIST={nodelist!r} is not a node list")
     for part in _PART.findall(nodelist):
-        texts = re.split(r"\[(.*?)\]", part)  # what stands between brackets at odd places
+        texts = re.split(r"\[(.*?)\]", part)  # odd items are the ranges in brackets
         for choice in product(*(_numbers(text) if place % 2 else [text] for place, text in enumerate(texts))):
             yield "".join(choice)
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pretrain.checkpoint import layout
 from pretrain.config.load import load_saved
-from pretrain.config.schema import FREE, Config, ModelConfig
+from pretrain.config.schema import FREE_MODEL_KEYS, Config, ModelConfig
 from pretrain.convert.families.choose import read_config
 from pretrain.convert.files.hf_directory import CONFIG, is_hf_directory, read_json
 from pretrain.convert.origin import init_checkpoint
@@ -93,7 +93,7 @@ def _model(folder: Path) -> ModelConfig:
 
 def _free(model: ModelConfig, key: str) -> bool:
     """Whether the weights do not depend on a key: a learned position table has a length, a rotation has none."""
-    return key in FREE or _is_rotation(key) or (key == "max_seq_len" and model.positions != "learned")
+    return key in FREE_MODEL_KEYS or _is_rotation(key) or (key == "max_seq_len" and model.positions != "learned")
 
 
 def _is_rotation(key: str) -> bool:

@@ -49,7 +49,7 @@ def test_what_is_written_is_read_by_us_and_by_deepspeed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ("", "names no machine"),
+        ("", "lists no machine"),
         ("n1 slots=0", "is not NAME slots=N"),
         ("n1 gpus=3", "is not NAME slots=N"),
         ("-oProxyCommand=x slots=1", "is not NAME slots=N"),

@@ -4,37 +4,37 @@ from pathlib import Path
 import pytest
 
 from launch import torchrun
-from launch.restarts import Ended, newest_checkpoint, newest_step, why_not_again
+from launch.restarts import StartOutcome, newest_checkpoint, newest_step, reason_not_to_restart
 from launch.torchrun import launch_with_restarts
 from pretrain.run_folder import RunFolder
 
-CRASH = Ended(code=1, status="running", asked=False, step_before=10, step_after=20)
+CRASH = StartOutcome(code=1, status="running", asked=False, step_before=10, step_after=20)
 
 
 def test_a_crash_after_a_checkpoint_is_started_again() -> None:
-    assert why_not_again(CRASH, 0, 1) is None
-    assert why_not_again(CRASH._replace(status=None), 0, 1) is None
+    assert reason_not_to_restart(CRASH, 0, 1) is None
+    assert reason_not_to_restart(CRASH._replace(status=None), 0, 1) is None
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"code": 0}, "in order"),
-        ({"code": 0, "status": "unfinished"}, "in order"),
-        ({"status": "done"}, "in order"),
+        ({"code": 0}, "ended normally"),
+        ({"code": 0, "status": "unfinished"}, "ended normally"),
+        ({"status": "done"}, "ended normally"),
         ({"asked": True}, "asked to stop"),
-        ({"status": "failed"}, "would again"),
-        ({"step_after": 10}, "no checkpoint after step 10"),
+        ({"status": "failed"}, "would fail again"),
+        ({"step_after": 10}, "no checkpoint was saved after step 10"),
     ],
 )
 def test_reasons_to_leave_it(change: dict, part: str) -> None:
-    assert part in (why_not_again(CRASH._replace(**change), 0, 5) or "")
+    assert part in (reason_not_to_restart(CRASH._replace(**change), 0, 5) or "")
 
 
 def test_restarts_are_counted() -> None:
-    assert why_not_again(CRASH, 1, 2) is None
-    assert "used up" in (why_not_again(CRASH, 2, 2) or "")
-    assert "used up" in (why_not_again(CRASH, 0, 0) or "")
+    assert reason_not_to_restart(CRASH, 1, 2) is None
+    assert "used up" in (reason_not_to_restart(CRASH, 2, 2) or "")
+    assert "used up" in (reason_not_to_restart(CRASH, 0, 0) or "")
 
 
 def test_the_newest_checkpoint_is_the_highest_number_that_is_whole(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_a_training_is_started_again_while_it_gets_on(
     assert (folder.attempt(), code) == (attempts, [1, 75, 1][attempts - 1])
     shown = capfd.readouterr()
     assert shown.out.count("restart ") == attempts - 1
-    assert ("not started again" in shown.err) == (max_restarts > 0)
+    assert ("not restarted" in shown.err) == (max_restarts > 0)
 
 
 def test_a_stop_file_that_nobody_took_is_a_wish_to_end(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -85,4 +85,4 @@ def test_the_status_of_an_earlier_start_is_not_believed(
     monkeypatch.setattr(torchrun, "torchrun_command", lambda *_: [sys.executable, "-c", "raise SystemExit(1)"])
     (tmp_path / "status").write_text("done")
     assert launch_with_restarts("run.yaml", [], 1, RunFolder(tmp_path), 5) == 1
-    assert "no checkpoint after step 0" in capfd.readouterr().err
+    assert "no checkpoint was saved after step 0" in capfd.readouterr().err

@@ -101,7 +101,7 @@ def test_a_configuration_of_another_version_costs_only_the_total(run: Path) -> N
 def test_a_run_without_a_scheduler_trains_or_was_killed(run: Path) -> None:
     assert read_status(run, NOW).why == "training"
     assert "killed" in read_status(run, NOW + 400).why
-    for status, why in (("done", "done"), ("failed", "failed"), ("unfinished", "the same command goes on")):
+    for status, why in (("done", "done"), ("failed", "failed"), ("unfinished", "the same command resumes it")):
         (run / "status").write_text(status)
         assert why in read_status(run, NOW).why
 
@@ -126,15 +126,15 @@ def test_a_job_that_runs(run: Path, slurm: StandIns) -> None:
     status = read_status(run, NOW)
     assert status.why == "training, as job 5"
     assert status.job is not None and (status.job["restart"], status.job["nodes"]) == (3, "n[1-2]")
-    assert "no step was finished for 403 s" in read_status(run, NOW + 400).why
+    assert "finished no step for 403 s" in read_status(run, NOW + 400).why
     (run / "status").write_text("unfinished\n")
-    assert "the training not yet" in read_status(run, NOW).why
+    assert "training not yet" in read_status(run, NOW).why
 
 
 def test_a_job_that_ended_says_what_its_script_said_last(run: Path, slurm: StandIns) -> None:
     late = "3\t4\t0\tend\t9\tof an earlier job, on a node that came back"
-    submitted(run, "2\t5\t0\tend\t40\tthe training failed, and would again", late)
-    assert read_status(run, NOW).why == "job 5 ended: the training failed, and would again"
+    submitted(run, "2\t5\t0\tend\t40\tthe training failed, and a restart would fail again", late)
+    assert read_status(run, NOW).why == "job 5 ended: the training failed, and a restart would fail again"
 
 
 def test_a_job_that_was_killed_without_a_word_is_explained_by_the_controller(run: Path, slurm: StandIns) -> None:
@@ -155,14 +155,14 @@ def test_a_queue_that_does_not_answer_is_no_reason_to_know_nothing(run: Path, sl
     submitted(run)
     (slurm.folder / "down").touch()
     status = read_status(run, NOW)
-    assert "is not known" in status.why and status.step == 40
+    assert "unknown" in status.why and status.step == 40
 
 
 def test_a_machine_without_slurm_shows_the_rest(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     submitted(run)
     monkeypatch.setenv("PATH", "/nonexistent")
     status = read_status(run, NOW)
-    assert "squeue is not here" in status.why and status.step == 40
+    assert "squeue is not installed" in status.why and status.step == 40
     (run / "status").write_text("done\n")
     assert read_status(run, NOW).why == "done"
 
@@ -184,9 +184,9 @@ def test_a_job_that_was_submitted_and_has_not_begun(tmp_path: Path, slurm: Stand
 
 
 def test_a_folder_that_is_no_run_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not the folder of a run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         read_status(tmp_path)
-    with pytest.raises(UserError, match="holds no run"):
+    with pytest.raises(UserError, match="has no run"):
         find_runs(tmp_path)
 
 

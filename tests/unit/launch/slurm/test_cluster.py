@@ -131,7 +131,7 @@ def test_what_is_no_time_limit_or_means_something_else_to_slurm(text: str) -> No
 @pytest.mark.parametrize(("text", "key"), [("time: 24:00:00", "time"), ("time: 90", "time"), ("mem: 0", "mem")])
 def test_a_value_that_yaml_took_for_a_number_asks_for_quotes(tmp_path: Path, text: str, key: str) -> None:
     (problem,) = problems_of(tmp_path, text)
-    assert problem.startswith(f"{key}=") and "in quotes" in problem
+    assert problem.startswith(f"{key}=") and "quote it" in problem
 
 
 def test_a_time_on_the_command_line_needs_no_quotes(tmp_path: Path) -> None:
@@ -164,22 +164,22 @@ def test_a_comment_may_have_spaces_and_hashes() -> None:
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        ({"extra": ["#SBATCH --x"]}, "not one option of sbatch"),
-        ({"extra": ["--a\n#SBATCH --b"]}, "not one option of sbatch"),
+        ({"extra": ["#SBATCH --x"]}, "not a single sbatch option"),
+        ({"extra": ["--a\n#SBATCH --b"]}, "not a single sbatch option"),
         ({"srun": ["--mpi=none", "rm"]}, "is not an option"),
-        ({"environment": {"A-B": "1"}}, "not the name of a variable"),
-        ({"environment": {"A": True}}, "not a string or a number"),
-        ({"environment": {"RANK": 1}}, "set by the job itself"),
-        ({"network_interface": "ib0\nrm"}, "line end"),
-        ({"mail_user": "me"}, "go together"),
+        ({"environment": {"A-B": "1"}}, "not a valid variable name"),
+        ({"environment": {"A": True}}, "not a string or number"),
+        ({"environment": {"RANK": 1}}, "set by the job"),
+        ({"network_interface": "ib0\nrm"}, "newline"),
+        ({"mail_user": "me"}, "must be set together"),
         ({"log": "../x.log"}, "plain file name"),
         ({"mem": "lots"}, "not a size"),
         ({"time": "0:02:00", "signal_lead_s": 120}, "would only save"),
-        ({"gres": "gpu:4", "gpus_per_node": 8}, "does not ask for"),
+        ({"gres": "gpu:4", "gpus_per_node": 8}, "does not match gpus_per_node=8"),
         ({"gres": "gpu:h100:4"}, "gpus_per_node: 4"),
-        ({"gpus_per_node": 2, "tasks_per_node": 4}, "share a GPU"),
-        ({"container": {"image": "x.sif"}}, "no meaning"),
-        ({"container": {"kind": "pyxis"}}, "names no image"),
+        ({"gpus_per_node": 2, "tasks_per_node": 4}, "share GPUs"),
+        ({"container": {"image": "x.sif"}}, "have no effect"),
+        ({"container": {"kind": "pyxis"}}, "is not an image"),
         ({"container": {"kind": "apptainer", "image": "x", "mounts": ["/a"]}}, "not HOST:CONTAINER"),
         ({"container": {"kind": "apptainer", "image": "x", "mounts": ["/a:/b,/c:/d"]}}, "not HOST:CONTAINER"),
         ({"container": {"kind": "apptainer", "image": "x", "arguments": ["x\ny"]}}, "is not an option"),

@@ -62,8 +62,8 @@ def test_nothing_is_wrong_with_what_is_right() -> None:
         (Cluster(nodes=3), {}, "3 processes"),
         (Cluster(account_required=True), {}, "SBATCH_ACCOUNT"),
         (Cluster(partition="main,loww"), {}, "did you mean low?"),
-        (Cluster(), {"run": RunConfig(time_limit_minutes=90)}, "beyond cluster.time"),
-        (Cluster(), {"data": DataConfig()}, "data.train names no source"),
+        (Cluster(), {"run": RunConfig(time_limit_minutes=90)}, "exceeds cluster.time"),
+        (Cluster(), {"data": DataConfig()}, "data.train has no source"),
         (Cluster(), {"data": DataConfig(train={"a": SourceConfig(path="/no/such")})}, "no manifest.json"),
         (Cluster(), {"data": DataConfig(train={"a": SourceConfig(path="s3://a")}, tokenizer="/no")}, "not a file"),
         (Cluster(storage_gb_per_s=0.001), {"model": ModelConfig()}, "cluster.signal_lead_s="),
@@ -94,7 +94,7 @@ def test_a_save_is_shared_by_the_nodes() -> None:
 def test_a_run_folder_that_sbatch_would_misread_is_refused(name: str) -> None:
     config = Config(data=DataConfig(train={"a": SourceConfig(path="s3://b/c")}))
     (problem,) = find_problems(config, Cluster(), Path("/runs") / name, None)
-    assert problem.startswith("run.dir is")
+    assert problem.startswith("run.dir=")
 
 
 def test_problems_of_both_files_come_in_one_error(tmp_path: Path, config: str) -> None:
@@ -249,9 +249,15 @@ def test_a_dry_run_prints_script_and_plan_and_writes_nothing(
     )
     assert result.exit_code == 0, result.exception
     assert result.stdout.startswith("#!/bin/bash") and "#SBATCH --nodes=128" in result.stdout
-    for text in ("128 nodes × 8 = 1024", "2 a process, 2 × 1", "68,976,648,192 parameters", "→ ZeRO-3", "does not fit"):
+    for text in (
+        "128 nodes × 8 = 1024",
+        "2 per process, 2 × 1",
+        "68,976,648,192 parameters",
+        "→ ZeRO-3",
+        "does not fit",
+    ):
         assert text in result.stderr
-    assert "data.train names no source" in result.stderr
+    assert "data.train has no source" in result.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -287,7 +293,7 @@ def test_a_running_job_is_asked_to_save_and_not_to_come_back(slurm: StandIns, ru
 
 def test_a_waiting_job_is_cancelled(slurm: StandIns, run: Path) -> None:
     slurm.queue("5 PENDING Priority")
-    assert "was waiting" in stop_run(run)
+    assert "was pending" in stop_run(run)
     assert slurm.calls("scancel") == ["--state=PENDING 5"]
     assert (run / "launch" / "stopped").exists() and not (run / "stop").exists()
 
@@ -313,14 +319,14 @@ def test_a_run_without_a_job_gets_a_stop_file_if_it_runs(slurm: StandIns, run: P
 
 def test_a_queue_that_does_not_answer_does_not_keep_a_run_from_stopping(slurm: StandIns, run: Path) -> None:
     (slurm.folder / "down").touch()
-    assert "will not begin" in stop_run(run)
+    assert "will not start" in stop_run(run)
     assert (run / "stop").exists() and (run / "launch" / "stopped").exists()
     with pytest.raises(PretrainError, match="Unable to contact"):
         stop_run(run, now=True)
 
 
 def test_what_is_no_run_cannot_be_stopped(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="not the folder of a run"):
+    with pytest.raises(UserError, match="is not a run folder"):
         stop_run(tmp_path)
 
 

@@ -112,4 +112,4 @@ def test_of_many_suspects_some_are_described_and_the_rest_listed() -> None:
     before, now = two_looks(beat(0, progress=41), *(beat(rank) for rank in range(1, SHOWN + 3)))
     *lines, last = describe(find_suspects(before, now, ATTEMPT), now)
     assert len(lines) == SHOWN and all(line.startswith("at fault: rank ") for line in lines)
-    assert last == f"and as much: ranks {SHOWN + 1}, {SHOWN + 2}"
+    assert last == f"also at fault: ranks {SHOWN + 1}, {SHOWN + 2}"

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from pretrain.data.loader import prefetch
-from pretrain.health.stacks import collectives_begun, last_collectives, main_thread_place, place_of
+from pretrain.health.stacks import collectives_begun, last_collectives, location_of, main_thread_location
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def frame_of(thread: threading.Thread) -> FrameType:
 
 def test_outside_a_collective_the_innermost_function_is_named() -> None:
     waiting: queue.Queue = queue.Queue()
-    place = place_of(frame_while(waiting.get))
+    place = location_of(frame_while(waiting.get))
     assert place.text.startswith("in wait (python3") or "in wait (" in place.text
     assert not place.in_collective
 
@@ -55,7 +55,7 @@ def test_our_own_function_that_led_there_is_named_too() -> None:
         blocked.wait()
         yield from ()
 
-    place = place_of(frame_while(lambda: next(prefetch(1)(items()))))
+    place = location_of(frame_while(lambda: next(prefetch(1)(items()))))
     assert "in wait (" in place.text and ", from ahead (data/loader.py:" in place.text
 
 
@@ -66,7 +66,7 @@ def test_inside_a_collective_it_is_named_with_its_caller() -> None:
         dist.distributed_c10d._store_based_barrier(0, store, "both", 2, timedelta(seconds=60))
 
     thread = started(wait_for_the_other)
-    place = place_of(frame_of(thread))
+    place = location_of(frame_of(thread))
     assert (
         "in torch.distributed._store_based_barrier, called from wait_for_the_other (health/test_stacks.py:"
         in place.text
@@ -80,7 +80,7 @@ def test_inside_a_collective_it_is_named_with_its_caller() -> None:
 
 def test_the_main_thread_is_described_from_another() -> None:
     found = []
-    thread = threading.Thread(target=lambda: found.append(main_thread_place()))
+    thread = threading.Thread(target=lambda: found.append(main_thread_location()))
     thread.start()
     thread.join()
     assert "in " in found[0].text and not found[0].in_collective

@@ -5,11 +5,11 @@ import pytest
 import torch
 
 from pretrain.health import stragglers
-from pretrain.health.stragglers import OwnTime, Stragglers, find_slowest, summarize
+from pretrain.health.stragglers import RankTiming, Stragglers, find_slowest, summarize
 
 
-def own(data_s: float, forward_s: float, error_s: float = 0.0) -> OwnTime:
-    return OwnTime("node", data_s, forward_s, error_s)
+def own(data_s: float, forward_s: float, error_s: float = 0.0) -> RankTiming:
+    return RankTiming("node", data_s, forward_s, error_s)
 
 
 def test_the_slowest_is_named_with_what_it_is_slow_at() -> None:
@@ -17,7 +17,7 @@ def test_the_slowest_is_named_with_what_it_is_slow_at() -> None:
     assert found is not None and found.notable
     assert (found.rank, found.to_json()) == (1, {"rank": 1, "own_seconds": 1.5, "median_seconds": 1.0})
     assert str(found) == (
-        "rank 1 on node is the slowest: 1.500 s a step for its own data and forward, 50 % above the median "
+        "rank 1 on node is the slowest: 1.500 s per step in data and forward, 50 % above the median "
         "(data 0.500 against 0.100, forward 1.000 against 0.900)"
     )
 
@@ -54,11 +54,11 @@ def test_means_count_rare_stalls() -> None:
     assert stalling.error_s == pytest.approx(0.4)
 
 
-def gathered(monkeypatch: pytest.MonkeyPatch) -> list[OwnTime]:
+def gathered(monkeypatch: pytest.MonkeyPatch) -> list[RankTiming]:
     """What this process would send, while another that takes no time answers."""
-    sent: list[OwnTime] = []
+    sent: list[RankTiming] = []
 
-    def gather(value: OwnTime) -> list[OwnTime]:
+    def gather(value: RankTiming) -> list[RankTiming]:
         sent.append(value)
         return [value, own(0, 0.001)]
 

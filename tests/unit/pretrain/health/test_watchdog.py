@@ -1,4 +1,4 @@
-"""Patience as arithmetic; the watchdog itself in small processes without torch, since it ends them."""
+"""StallTimer as arithmetic; the watchdog itself in small processes without torch, since it ends them."""
 
 import json
 import signal
@@ -11,22 +11,22 @@ import pytest
 
 from pretrain.distributed.world import World
 from pretrain.health.heartbeat import read_beats
-from pretrain.health.watchdog import SLOW_LIMIT_S, STALLED, Now, Patience, Watchdog
+from pretrain.health.watchdog import SLOW_LIMIT_S, STALLED, CurrentPhase, StallTimer, Watchdog
 from pretrain.run_folder import RunFolder
 from tests.support.repository import ROOT
 
 LIMIT = 10.0
 
 
-def patience(*phases: str, limit_s: float = LIMIT) -> Patience:
+def patience(*phases: str, limit_s: float = LIMIT) -> StallTimer:
     """After phases that were finished at once."""
-    found = Patience(limit_s, tick_s=1.0)
+    found = StallTimer(limit_s, tick_s=1.0)
     found.finished |= {"start", *phases}
     return found
 
 
-def ticks_until_alarm(found: Patience, phase: str, *, progress: int = 1, at_most: int = 4000) -> int | None:
-    now = Now(progress, phase, 5, 0.0)
+def ticks_until_alarm(found: StallTimer, phase: str, *, progress: int = 1, at_most: int = 4000) -> int | None:
+    now = CurrentPhase(progress, phase, 5, 0.0)
     return next((tick for tick in range(at_most) if found.tick(now, 1.0)), None)
 
 
@@ -57,22 +57,22 @@ def test_a_phase_that_often_outlasts_the_limit_gets_three_times_its_longest() ->
 def test_the_longest_is_learned_while_it_is_first_allowed() -> None:
     found = patience("data")
     for _ in range(40):
-        assert not found.tick(Now(1, "update", 5, 0.0), 1.0)
+        assert not found.tick(CurrentPhase(1, "update", 5, 0.0), 1.0)
     found.finished.add("update")
-    assert not found.tick(Now(2, "data", 6, 0.0), 1.0)
+    assert not found.tick(CurrentPhase(2, "data", 6, 0.0), 1.0)
     assert ticks_until_alarm(found, "update", progress=3) == 3 * 40 + 1
 
 
 def test_progress_starts_the_count_again() -> None:
     found = patience("agree")
     for progress in range(100):
-        assert not any(found.tick(Now(progress, "agree", 5, 0.0), 1.0) for _ in range(9))
+        assert not any(found.tick(CurrentPhase(progress, "agree", 5, 0.0), 1.0) for _ in range(9))
 
 
 def test_time_in_which_this_process_was_stopped_does_not_count() -> None:
     found = patience("agree")
-    found.tick(Now(1, "agree", 5, 0.0), 1.0)
-    assert not found.tick(Now(1, "agree", 5, 0.0), 1e6)
+    found.tick(CurrentPhase(1, "agree", 5, 0.0), 1.0)
+    assert not found.tick(CurrentPhase(1, "agree", 5, 0.0), 1e6)
     assert ticks_until_alarm(found, "agree") == LIMIT - 2
 
 
@@ -148,7 +148,7 @@ def test_one_that_moves_again_while_it_is_looked_at_goes_on(tmp_path: Path) -> N
     process = begin(tmp_path, 0, "work(watchdog, 5); until_the_alarm(); work(watchdog, 5)")
     shown, said = process.communicate(timeout=30)
     assert (process.returncode, shown) == (0, "after\n")
-    assert "has made no progress" in said and "goes on" in said and "at fault" not in said
+    assert "has made no progress" in said and "makes progress again" in said and "at fault" not in said
     assert not (tmp_path / "heartbeats" / "rank-00000.json").exists()
 
 

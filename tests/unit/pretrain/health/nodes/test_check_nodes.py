@@ -13,9 +13,9 @@ import pytest
 
 from pretrain.config import load_config
 from pretrain.errors import PretrainError
-from pretrain.health.nodes.check_nodes import collect, needs_of, send, to_exclude, write_exclude
+from pretrain.health.nodes.check_nodes import collect, requirements_of, send, to_exclude, write_exclude
 from pretrain.health.nodes.compare import NodeFinding
-from pretrain.health.nodes.node_report import Report
+from pretrain.health.nodes.node_report import NodeReport
 from pretrain.health.nodes.slurm_step import SlurmStep
 
 NODES = ("n1", "n2", "n3", "n4")
@@ -27,12 +27,12 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def report_of(node: str, torch: str = "2.13") -> Report:
-    return Report(node, {"torch": torch}, [], 1, [], token="t")
+def report_of(node: str, torch: str = "2.13") -> NodeReport:
+    return NodeReport(node, {"torch": torch}, [], 1, [], token="t")
 
 
 def meet(
-    reports: dict[int, Report], wait_s: float = 30, disturb: Callable[[int], None] | None = None
+    reports: dict[int, NodeReport], wait_s: float = 30, disturb: Callable[[int], None] | None = None
 ) -> dict[int, list[NodeFinding]]:
     """What each node is told, by rank, where those of `reports` come to the head."""
     port = free_port()
@@ -59,7 +59,7 @@ def test_all_nodes_hear_that_all_are_fit() -> None:
 
 def test_all_nodes_hear_who_is_at_fault() -> None:
     told = meet({rank: report_of(node, "2.12" if rank == 2 else "2.13") for rank, node in enumerate(NODES)})
-    assert told == {rank: [NodeFinding("n3", "torch 2.12, and 2.13 on the others")] for rank in range(4)}
+    assert told == {rank: [NodeFinding("n3", "torch 2.12, 2.13 on the others")] for rank in range(4)}
 
 
 def test_the_head_does_not_wait_for_ever_and_names_who_is_missing() -> None:
@@ -86,7 +86,7 @@ def test_strangers_at_the_port_change_nothing() -> None:
 
 def test_a_node_without_a_head_says_so() -> None:
     place = SlurmStep(NODES, 1, "127.0.0.1", free_port(), "7-0")
-    with pytest.raises(PretrainError, match=r"n2 does not reach the head, 127\.0\.0\.1:\d+: .*refused"):
+    with pytest.raises(PretrainError, match=r"n2 cannot reach the head, 127\.0\.0\.1:\d+: .*refused"):
         send(place, lambda: report_of("n2"), 0.3)
 
 
@@ -105,7 +105,7 @@ def test_a_run_needs_room_for_a_checkpoint(tmp_path: Path) -> None:
         "model: {vocab_size: 128, n_layers: 0x1, d_model: 32, n_heads: 2, n_kv_heads: 2, d_ff: 64}\n"
     )
     loaded = load_config(config).config
-    needs = needs_of(loaded, 2)
+    needs = requirements_of(loaded, 2)
     assert needs.cuda and set(needs.free) == {f"{tmp_path}/run", "/cache"}
     assert needs.free[f"{tmp_path}/run"] == 2 * needs.memory > 12 * 128 * 32
 

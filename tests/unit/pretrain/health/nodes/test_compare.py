@@ -2,21 +2,21 @@ from dataclasses import replace
 
 import pytest
 
-from pretrain.health.nodes.compare import judge
-from pretrain.health.nodes.node_report import GIB, Report
+from pretrain.health.nodes.compare import compare_nodes
+from pretrain.health.nodes.node_report import GIB, NodeReport
 
 NODES = ("n1", "n2", "n3", "n4")
 HEALTHY = {
-    rank: Report(node, {"torch": "2.13", "Python": "3.11"}, 2 * ["H100"], 512 * GIB, [], token="t")
+    rank: NodeReport(node, {"torch": "2.13", "Python": "3.11"}, 2 * ["H100"], 512 * GIB, [], token="t")
     for rank, node in enumerate(NODES)
 }
 CLOCKS = {0: 0.0, 1: 0.2, 2: -0.3, 3: 0.1}
 
 
-def findings(changed: dict[int, Report | None], clocks: dict[int, float] | None = None) -> list[tuple[str, str]]:
+def findings(changed: dict[int, NodeReport | None], clocks: dict[int, float] | None = None) -> list[tuple[str, str]]:
     reports = {rank: report for rank, report in {**HEALTHY, **changed}.items() if report is not None}
     offsets = {rank: offset for rank, offset in {**CLOCKS, **(clocks or {})}.items() if rank in reports}
-    return [tuple(finding) for finding in judge(NODES, reports, offsets, "t")]
+    return [tuple(finding) for finding in compare_nodes(NODES, reports, offsets, "t")]
 
 
 def test_nodes_that_are_alike_are_fit() -> None:
@@ -25,7 +25,7 @@ def test_nodes_that_are_alike_are_fit() -> None:
 
 def test_a_node_that_does_not_come_is_named() -> None:
     ((node, text),) = findings({2: None})
-    assert node == "n3" and "no word from it" in text
+    assert node == "n3" and "did not report" in text
 
 
 def test_what_a_node_says_of_itself_is_found() -> None:
@@ -42,7 +42,7 @@ def test_a_node_that_sees_another_run_folder_is_named(token: str | None) -> None
 def test_another_version_is_that_of_the_minority(rank: int) -> None:
     versions = {**HEALTHY[rank].versions, "torch": "2.12"}
     assert findings({rank: replace(HEALTHY[rank], versions=versions)}) == [
-        (NODES[rank], "torch 2.12, and 2.13 on the others")
+        (NODES[rank], "torch 2.12, 2.13 on the others")
     ]
 
 
@@ -53,16 +53,14 @@ def test_of_two_equal_parties_the_head_is_right() -> None:
 
 
 def test_a_missing_device_is_found() -> None:
-    assert findings({1: replace(HEALTHY[1], devices=["H100"])}) == [
-        ("n2", "devices: 1 × H100, and 2 × H100 on the others")
-    ]
-    assert findings({1: replace(HEALTHY[1], devices=[])}) == [("n2", "devices: none, and 2 × H100 on the others")]
+    assert findings({1: replace(HEALTHY[1], devices=["H100"])}) == [("n2", "devices: 1 × H100, 2 × H100 on the others")]
+    assert findings({1: replace(HEALTHY[1], devices=[])}) == [("n2", "devices: none, 2 × H100 on the others")]
 
 
 def test_a_lost_bank_of_memory_is_found() -> None:
     assert findings({3: replace(HEALTHY[3], memory=480 * GIB)}) == []
     ((node, text),) = findings({3: replace(HEALTHY[3], memory=448 * GIB)})
-    assert node == "n4" and text == "448 GiB of memory, and 512 on the others"
+    assert node == "n4" and text == "448 GiB of memory, 512 on the others"
 
 
 @pytest.mark.parametrize(("offset", "word"), [(8.0, "8 s ahead of"), (-8.0, "8 s behind")])

@@ -1,6 +1,6 @@
 import pytest
 
-from pretrain.health.nodes.network import Measured, describe, ring, slow_nodes
+from pretrain.health.nodes.network import NetworkTimings, describe, ring, slow_nodes
 
 
 @pytest.mark.parametrize("size", range(1, 40))
@@ -36,5 +36,5 @@ def test_nobody_is_slow_where_all_are_or_where_two_are_all() -> None:
 
 def test_rates_are_those_of_the_wire() -> None:
     # 16 MiB in 0.01 s: an all-reduce over 4 nodes sends 1.5 times that, each exchange half of it.
-    text = describe(Measured(2**24, 0.01, {(0, 1): 0.01, (1, 2): 0.02}), ["n1", "n2", "n3", "n4"])
+    text = describe(NetworkTimings(2**24, 0.01, {(0, 1): 0.01, (1, 2): 0.02}), ["n1", "n2", "n3", "n4"])
     assert text == ("all-reduce of 16 MiB over 4 nodes at 20.1 Gbit/s; slowest neighbours n2 and n3, 3.4 Gbit/s")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import PretrainError
-from pretrain.health.nodes.node_report import GIB, Needs, Report, look
+from pretrain.health.nodes.node_report import GIB, NodeReport, NodeRequirements, inspect_node
 
 HEALTHY = "NVIDIA H100 80GB HBM3, 81559, 4, 0\n"
 
@@ -27,7 +27,7 @@ def nvidia_smi(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_healthy_node_has_no_problems(tmp_path: Path, nvidia_smi: Path) -> None:
     nvidia_smi.write_text(2 * HEALTHY)
-    report = look(Needs(memory=1000, free={str(tmp_path / "new"): 1000}, cuda=True), "n1")
+    report = inspect_node(NodeRequirements(memory=1000, free={str(tmp_path / "new"): 1000}, cuda=True), "n1")
     assert report.problems == []
     assert report.devices == 2 * ["NVIDIA H100 80GB HBM3, 81559 MiB"]
     assert report.node == "n1" and report.memory > 2**28
@@ -40,53 +40,56 @@ def test_a_healthy_node_has_no_problems(tmp_path: Path, nvidia_smi: Path) -> Non
     [
         ("NVIDIA H100 80GB HBM3, 81559, 9000, 0", "device 1: 9000 of 81559 MiB are in use"),
         ("NVIDIA H100 80GB HBM3, 81559, 4, 3", "device 1: 3 uncorrected memory errors"),
-        ("Unable to determine the device handle for GPU 0000:3B:00.0: Unknown Error", "device 1: nvidia-smi says"),
+        (
+            "Unable to determine the device handle for GPU 0000:3B:00.0: Unknown Error",
+            "device 1: unexpected nvidia-smi output",
+        ),
     ],
 )
 def test_a_device_that_is_not_free_or_not_well_is_a_problem(nvidia_smi: Path, row: str, said: str) -> None:
     nvidia_smi.write_text(HEALTHY + row + "\n")
-    (problem,) = look(Needs(cuda=True), "n1").problems
+    (problem,) = inspect_node(NodeRequirements(cuda=True), "n1").problems
     assert said in problem
 
 
 def test_devices_without_error_correction_are_fine(nvidia_smi: Path) -> None:
     nvidia_smi.write_text("NVIDIA GeForce RTX 4090, 24564, 11, [N/A]\n")
-    assert look(Needs(cuda=True), "n1").problems == []
+    assert inspect_node(NodeRequirements(cuda=True), "n1").problems == []
 
 
 def test_a_driver_that_fails_is_a_problem_and_no_device_another(nvidia_smi: Path) -> None:
     nvidia_smi.write_text("")
-    first, second = look(Needs(cuda=True), "n1").problems
-    assert "nvidia-smi ended with 9" in first and "shows no device" in second
+    first, second = inspect_node(NodeRequirements(cuda=True), "n1").problems
+    assert "nvidia-smi failed with exit code 9" in first and "shows no device" in second
 
 
 def test_cuda_without_a_device_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
-    assert look(Needs(), "n1").problems == []
-    (problem,) = look(Needs(cuda=True), "n1").problems
+    assert inspect_node(NodeRequirements(), "n1").problems == []
+    (problem,) = inspect_node(NodeRequirements(cuda=True), "n1").problems
     assert "engine.device=cuda" in problem
 
 
 def test_too_little_memory_is_a_problem() -> None:
-    (problem,) = look(Needs(memory=2**60), "n1").problems
-    assert "of memory are available" in problem and f"{2**60 / GIB:.1f} are needed" in problem
+    (problem,) = inspect_node(NodeRequirements(memory=2**60), "n1").problems
+    assert "of memory available" in problem and f"{2**60 / GIB:.1f} needed" in problem
 
 
 def test_too_little_room_is_a_problem(tmp_path: Path) -> None:
     free = shutil.disk_usage(tmp_path).free
-    (problem,) = look(Needs(free={str(tmp_path): 2 * free}), "n1").problems
+    (problem,) = inspect_node(NodeRequirements(free={str(tmp_path): 2 * free}), "n1").problems
     assert str(tmp_path) in problem and "GiB free" in problem
 
 
 def test_a_folder_that_cannot_be_written_is_a_problem(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    (problem,) = look(Needs(free={str(tmp_path / "file" / "run"): 0}), "n1").problems
-    assert "cannot be written: Not a directory" in problem
+    (problem,) = inspect_node(NodeRequirements(free={str(tmp_path / "file" / "run"): 0}), "n1").problems
+    assert "is not writable: Not a directory" in problem
 
 
 def test_a_report_arrives_as_it_was_sent() -> None:
-    report = Report("n1", {"torch": "2.13"}, ["H100"], 7, ["late"], token="t", clock=1.5)
-    assert Report.from_line(report.to_line()) == report
+    report = NodeReport("n1", {"torch": "2.13"}, ["H100"], 7, ["late"], token="t", clock=1.5)
+    assert NodeReport.from_line(report.to_line()) == report
 
 
 @pytest.mark.parametrize(
@@ -103,12 +106,12 @@ def test_a_report_arrives_as_it_was_sent() -> None:
     ids=str,
 )
 def test_what_is_no_report_is_refused(change: dict) -> None:
-    values = asdict(Report("n1", {"torch": "2.13"}, ["H100"], 7, []))
-    with pytest.raises(PretrainError, match="not a report"):
-        Report.from_line(json.dumps({**values, **change}).encode())
+    values = asdict(NodeReport("n1", {"torch": "2.13"}, ["H100"], 7, []))
+    with pytest.raises(PretrainError, match="not a node report"):
+        NodeReport.from_line(json.dumps({**values, **change}).encode())
 
 
 @pytest.mark.parametrize("line", [b"", b"GET / HTTP/1.1\r\n", b"[]", b"\xff\n", b"[" * 60_000])
 def test_what_a_stranger_writes_to_the_port_is_refused(line: bytes) -> None:
-    with pytest.raises(PretrainError, match="not a report"):
-        Report.from_line(line)
+    with pytest.raises(PretrainError, match="not a node report"):
+        NodeReport.from_line(line)
