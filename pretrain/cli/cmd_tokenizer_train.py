@@ -182,7 +182,7 @@ def report(
     Documents that `train` took MODEL's sample from are left out.
     """
     from tokenizer.corpus.readers import ReadOptions
-    from tokenizer.corpus.rejection_log import Problems
+    from tokenizer.corpus.rejection_log import RejectionLog
     from tokenizer.training.budget import Budget, parse_size, parse_sources
     from tokenizer.training.compression_report import make_report, measure_sources
     from tokenizer.training.inspect_sentencepiece import open_model
@@ -192,7 +192,7 @@ def report(
     folder = output or model.parent
     if (folder / REPORT_NAME).exists() and not overwrite:
         raise DataError(f"{folder / REPORT_NAME}: exists already", hint="replace it with --overwrite, or use --output")
-    opened, sources, problems = open_model(model), parse_sources(inputs), Problems()
+    opened, sources, problems = open_model(model), parse_sources(inputs), RejectionLog()
     record, digests = read_record(model, opened.sha256)
     with progress_bar() as progress:
         samples = draw_samples(

@@ -24,10 +24,10 @@ from tests.support.encoded import TEXTS, documents_of, files_of, task_streams, w
 from tests.support.processes import pretrain
 from tokenizer.corpus.readers import ReadOptions
 from tokenizer.corpus.task_plan import plan_tasks
-from tokenizer.encoding import encode_task as tasks
-from tokenizer.encoding.encode_options import describe
-from tokenizer.encoding.run import Run, encode_corpus
-from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, Watch
+from tokenizer.encoding import encode_task
+from tokenizer.encoding.encode_options import EncodeOptions, make_encoding
+from tokenizer.encoding.run import EncodeRun, encode_corpus
+from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, TaskCounter
 from tokenizer.models.sentencepiece import load_sentencepiece_model, tokenizer_sha256
 from tokenizer.training.train_bpe import SETTINGS, train_model
 
@@ -127,15 +127,15 @@ def test_an_array_gives_the_bytes_of_one_process_and_names_what_is_missing(
 
 
 def test_a_large_vocabulary_is_stored_in_four_bytes(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
-    encoding = replace(describe(tokenizer), vocab_size=70_000)
-    run = Run(encoding, [corpus], tmp_path / "out")
+    encoding = replace(make_encoding(tokenizer, EncodeOptions()), vocab_size=70_000)
+    run = EncodeRun(encoding, [corpus], tmp_path / "out")
     sp = load_sentencepiece_model(tokenizer)
-    watch = Watch(SharedCounts(1), 0, 0)
+    counter = TaskCounter(SharedCounts(1), 0, 0)
 
     def encode(text: str) -> np.ndarray:
         return np.array(sp.encode(text), np.int32) + 66_000
 
-    tasks.run_task(run.plan.tasks[0], run.encoding, encode, run.work, watch)
+    encode_task.encode_task(run.plan.tasks[0], run.encoding, encode, run.work, counter)
     manifest = run.merge()
     assert manifest.dtype == "<u4"
     documents = documents_of(tmp_path / "out", manifest)
@@ -406,7 +406,7 @@ def test_members_are_what_the_manifest_says(tokenizer: Path, corpus: Path, tmp_p
         (["--task-id", "1"], "task_id=1: the plan has tasks 0 to 0"),
         (["--task-id", "2", "--num-tasks", "2"], "task_id=2 is not below num_tasks=2"),
         (["--merge"], "1 of 1 tasks are not encoded: 0"),
-        (["--merge", "--deduplicate"], "1 of 1 tasks are not searched for duplicates: 0"),
+        (["--merge", "--deduplicate"], "1 of 1 tasks are not hashed for deduplication: 0"),
         (["--where", "nonsense"], "nonsense"),
     ],
 )
@@ -447,8 +447,10 @@ def test_raising_the_limit_goes_on_with_what_is_finished(
     kept = (tmp_path / "out/tasks/task-000000/receipt.json").stat().st_mtime_ns
     assert not (tmp_path / "out/tasks/task-000001").exists()
     found: list[int] = []
-    real = tasks.run_task
-    monkeypatch.setattr(tasks, "run_task", lambda task, *rest: (found.append(task.number), real(task, *rest))[1])
+    real = encode_task.encode_task
+    monkeypatch.setattr(
+        encode_task, "encode_task", lambda task, *rest: (found.append(task.number), real(task, *rest))[1]
+    )
     manifest = encode_corpus(tokenizer, inputs, tmp_path / "out", workers=1, max_bad_documents=3)
     assert found == [1] and kept
     assert manifest.skipped == {"text is not a string": 3}
@@ -459,7 +461,7 @@ def test_what_was_begun_with_other_options_is_refused_until_it_is_overwritten(
     tokenizer: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    Run(describe(tokenizer), [corpus], out).work_on([], workers=1)
+    EncodeRun(make_encoding(tokenizer, EncodeOptions()), [corpus], out).run_tasks([], workers=1)
     with pytest.raises(DataError, match=r"seed: 0, now 5(.|\n)*--overwrite"):
         encode_corpus(tokenizer, [corpus], out, workers=1, seed=5)
     with corpus.open("a") as file:
@@ -472,17 +474,19 @@ def test_what_was_begun_with_other_options_is_refused_until_it_is_overwritten(
 def test_a_receipt_that_is_gone_while_shards_are_moved_is_an_error(
     tokenizer: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    run = Run(describe(tokenizer, reading=ReadOptions(task_bytes=2_000)), [corpus], tmp_path / "out")
-    run.work_on(run.plan.tasks, workers=1)
+    run = EncodeRun(
+        make_encoding(tokenizer, EncodeOptions(reading=ReadOptions(task_bytes=2_000))), [corpus], tmp_path / "out"
+    )
+    run.run_tasks(run.plan.tasks, workers=1)
     run.work.start_merging()
     (tmp_path / "out/tasks/task-000003/receipt.json").unlink()
-    with pytest.raises(DataError, match=r"1 receipts are gone or damaged\n  hint: remove .*tasks"):
+    with pytest.raises(DataError, match=r"1 receipts are missing or corrupt\n  hint: remove .*tasks"):
         run.merge()
     (tmp_path / "out/tasks/merging").unlink()
-    run.work_on(run.plan.tasks, workers=1)
+    run.run_tasks(run.plan.tasks, workers=1)
     (tmp_path / "out/tasks/task-000003/shard-000000.tar").rename(tmp_path / "elsewhere")
     run.work.start_merging()
-    with pytest.raises(DataError, match=r"shard-000000\.tar: is gone"):
+    with pytest.raises(DataError, match=r"shard-000000\.tar and .* are both missing"):
         run.merge()
     assert not (tmp_path / "out/manifest.json").exists()
 
@@ -491,7 +495,7 @@ def test_a_file_of_the_user_that_has_our_name_is_not_lost(tokenizer: Path, corpu
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "problems.jsonl").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(DataError, match=r"problems\.jsonl: is none of ours"):
+        with pytest.raises(DataError, match=r"problems\.jsonl: is not from an encoding run"):
             encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, overwrite=overwrite)
     assert (tmp_path / "out" / "problems.jsonl").read_text() == "mine"
 

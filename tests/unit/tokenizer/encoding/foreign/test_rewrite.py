@@ -40,17 +40,19 @@ from tests.support.tars import (
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.encoding.foreign import framing as foreign_documents
-from tokenizer.encoding.foreign.framing import Reading, document_lengths, frame, read_documents
-from tokenizer.encoding.foreign.rewrite import UNKNOWN_TOKENIZER, Indexed, index_foreign
+from tokenizer.encoding.foreign.framing import FramingOptions, document_lengths, frame, read_token_members
+from tokenizer.encoding.foreign.rewrite import UNKNOWN_TOKENIZER, RewriteResult, index_foreign
 from tokenizer.encoding.foreign.tars import find_tars
 from tokenizer.models.sentencepiece import load_sentencepiece_model, tokenizer_sha256
 
 EOS, BOS, PAD, VOCAB = 2, 1, 3, 1_000
-READING = Reading(vocab_size=VOCAB, eos_id=EOS)
+READING = FramingOptions(vocab_size=VOCAB, eos_id=EOS)
 DOCUMENTS = [[10, 11, 12], [20], list(range(100, 400)), [30, 31, EOS]]
 
 
-def index(sources: Sequence[Path | str] | Path, output: Path, reading: Reading = READING, **options: Any) -> Indexed:
+def index(
+    sources: Sequence[Path | str] | Path, output: Path, reading: FramingOptions = READING, **options: Any
+) -> RewriteResult:
     names = [str(sources)] if isinstance(sources, Path) else [str(source) for source in sources]
     return index_foreign(names, output, reading, **{"block_tokens": 64, "shard_bytes": 512, **options})
 
@@ -132,7 +134,9 @@ def test_what_is_not_known_is_recorded_as_not_known(tmp_path: Path) -> None:
     assert (manifest.text_bytes, manifest.tokenizer_sha256) == (0, UNKNOWN_TOKENIZER)
     assert (manifest.sentencepiece_version, manifest.shuffle_seed, manifest.layout) == ("unknown", 0, "stream")
     assert (manifest.eos_id, manifest.bos_id) == (EOS, EOS)
-    other = index(tmp_path / "a.tar", tmp_path / "other", Reading(vocab_size=VOCAB, eos_id=EOS, bos_id=BOS)).manifest
+    other = index(
+        tmp_path / "a.tar", tmp_path / "other", FramingOptions(vocab_size=VOCAB, eos_id=EOS, bos_id=BOS)
+    ).manifest
     assert (other.eos_id, other.bos_id) == (EOS, BOS)
 
 
@@ -151,7 +155,7 @@ def test_framing_adds_what_is_missing_and_changes_nothing_else(
     ids: list[int], bos_id: int | None, pad_id: int | None, chunk: bool
 ) -> None:
     member = "chunk" if chunk else "document"
-    reading = Reading(vocab_size=70_000, eos_id=EOS, bos_id=bos_id, pad_id=pad_id, member=member)
+    reading = FramingOptions(vocab_size=70_000, eos_id=EOS, bos_id=bos_id, pad_id=pad_id, member=member)
     result = frame(np.array(ids, np.int16), reading)
     core = list(ids)
     while core and core[-1] == pad_id:
@@ -174,7 +178,7 @@ def test_chunks_of_a_stream_get_no_eos_and_lose_their_padding(tmp_path: Path) ->
     chunks = [stream[start : start + 2049] for start in range(0, len(stream), 2049)]
     chunks[-1] += [PAD] * (2049 - len(chunks[-1]))
     data = {f"{number:032x}.json.gz": gzip.compress(listing(chunk)) for number, chunk in enumerate(chunks)}
-    reading = Reading(vocab_size=VOCAB, eos_id=EOS, pad_id=PAD, member="chunk")
+    reading = FramingOptions(vocab_size=VOCAB, eos_id=EOS, pad_id=PAD, member="chunk")
     manifest = index(write_tar(tmp_path / "a.tar", data), tmp_path / "out", reading).manifest
     assert stream_of(tmp_path / "out") == stream
     assert manifest.documents == 5
@@ -261,14 +265,14 @@ def test_two_members_that_may_hold_the_tokens_are_an_error_until_one_is_named(tm
     tar = write_tar(tmp_path / "a.tar", {"d/a.doc.npy": npy([3]), "d/a.tok.npy": npy([7, 8]), "d/b.tok.npy": npy([9])})
     with pytest.raises(DataError, match=r"both d/a.doc.npy and d/a.tok.npy may hold the tokens.*\n.*--tokens-member"):
         index(tar, tmp_path / "out", max_bad_members=99)
-    reading = Reading(vocab_size=VOCAB, eos_id=EOS, pattern="*.tok.npy")
+    reading = FramingOptions(vocab_size=VOCAB, eos_id=EOS, pattern="*.tok.npy")
     assert index(tar, tmp_path / "out", reading).other_members == 1
     assert stream_of(tmp_path / "out") == framed([[7, 8], [9]])
 
 
 def test_our_own_shards_can_be_read_as_foreign_ones(tmp_path: Path) -> None:
     index(good_tar(tmp_path / "a.tar"), tmp_path / "one", block_tokens=1024, shard_bytes=1 << 20)
-    reading = Reading(vocab_size=VOCAB, eos_id=EOS, member="chunk", pattern="*.tok.npy")
+    reading = FramingOptions(vocab_size=VOCAB, eos_id=EOS, member="chunk", pattern="*.tok.npy")
     index(tmp_path / "one", tmp_path / "two", reading)
     assert stream_of(tmp_path / "two") == stream_of(tmp_path / "one") == framed(DOCUMENTS)
 
@@ -378,14 +382,18 @@ def test_an_output_that_would_lose_something_is_refused(tmp_path: Path) -> None:
         ({"eos_id": VOCAB}, "eos_id=1000 is not between 0 and vocab_size-1 = 999"),
         ({"bos_id": -1}, "bos_id=-1 is not between"),
         ({"pad_id": VOCAB}, "pad_id=1000 is not between"),
-        ({"pad_id": EOS}, "pad_id=2 marks documents too"),
-        ({"bos_id": PAD, "pad_id": PAD}, "pad_id=3 marks documents too"),
+        ({"pad_id": EOS}, "pad_id=2 is also the eos or bos id"),
+        ({"bos_id": PAD, "pad_id": PAD}, "pad_id=3 is also the eos or bos id"),
         ({"member": "sample"}, "member='sample' is not one of document, chunk"),
     ],
 )
 def test_options_that_contradict_are_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        index(good_tar(tmp_path / "a.tar"), tmp_path / "out", Reading(**{"vocab_size": VOCAB, "eos_id": EOS, **change}))
+        index(
+            good_tar(tmp_path / "a.tar"),
+            tmp_path / "out",
+            FramingOptions(**{"vocab_size": VOCAB, "eos_id": EOS, **change}),
+        )
 
 
 # With a tokenizer
@@ -398,7 +406,7 @@ def test_a_tokenizer_tells_how_much_text_there_is(tmp_path: Path, sentencepiece_
     texts = [text.replace("\u2581", "") for text in TEXTS]
     documents = [[model.bos_id(), *model.encode(text), model.eos_id()] for text in texts]
     assert [model.decode(ids) for ids in documents] == texts
-    reading = Reading(vocab_size=model.get_piece_size(), eos_id=model.eos_id(), bos_id=model.bos_id())
+    reading = FramingOptions(vocab_size=model.get_piece_size(), eos_id=model.eos_id(), bos_id=model.bos_id())
     tar = good_tar(tmp_path / "a.tar", documents)
     manifest = index(tar, tmp_path / "out", reading, tokenizer=sentencepiece_model).manifest
     assert manifest.text_bytes == sum(len(text.encode()) for text in texts)
@@ -409,7 +417,7 @@ def test_ids_beyond_the_tokenizer_are_refused_also_where_the_model_has_rows_for_
     tmp_path: Path, sentencepiece_model: Path
 ) -> None:
     tar = good_tar(tmp_path / "a.tar", [[5, 1_009]])
-    reading = Reading(vocab_size=1_024, eos_id=EOS)
+    reading = FramingOptions(vocab_size=1_024, eos_id=EOS)
     assert index(tar, tmp_path / "one", reading).manifest.vocab_size == 1_024
     with pytest.raises(DataError, match=r"1009 at position 1, not between 0 and 1008"):
         index(tar, tmp_path / "out", reading, tokenizer=sentencepiece_model)
@@ -418,7 +426,7 @@ def test_ids_beyond_the_tokenizer_are_refused_also_where_the_model_has_rows_for_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"vocab_size": 1_008}, r"vocab_size=1008, and .* has 1009 pieces\n.*hint: --vocab-size 1009"),
+        ({"vocab_size": 1_008}, r"vocab_size=1008, and .* has 1009 tokens\n.*hint: --vocab-size 1009"),
         ({"eos_id": 0}, r"eos_id=0, and .* has 2\n.*hint: --eos-id 2"),
         ({"bos_id": 0}, r"bos_id=0, and .* has 1\n.*hint: --bos-id 1"),
     ],
@@ -426,7 +434,7 @@ def test_ids_beyond_the_tokenizer_are_refused_also_where_the_model_has_rows_for_
 def test_a_tokenizer_that_contradicts_the_options_is_refused(
     tmp_path: Path, sentencepiece_model: Path, change: dict[str, int], message: str
 ) -> None:
-    reading = Reading(**{"vocab_size": 1_009, "eos_id": EOS, **change})  # type: ignore[arg-type]
+    reading = FramingOptions(**{"vocab_size": 1_009, "eos_id": EOS, **change})  # type: ignore[arg-type]
     with pytest.raises(DataError, match=message):
         index(good_tar(tmp_path / "a.tar"), tmp_path / "out", reading, tokenizer=sentencepiece_model)
     assert not (tmp_path / "out").exists()
@@ -438,7 +446,9 @@ def test_a_tokenizer_that_contradicts_the_options_is_refused(
 def documents_in(data: bytes) -> list[list[int]] | None:
     """Ids by member, or None if anything is wrong."""
     found = list(
-        read_documents(io.BytesIO(data), "x.tar", Reading(vocab_size=VOCAB, eos_id=EOS, member="chunk"), VOCAB)
+        read_token_members(
+            io.BytesIO(data), "x.tar", FramingOptions(vocab_size=VOCAB, eos_id=EOS, member="chunk"), VOCAB
+        )
     )
     if any(isinstance(part, Rejection) for part in found):
         return None
