@@ -55,7 +55,7 @@ def parse_receipt(data: bytes) -> Receipt:
     try:
         document: dict[str, Any] = json.loads(data)
         shards = tuple(ShardEntry(**shard) for shard in document.pop("shards"))
-        problems = RejectionLog.of_json(document.pop("problems"))
+        problems = RejectionLog.from_json(document.pop("problems"))
         hashes = tuple(document.pop("index_sha256"))
         return Receipt(**document, shards=shards, index_sha256=hashes, problems=problems)
     except (KeyError, TypeError, AttributeError) as error:

@@ -194,7 +194,7 @@ def test_a_gzip_bomb_costs_its_limit_and_no_more(name: str, limit: int) -> None:
     assert len(bomb) < 2 << 20
     tracemalloc.start()
     try:
-        assert refused(name, bomb) == ("too large", f"{len(bomb)} bytes of gzip hold over {limit}")
+        assert refused(name, bomb) == ("too large", f"{len(bomb)} bytes of gzip expand to more than {limit}")
         assert tracemalloc.get_traced_memory()[1] < 3 * limit
     finally:
         tracemalloc.stop()
