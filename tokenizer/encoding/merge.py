@@ -9,7 +9,6 @@ No data is copied. After a kill at any point, or beside a concurrent merge, it c
 or its new place.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 
 from pretrain.errors import DataError
@@ -21,12 +20,12 @@ from pretrain.shards.manifest import (
     STREAM,
     Manifest,
     read_manifest,
-    sync_folder,
     token_dtype,
     write_manifest,
 )
 from pretrain.shards.table import MOST_SHARDS, TABLE_NAME, ShardEntry, ShardTable, shard_name
 from pretrain.shards.writer import PROBLEMS_NAME
+from pretrain.storage.files import move_into_place, sync, write_synced
 from tokenizer.corpus.rejection_log import RejectionLog
 from tokenizer.encoding.encode_options import Encoding
 from tokenizer.encoding.receipts import Receipt
@@ -121,20 +120,16 @@ def _move_shards(work: WorkFolder, receipts: Sequence[Receipt]) -> None:
                 f"{work.output / entry.name}: {size} bytes, and its task wrote {entry.bytes}",
                 hint=work.restart_hint,
             )
-    sync_folder(work.output)
+    sync(work.output)
 
 
 def _publish(work: WorkFolder, manifest: Manifest, problems: RejectionLog) -> None:
-    """Write what describes the corpus in a folder of our own, and rename it into place, the manifest last."""
+    """Write the files that describe the corpus to a staging folder, then rename them into place, the manifest last."""
     with work.staging("merge") as folder:
         lines = problems.lines()
         if lines:
-            with (folder / PROBLEMS_NAME).open("w") as file:
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(folder / PROBLEMS_NAME, lines.encode())
         write_manifest(folder, manifest)
         for name in (PROBLEMS_NAME, TABLE_NAME, MANIFEST_NAME):
             if name != PROBLEMS_NAME or lines:
-                (folder / name).replace(work.output / name)
-                sync_folder(work.output)
+                move_into_place(folder / name, work.output / name)
