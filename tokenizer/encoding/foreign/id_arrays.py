@@ -93,8 +93,8 @@ def _npy_header(text: str) -> tuple[str, str]:
             break
         items[item[1]] = item[2]
         position = item.end()
-    whole = len(items) == 3 and not text[position:end].strip() and text[end : end + 1] == "}"
-    if not whole or items.get("fortran_order") not in ("True", "False") or not items.keys() >= {"descr", "shape"}:
+    complete = len(items) == 3 and not text[position:end].strip() and text[end : end + 1] == "}"
+    if not complete or items.get("fortran_order") not in ("True", "False") or not items.keys() >= {"descr", "shape"}:
         raise UnusableError("broken npy", f"unreadable header: {escape_name(text.strip())}")
     return items["descr"].strip("'"), items["shape"]
 
