@@ -66,7 +66,7 @@ class WorkFolder:
     def _refuse_others(self) -> None:
         for path in self.path.iterdir():
             # A process that starts at the same time, or was killed while starting, may have left job.json or its temporary.
-            if not path.name.startswith(JOB_NAME) and not (self.path / JOB_NAME).exists():
+            if not path.name.removeprefix(".").startswith(JOB_NAME) and not (self.path / JOB_NAME).exists():
                 raise DataError(
                     f"{path}: is not from an encoding run, and {self.path} is removed when the corpus is complete",
                     hint="choose another --output",

@@ -7,6 +7,7 @@ import pytest
 
 from pretrain.errors import DataError, PretrainError
 from pretrain.shards.table import ShardEntry
+from pretrain.storage.files import temporary_name
 from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import RejectionLog
 from tokenizer.encoding import work_folder
@@ -116,6 +117,13 @@ def test_a_folder_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
         WorkFolder(tmp_path, JOB).open()
     WorkFolder(tmp_path, JOB).remove_if_empty()
     assert (tmp_path / "tasks" / "notes.txt").read_text() == "mine"
+
+
+def test_the_temporary_file_of_a_process_that_starts_at_the_same_time_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    temporary_name(tmp_path / "tasks" / "job.json").write_text("{")
+    WorkFolder(tmp_path, JOB).open()
+    assert WorkFolder(tmp_path, JOB).found_job() is not None
 
 
 def test_what_a_process_works_on_stays_and_what_was_abandoned_goes(work: WorkFolder) -> None:
