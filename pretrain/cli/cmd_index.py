@@ -1,11 +1,11 @@
-"""`pretrain data index`: token shards from tars of tokens that someone else wrote. What it needs is imported when it runs."""
+"""`pretrain data index`: token shards from tars of tokens of other tools. Heavy imports wait until the command runs."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -16,24 +16,22 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the shards.")
-@click.option("--vocab-size", required=True, type=click.IntRange(2, 1 << 31), help="Every id must be below.")
-@click.option("--eos-id", required=True, type=click.IntRange(0), help="Ends a document; appended where it is missing.")
-@click.option(
-    "--bos-id", type=click.IntRange(0), help="Put before documents where it is missing.  [default: nothing is]"
-)
-@click.option("--pad-id", type=click.IntRange(0), help="Taken off the end of members.  [default: nothing is]")
+@click.option("--vocab-size", required=True, type=click.IntRange(2, 1 << 31), help="All ids must be below it.")
+@click.option("--eos-id", required=True, type=click.IntRange(0), help="End of document; appended where missing.")
+@click.option("--bos-id", type=click.IntRange(0), help="Start of document; prepended where missing.  [default: none]")
+@click.option("--pad-id", type=click.IntRange(0), help="Padding; stripped from the end of members.  [default: none]")
 @click.option(
     "--member",
     type=click.Choice(["document", "chunk"]),
     default="document",
     show_default=True,
-    help="What a member is; a chunk of a longer stream gets neither bos nor eos.",
+    help="Content of a member; a chunk of a longer stream gets neither bos nor eos.",
 )
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Tokenizer (.model or .json) that made the ids: they are held against it, and its text is counted.",
+    help="Tokenizer (.model or .json) of the ids: checks them, and counts the bytes of text.",
 )
 @click.option(
     "--tokens-member",
@@ -41,51 +39,35 @@ if TYPE_CHECKING:
     metavar="PATTERN",
     help="Members that hold tokens, such as '*.tok.npy'.  [default: all .npy, .json, .npy.gz and .json.gz]",
 )
-@click.option("--field", help="Field of a JSON object.  [default: tokens or input_ids]")
+@click.option("--field", help="Field of a JSON object that holds the tokens.  [default: tokens or input_ids]")
 @click.option(
     "--max-bad-members",
     default=0,
     show_default=True,
     type=click.IntRange(0),
-    help="Give up above this many members that cannot be used.",
+    help="Stop above this many unusable members.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace the corpus in --output.")
 def index(
     sources: tuple[str, ...],
     output: Path,
-    vocab_size: int,
-    eos_id: int,
-    bos_id: int | None,
-    pad_id: int | None,
-    member: str,
     tokenizer: Path | None,
-    pattern: str | None,
-    field: str | None,
     max_bad_members: int,
     overwrite: bool,
+    **framing: Any,
 ) -> None:
-    """Make WebDataset tars of tokens readable for training.
+    """Rewrite WebDataset tars of tokens as token shards for training.
 
-    SOURCE is a tar, a folder of tars, or a glob. Nothing in them is trusted. What they hold is written anew, in the same
-    order.
+    SOURCE is a tar, a folder of tars, or a glob. All contents are checked, and keep their order.
     """
-    from tokenizer.encoding.foreign.framing import Reading
+    from tokenizer.encoding.foreign.framing import FramingOptions
     from tokenizer.encoding.foreign.rewrite import index_foreign
 
-    reading = Reading(
-        vocab_size=vocab_size,
-        eos_id=eos_id,
-        bos_id=bos_id,
-        pad_id=pad_id,
-        member=member,
-        pattern=pattern,
-        field=field,
-    )
     with _progress_bar() as progress:
         manifest, members, other_members = index_foreign(
             sources,
             output,
-            reading,
+            FramingOptions(**framing),
             tokenizer=tokenizer,
             max_bad_members=max_bad_members,
             overwrite=overwrite,
@@ -107,7 +89,7 @@ def index(
 
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[RewriteProgress], None] | None]:
-    """A callback that draws bytes and tokens on a terminal; None elsewhere."""
+    """Yields a callback that draws bytes and tokens on a terminal; None if stderr is not one."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

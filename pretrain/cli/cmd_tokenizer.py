@@ -1,4 +1,4 @@
-"""`pretrain tokenizer encode`. What it needs is imported when it runs. The other commands are in `train_cli.py`."""
+"""`pretrain tokenizer encode`; cmd_tokenizer_train.py has the other commands. Heavy imports wait until the command runs."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from tokenizer.corpus.readers import ReadOptions, Task
-    from tokenizer.encoding.run import Run
+    from tokenizer.corpus.readers import CorpusTask, ReadOptions
+    from tokenizer.encoding.run import EncodeRun
 
 
 def repeat_option(arguments: list[str], option: str) -> list[str]:
-    """`--input A B C` written as `--input A --input B --input C`, which is what click understands."""
+    """Expand `--input A B C` to `--input A --input B --input C`, the form that click parses."""
     expanded: list[str] = []
     inside = False
     for argument in arguments:
@@ -29,7 +29,7 @@ def repeat_option(arguments: list[str], option: str) -> list[str]:
 
 
 class ManyInputs(click.Command):
-    """A command whose `--input` takes several paths, up to the next option."""
+    """Command whose `--input` takes several paths, up to the next option."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse after expanding `--input`."""
@@ -37,21 +37,21 @@ class ManyInputs(click.Command):
 
 
 text_field_option = click.option(
-    "--text-field", default="text", show_default=True, help="Field of a record that holds its text; a.b is nested."
+    "--text-field", default="text", show_default=True, help="Field of a record that holds its text; a.b for nested."
 )
 max_bad_option = click.option(
     "--max-bad-documents",
     default=100,
     show_default=True,
     type=click.IntRange(min=0),
-    help="Give up above this many documents that cannot be used.",
+    help="Stop above this many unusable documents.",
 )
-overwrite_option = click.option("--overwrite", is_flag=True, help="Replace what --output holds.")
+overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the contents of --output.")
 
 
 @click.group()
 def tokenizer() -> None:
-    """Train a tokenizer, and turn a corpus into token shards."""
+    """Train a tokenizer, and encode a corpus into token shards."""
 
 
 @tokenizer.command(cls=ManyInputs)
@@ -61,7 +61,7 @@ def tokenizer() -> None:
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="SentencePiece model, as `train` writes it, or a Hugging Face tokenizer.json.",
+    help="SentencePiece model, as written by `train`, or Hugging Face tokenizer.json.",
 )
 @click.option(
     "--input",
@@ -69,44 +69,42 @@ def tokenizer() -> None:
     required=True,
     multiple=True,
     metavar="PATH...",
-    help="Files (.jsonl, .parquet, .tar, text; also compressed), folders of these, or addresses such as s3://bucket/folder.",
+    help="Files (.jsonl, .parquet, .tar, text; also compressed), folders of them, or addresses such as s3://bucket/folder.",
 )
 @click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the shards.")
-@click.option("--workers", type=click.IntRange(min=1), help="Processes.  [default: one a core]")
-@click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the order of the documents."
-)
+@click.option("--workers", type=click.IntRange(min=1), help="Number of processes.  [default: one per core]")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of the document shuffle.")
 @click.option(
     "--layout",
     default="stream",
     show_default=True,
     type=click.Choice(["stream", "packed"]),
-    help="stream: one document after the other, cut where a sequence ends. packed: documents whole where they can be, in "
-    "bins of --seq-len.",
+    help="stream: concatenated documents, cut at sequence ends. packed: bins of --seq-len ids that keep documents intact "
+    "where possible.",
 )
-@click.option("--seq-len", type=click.IntRange(min=2), help="packed only: data.seq_len of the training.")
+@click.option("--seq-len", type=click.IntRange(min=2), help="packed only: data.seq_len of the training run.")
 @click.option(
-    "--deduplicate", is_flag=True, help="Leave out a document whose text came before. Reads everything twice."
+    "--deduplicate", is_flag=True, help="Leave out documents whose text occurs earlier. Reads the corpus twice."
 )
 @text_field_option
 @click.option(
-    "--where", multiple=True, metavar="FIELD=VALUE", help="Only records for which this holds; also !=, >=, <=, >, <."
+    "--where", multiple=True, metavar="FIELD=VALUE", help="Keep only matching records; also !=, >=, <=, >, <."
 )
-@click.option("--separator", help="What separates the documents of a text file.  [default: a file is a document]")
-@click.option("--member", metavar="PATTERN", help="Members of a tar that hold text, such as '*.txt'.")
+@click.option("--separator", help="Separator between the documents of a text file.  [default: one document per file]")
+@click.option("--member", metavar="PATTERN", help="Tar members that hold text, such as '*.txt'.")
 @click.option(
-    "--task-megabytes", type=click.FloatRange(min=0, min_open=True), help="Text of a task.  [default: 268, or less]"
+    "--task-megabytes",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Megabytes of text per task.  [default: 268; less for a small corpus]",
 )
 @max_bad_option
 @overwrite_option
-@click.option("--plan", "only_plan", is_flag=True, help="Say how many tasks there are, and encode nothing.")
-@click.option(
-    "--task-id", type=click.IntRange(min=0), metavar="N", help="Do only task N of the plan, and do not merge."
-)
+@click.option("--plan", "only_plan", is_flag=True, help="Show the number of tasks; encode nothing.")
+@click.option("--task-id", type=click.IntRange(min=0), metavar="N", help="Run only task N of the plan; do not merge.")
 @click.option(
     "--num-tasks", type=click.IntRange(min=1), metavar="K", help="With --task-id N: every K-th task, from N on."
 )
-@click.option("--merge", "only_merge", is_flag=True, help="Make the corpus, when all tasks are done.")
+@click.option("--merge", "only_merge", is_flag=True, help="Merge the finished tasks into the corpus.")
 def encode(
     model: Path,
     inputs: tuple[str, ...],
@@ -121,35 +119,33 @@ def encode(
 ) -> None:
     """Encode a corpus into token shards.
 
-    The corpus is cut into tasks, which processes share. After a kill, the same command goes on with what is not finished. On
-    a cluster, run --plan, then an array with --task-id, then --merge, all with the same options.
+    The corpus is split into tasks, which run in parallel. After a kill, run the same command again to resume. On a cluster,
+    run --plan, then a job array with --task-id, then --merge, all with the same options.
     """
-    from pretrain.cli.views.encode_table import corpus_rows, part_rows, plan_rows, print_table
-    from tokenizer.encoding.encode_options import describe
-    from tokenizer.encoding.run import Run, check_workers, select
+    from pretrain.cli.views.encode_table import corpus_rows, plan_rows, print_table, task_rows
+    from tokenizer.encoding.encode_options import EncodeOptions, make_encoding
+    from tokenizer.encoding.run import EncodeRun, select_tasks, worker_count
 
     _refuse_contradictions(only_plan, task_id, num_tasks, only_merge, overwrite)
-    encoding = describe(model, reading=_reading(options), **options)
-    run = Run(encoding, inputs, output, overwrite=overwrite)
+    encode_options = EncodeOptions(reading=_pop_read_options(options), **options)
+    run = EncodeRun(make_encoding(model, encode_options), inputs, output, overwrite=overwrite)
     _warn_of_losses(model)
     if only_plan:
         print_table(plan_rows(run))
         return
-    workers = check_workers(workers)
-    tasks = run.plan.tasks if task_id is None else select(run.plan.tasks, task_id, num_tasks)
+    workers = worker_count(workers)
+    tasks = run.plan.tasks if task_id is None else select_tasks(run.plan.tasks, task_id, num_tasks)
     if not only_merge:
         _work(run, tasks, workers)
     if task_id is not None:
-        print_table(part_rows(run, tasks))
+        print_table(task_rows(run, tasks))
         return
-    settles = run.looking_for_duplicates
-    run.decide()
-    if settles and only_merge and not run.looking_for_duplicates:
-        click.echo(
-            "It is settled which documents are duplicates. Run all tasks again, to encode them, and --merge again."
-        )
+    hashed = run.in_hash_pass
+    run.finish_hash_pass()
+    if hashed and only_merge and not run.in_hash_pass:
+        click.echo("Duplicates are found. Run all tasks again to encode them, then --merge again.")
         return
-    if settles and not only_merge:
+    if hashed and not only_merge:
         _work(run, tasks, workers)
     print_table(corpus_rows(run.merge(), output))
 
@@ -168,12 +164,12 @@ def _refuse_contradictions(
         raise click.UsageError("--num-tasks has no meaning without --task-id")
     if overwrite and chosen and not only_plan:
         raise click.UsageError(
-            f"--overwrite with {chosen[0]} would remove what other tasks have written: run --plan --overwrite before"
+            f"--overwrite with {chosen[0]} would remove the output of other tasks: run --plan --overwrite before"
         )
 
 
 def _warn_of_losses(model: Path) -> None:
-    """Once: the ids are right for the weights that the tokenizer came with, and the text is not all there."""
+    """Warn if a tokenizer.json does not round-trip all texts: its ids fit its model, but some text is lost."""
     from tokenizer.models.base import is_tokenizer_json
 
     if is_tokenizer_json(model):
@@ -185,8 +181,8 @@ def _warn_of_losses(model: Path) -> None:
             click.echo(f"warning: {model}: some texts do not come back from their ids: {'; '.join(lost)}", err=True)
 
 
-def _reading(options: dict[str, Any]) -> ReadOptions:
-    """The `ReadOptions` among the options, which are taken out."""
+def _pop_read_options(options: dict[str, Any]) -> ReadOptions:
+    """Remove the fields of `ReadOptions` from `options` and return them."""
     from tokenizer.corpus.readers import ReadOptions
 
     megabytes = options.pop("task_megabytes")
@@ -194,10 +190,10 @@ def _reading(options: dict[str, Any]) -> ReadOptions:
     return reading if megabytes is None else replace(reading, task_bytes=max(1, int(megabytes * 1e6)))
 
 
-def _work(run: Run, tasks: Sequence[Task], workers: int) -> None:
+def _work(run: EncodeRun, tasks: Sequence[CorpusTask], workers: int) -> None:
     from pretrain.cli.views.encode_table import progress_bar
 
-    with progress_bar("looking for duplicates" if run.looking_for_duplicates else "encoding") as progress:
-        done = run.work_on(tasks, workers=workers, progress=progress)
+    with progress_bar("hashing" if run.in_hash_pass else "encoding") as progress:
+        done = run.run_tasks(tasks, workers=workers, progress=progress)
     if done < len(tasks):
-        click.echo(f"{len(tasks) - done} of {len(tasks)} tasks were done before", err=True)
+        click.echo(f"{len(tasks) - done} of {len(tasks)} tasks were finished before", err=True)

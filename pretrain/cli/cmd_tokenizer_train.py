@@ -186,7 +186,7 @@ def report(
     Documents that MODEL was trained on are excluded, if its training.json is beside it.
     """
     from tokenizer.corpus.readers import ReadOptions
-    from tokenizer.corpus.rejection_log import Problems
+    from tokenizer.corpus.rejection_log import RejectionLog
     from tokenizer.training.budget import Budget, parse_size, parse_sources
     from tokenizer.training.compression_report import make_report, measure_sources
     from tokenizer.training.inspect_sentencepiece import open_model
@@ -196,7 +196,7 @@ def report(
     folder = output or model.parent
     if (folder / REPORT_NAME).exists() and not overwrite:
         raise DataError(f"{folder / REPORT_NAME}: exists already", hint="use --overwrite, or another --output")
-    opened, sources, problems = open_model(model), parse_sources(inputs), Problems()
+    opened, sources, problems = open_model(model), parse_sources(inputs), RejectionLog()
     record, digests = read_record(model, opened.sha256)
     with progress_bar() as progress:
         samples = draw_samples(

@@ -173,10 +173,10 @@ def test_a_worker_that_dies_is_one_error_and_its_task_is_done_by_the_next_run(
     kill_worker(process)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "one of the 2 encoding processes died" in error and "hint: the same command again" in error
+    assert "one of the 2 encoding processes died" in error and "hint: run the same command again" in error
     assert "Traceback" not in error
     again = pretrain(*command(tokenizer, corpus, tmp_path / "out"))
-    assert again.returncode == 0 and "tasks were done before" in again.stderr
+    assert again.returncode == 0 and "tasks were finished before" in again.stderr
     assert files_of(tmp_path / "out") == expected
 
 

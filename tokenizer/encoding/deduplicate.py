@@ -1,15 +1,15 @@
-"""Documents whose text came before in the corpus, found in two passes that do not depend on who runs them.
+"""Exact deduplication of documents by text hash, in two passes whose result does not depend on which process runs them.
 
-1. `HashWorker`, for each task: 16 bytes of the sha256 of each document's text, sorted, in runs of some 4 million.
-2. `find_repeated`, once, over all runs: a hash that occurs several times keeps the occurrence that comes first in the plan. It
-   goes through the hashes in ranges that fit into memory, whatever their number.
-3. `known_of`, when a task is encoded: the numbers of its documents that are left out.
+1. `HashWorker`, for each task: the first 16 bytes of the sha256 of each text, sorted in runs of about 4 million.
+2. `find_repeated`, once, over all runs: of equal hashes, the first document in plan order is kept. Works through hash ranges
+   that fit into memory, whatever the corpus size.
+3. `load_duplicates`, before a task is encoded: the numbers of its documents to leave out.
 
     tasks/hashes-000003/0000.npy …    uint64 [3, documents]: high and low half of the hash, number in the task; by hash
-    tasks/hashes-000003/found.json    how many documents, and what else was found; last
+    tasks/hashes-000003/found.json    number of documents; written last
     tasks/repeated/000003.npy         uint64 [documents], sorted
 
-Two different texts with the same 16 bytes: among 10^12 documents, the chance of one such pair is 10^-15.
+Among 10^12 documents, the chance that any two different texts share their 16 bytes is 10^-15.
 """
 
 import json
@@ -26,11 +26,11 @@ from numpy.typing import NDArray
 
 from pretrain.errors import DataError
 from pretrain.storage.files import write_synced
-from tokenizer.corpus.readers import ReadOptions, Task, read_part
-from tokenizer.corpus.readers.open_file import show
+from tokenizer.corpus.readers import CorpusTask, ReadOptions, read_part
+from tokenizer.corpus.readers.open_file import escape_url
 from tokenizer.corpus.readers.rejections import Rejection
-from tokenizer.corpus.rejection_log import Problems
-from tokenizer.encoding.shared_counts import SharedCounts, Watch
+from tokenizer.corpus.rejection_log import RejectionLog
+from tokenizer.encoding.shared_counts import SharedCounts, TaskCounter
 from tokenizer.encoding.work_folder import WorkFolder
 
 RUN_DOCUMENTS = 1 << 22
@@ -42,56 +42,56 @@ Hashes = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
-class Known:
-    """What was found in a task: how many documents, and which of them repeat an earlier one (their numbers, sorted)."""
+class TaskDuplicates:
+    """Duplicates in a task: its number of documents, and the sorted numbers of those that repeat an earlier one."""
 
     documents: int
     repeated: Hashes
 
 
 @dataclass(frozen=True)
-class Hashed:
-    """A task after the first pass: its documents, and what was left out."""
+class HashedTask:
+    """Result of the hash pass for a task: its number of documents, and its rejections."""
 
     documents: int
-    problems: Problems
+    problems: RejectionLog
 
 
 @dataclass(frozen=True)
 class HashWorker:
-    """The first pass over a task, in whichever process."""
+    """Hashes the documents of tasks, in any process."""
 
     reading: ReadOptions
     work: WorkFolder
     max_bad_documents: int
 
-    def __call__(self, task: Task, board: SharedCounts, row: int) -> Hashed:
-        """Hash the documents of one task, and commit the hashes."""
-        watch = Watch(board, row, self.max_bad_documents)
+    def __call__(self, task: CorpusTask, counts: SharedCounts, row: int) -> HashedTask:
+        """Hash the documents of one task and commit the hashes."""
+        counter = TaskCounter(counts, row, self.max_bad_documents)
         with self.work.staging(hashes_name(task.number)) as folder:
-            runs = _runs(task, self.reading, watch)
+            runs = _runs(task, self.reading, counter)
             for number, run in enumerate(runs):
                 _save(folder / f"{number:04d}.npy", run)
-            found = {"job": self.work.digest, "documents": watch.written}
+            found = {"job": self.work.digest, "documents": counter.written}
             write_synced(folder / _FOUND_NAME, json.dumps(found).encode())
             self.work.commit(folder, hashes_name(task.number))
-        watch.done()
-        return Hashed(watch.written, watch.problems)
+        counter.done()
+        return HashedTask(counter.written, counter.problems)
 
 
-def _runs(task: Task, options: ReadOptions, watch: Watch) -> Iterator[Hashes]:
+def _runs(task: CorpusTask, options: ReadOptions, counter: TaskCounter) -> Iterator[Hashes]:
     hashes = bytearray()
     first = 0
     for part in task.parts:
         for found in read_part(part, options):
             if isinstance(found, Rejection):
-                watch.reject(show(part.url), found)
+                counter.reject(escape_url(part.url), found)
                 continue
             hashes += sha256(found.text.encode()).digest()[:16]
-            watch.count(found, 0)
+            counter.count(found, 0)
             if len(hashes) == 16 * RUN_DOCUMENTS:
                 yield _sorted_run(hashes, first)
-                first, hashes = watch.written, bytearray()
+                first, hashes = counter.written, bytearray()
     if hashes:
         yield _sorted_run(hashes, first)
 
@@ -104,7 +104,7 @@ def _sorted_run(hashes: bytearray, first: int) -> Hashes:
 
 
 def hashed_documents(work: WorkFolder, task: int) -> int | None:
-    """How many documents the first pass found in a task; None where it is not finished."""
+    """Number of documents hashed in a task; None if its hash pass is not finished."""
     try:
         found = json.loads((work.path / hashes_name(task) / _FOUND_NAME).read_bytes())
         return int(found["documents"]) if found["job"] == work.digest else None
@@ -113,7 +113,7 @@ def hashed_documents(work: WorkFolder, task: int) -> int | None:
 
 
 def find_repeated(work: WorkFolder, tasks: int) -> None:
-    """Decide which documents of `tasks` tasks are left out, and commit that. Every task must be hashed."""
+    """Find the documents of all `tasks` tasks that repeat an earlier one, and commit their numbers. All must be hashed."""
     runs = [
         (task, path) for task in range(tasks) for path in sorted((work.path / hashes_name(task)).glob("[0-9]*.npy"))
     ]
@@ -134,7 +134,7 @@ def find_repeated(work: WorkFolder, tasks: int) -> None:
 def _repeated_in_range(
     runs: list[tuple[int, Path]], cuts: list[NDArray[np.int64]], place: int
 ) -> Iterator[tuple[int, Hashes]]:
-    """(task, numbers of its documents) for hashes of one range that came before."""
+    """(task, numbers of its documents) of the repeated hashes in one range."""
     parts, tasks = [], []
     for (task, path), cut in zip(runs, cuts, strict=True):
         start, stop = int(cut[place]), int(cut[place + 1])
@@ -153,21 +153,21 @@ def _repeated_in_range(
         yield from zip(found.tolist(), np.split(numbers[later], starts[1:]), strict=True)
 
 
-def known_of(work: WorkFolder, task: int) -> Known:
-    """What the first pass says of a task. Raises DataError where it was removed."""
+def load_duplicates(work: WorkFolder, task: int) -> TaskDuplicates:
+    """Duplicates of a task. Raises DataError if the result of the hash pass is missing."""
     documents, path = hashed_documents(work, task), work.path / REPEATED_NAME / f"{task:06d}.npy"
     if documents is None or not path.is_file():
-        raise DataError(f"{work.path}: what is known of duplicates in task {task} is gone", hint=work.how_to_begin_anew)
-    return Known(documents, np.load(path, allow_pickle=False))
+        raise DataError(f"{work.path}: the deduplication result of task {task} is missing", hint=work.restart_hint)
+    return TaskDuplicates(documents, np.load(path, allow_pickle=False))
 
 
 def hashes_name(task: int) -> str:
-    """Folder name of the hashes of a task."""
+    """Name of the folder with the hashes of a task."""
     return f"hashes-{task:06d}"
 
 
 def _load(path: Path) -> Hashes:
-    """A run, mapped: nothing is read until it is looked at."""
+    """A sorted run, memory-mapped."""
     hashes: Hashes = np.load(path, mmap_mode="r", allow_pickle=False)
     return hashes
 

@@ -1,4 +1,4 @@
-"""What all tasks of an encoding share: the options, and what the tokenizer says of itself."""
+"""Options of an encoding, and what they need to know of the tokenizer."""
 
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -15,12 +15,36 @@ from tokenizer.models.open_tokenizer import load_tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
-class Encoding:
-    """What all tasks of a corpus share.
+class EncodeOptions:
+    """Options of `tokenizer encode`. Raises DataError for an impossible value.
 
-    The ids are those of the tokenizer's special tokens, -1 where it has none: a document without `bos_id` is ids + eos.
-    `sentencepiece_version` is that of what encodes, with its name where that is not SentencePiece. `seq_len` is the length
-    of a bin, and makes the layout "packed". `deduplicate` leaves out documents whose text came before.
+    Layout "packed" needs `seq_len`, the ids of a bin: the sequence length of training. `deduplicate` leaves out documents
+    whose text occurs earlier in the corpus.
+    """
+
+    reading: ReadOptions = field(default_factory=ReadOptions)
+    seed: int = 0
+    layout: str = STREAM
+    seq_len: int | None = None
+    deduplicate: bool = False
+    block_tokens: int = BLOCK_TOKENS
+    shard_bytes: int = SHARD_BYTES
+    max_bad_documents: int = 100
+
+    def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise DataError(f"seed={self.seed} is negative", hint="--seed 0, or any larger number")
+        if self.block_tokens < 1:
+            raise DataError(f"block_tokens={self.block_tokens} is less than 1")
+        check_layout(self.layout, self.seq_len, self.block_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoding(EncodeOptions):
+    """Options plus facts of the tokenizer: all that the tasks of a corpus share.
+
+    The ids are those of its special tokens, -1 if it has none; without `bos_id` a document is ids + eos.
+    `sentencepiece_version` is the version of the encoding library, with its name if that is not SentencePiece.
     """
 
     tokenizer: Path
@@ -30,42 +54,19 @@ class Encoding:
     bos_id: int
     eos_id: int
     pad_id: int
-    reading: ReadOptions = field(default_factory=ReadOptions)
-    seed: int = 0
-    seq_len: int | None = None
-    deduplicate: bool = False
-    block_tokens: int = BLOCK_TOKENS
-    shard_bytes: int = SHARD_BYTES
-    max_bad_documents: int = 100
 
 
-def describe(
-    tokenizer: Path,
-    *,
-    reading: ReadOptions | None = None,
-    seed: int = 0,
-    layout: str = STREAM,
-    seq_len: int | None = None,
-    deduplicate: bool = False,
-    max_bad_documents: int = 100,
-    block_tokens: int = BLOCK_TOKENS,
-    shard_bytes: int = SHARD_BYTES,
-) -> Encoding:
-    """The options of an encoding, checked, with what the tokenizer says of itself.
+def make_encoding(tokenizer: Path, options: EncodeOptions) -> Encoding:
+    """Add the facts of a tokenizer to `options`.
 
-    Raises DataError, and UserError where a tokenizer.json needs a package that is missing.
-
-    Layout "packed" needs `seq_len`, the ids of a bin: the sequence length of training.
+    Raises DataError if the tokenizer is unusable or does not allow the layout, UserError if a tokenizer.json needs a
+    package that is missing.
     """
     model = load_tokenizer(tokenizer)
-    if seed < 0:
-        raise DataError(f"seed={seed} is negative")
-    if block_tokens < 1:
-        raise DataError(f"block_tokens={block_tokens} is less than 1")
-    check_layout(layout, seq_len, block_tokens)
-    if layout == PACKED:
+    if options.layout == PACKED:
         check_padding(tokenizer, pad_id=model.pad_id(), bos_id=model.bos_id(), eos_id=model.eos_id())
     return Encoding(
+        **vars(options),
         tokenizer=tokenizer,
         tokenizer_sha256=tokenizer_sha256(tokenizer),
         sentencepiece_version=encoder_version(tokenizer),
@@ -73,16 +74,9 @@ def describe(
         bos_id=model.bos_id(),
         eos_id=model.eos_id(),
         pad_id=model.pad_id(),
-        reading=reading or ReadOptions(),
-        seed=seed,
-        seq_len=seq_len,
-        deduplicate=deduplicate,
-        max_bad_documents=max_bad_documents,
-        block_tokens=block_tokens,
-        shard_bytes=shard_bytes,
     )
 
 
 def encoder_version(tokenizer: Path) -> str:
-    """`0.2.1` of SentencePiece, `tokenizers 0.22.1` of what reads a tokenizer.json."""
+    """Version of the encoding library: `0.2.1` of SentencePiece, `tokenizers 0.22.1` for a tokenizer.json."""
     return f"tokenizers {version('tokenizers')}" if is_tokenizer_json(tokenizer) else version("sentencepiece")

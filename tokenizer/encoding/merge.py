@@ -1,12 +1,12 @@
-"""Finished tasks become one corpus.
+"""Merges finished tasks into one corpus.
 
-1. It is written down that shards leave the folders of their tasks (`tasks/merging`).
-2. The shards get their numbers, in the order of the tasks, and are renamed into OUTPUT.
-3. problems.jsonl, the table of shards and manifest.json are written, the manifest last: now the corpus is complete.
-4. OUTPUT/tasks is removed.
+1. Write the marker `tasks/merging`: from now on shards may have left their task folders.
+2. Number the shards in task order and rename them into OUTPUT.
+3. Write problems.jsonl, the shard table and manifest.json, the manifest last: it makes the corpus complete.
+4. Remove OUTPUT/tasks.
 
-Nothing is copied, and nothing is decided here but names and sums. Killed at any point, or run twice at the same time, it is
-run again, and finds each shard at its old place or at its new one.
+No data is copied. After a kill at any point, or beside a concurrent merge, it can run again: each shard is found at its old
+or its new place.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,18 +18,18 @@ from pretrain.shards.manifest_file import read_manifest, write_manifest
 from pretrain.shards.table import MOST_SHARDS, TABLE_NAME, ShardEntry, ShardTable, shard_name
 from pretrain.shards.writer import PROBLEMS_NAME
 from pretrain.storage.files import move_into_place, sync, write_synced
-from tokenizer.corpus.rejection_log import Problems
+from tokenizer.corpus.rejection_log import RejectionLog
 from tokenizer.encoding.encode_options import Encoding
 from tokenizer.encoding.receipts import Receipt
 from tokenizer.encoding.work_folder import WorkFolder, task_name
 
 
 def merge(work: WorkFolder, receipts: Sequence[Receipt], encoding: Encoding) -> Manifest:
-    """Make a corpus of all tasks, whose `receipts` are in order; returns its manifest.
+    """Merge all tasks, by their `receipts` in order, into a corpus; returns its manifest.
 
-    Raises DataError for more bad documents than allowed, for a corpus without a document, and for shards that are gone.
+    Raises DataError for more bad documents than allowed, a corpus without usable documents, or missing shards.
     """
-    problems = Problems()
+    problems = RejectionLog()
     for receipt in receipts:
         problems.merge(receipt.problems)
     problems.check_limit(encoding.max_bad_documents)
@@ -38,7 +38,8 @@ def merge(work: WorkFolder, receipts: Sequence[Receipt], encoding: Encoding) -> 
         raise DataError(f"no document of the corpus can be used{problems.summary()}")
     if len(entries) > MOST_SHARDS:
         raise DataError(
-            f"{len(entries)} shards, and a corpus has at most {MOST_SHARDS}", hint="larger --task-megabytes"
+            f"{len(entries)} shards, and a corpus has at most {MOST_SHARDS}",
+            hint="encode again with a larger --task-megabytes",
         )
     manifest = _manifest(receipts, entries, problems.counts, encoding)
     try:
@@ -46,7 +47,7 @@ def merge(work: WorkFolder, receipts: Sequence[Receipt], encoding: Encoding) -> 
         _move_shards(work, receipts)
         _publish(work, manifest, problems)
     except FileNotFoundError:
-        # Somebody else did the same, and removed the folder that we work in.
+        # A concurrent merge may have finished first and removed the work folder.
         if not (work.output / MANIFEST_NAME).exists() or read_manifest(work.output) != manifest:
             raise
     work.remove()
@@ -54,7 +55,7 @@ def merge(work: WorkFolder, receipts: Sequence[Receipt], encoding: Encoding) -> 
 
 
 def _numbered(receipts: Sequence[Receipt]) -> Iterator[tuple[ShardEntry, int, str]]:
-    """(the shard under its name in the corpus, its task, its name in the task) for every shard."""
+    """(shard under its name in the corpus, task, name in the task) of every shard."""
     number = 0
     for receipt in receipts:
         for shard in receipt.shards:
@@ -72,7 +73,7 @@ def _manifest(
         format=FORMAT,
         dtype=token_dtype(encoding.vocab_size),
         vocab_size=encoding.vocab_size,
-        # Where nothing begins a document but the end of the one before, that is what is said.
+        # Without bos, the preceding eos marks the start of a document.
         bos_id=encoding.eos_id if encoding.bos_id < 0 else encoding.bos_id,
         eos_id=encoding.eos_id,
         tokenizer_sha256=encoding.tokenizer_sha256,
@@ -83,7 +84,7 @@ def _manifest(
         pad_id=encoding.pad_id if packed else -1,
         shuffle_seed=encoding.seed,
         tokens=sum(receipt.tokens for receipt in written),
-        # Each task ends with a padding id where the next one's first bin begins; the corpus has one at its end.
+        # Each task counts one padding id after its last bin; in the corpus the next task's first id takes its place.
         padding_tokens=sum(receipt.padding_tokens for receipt in written) - (len(written) - 1) * packed,
         documents=sum(receipt.documents for receipt in written),
         documents_cut=sum(receipt.documents_cut for receipt in written),
@@ -102,20 +103,20 @@ def _move_shards(work: WorkFolder, receipts: Sequence[Receipt]) -> None:
             except FileNotFoundError:
                 if not (work.output / new).is_file():
                     raise DataError(
-                        f"{folder / old}: is gone, and {work.output / new} is not there",
-                        hint=work.how_to_begin_anew,
+                        f"{folder / old} and {work.output / new} are both missing",
+                        hint=work.restart_hint,
                     ) from None
         size = (work.output / entry.name).stat().st_size
         if size != entry.bytes:
             raise DataError(
                 f"{work.output / entry.name}: {size} bytes, and its task wrote {entry.bytes}",
-                hint=work.how_to_begin_anew,
+                hint=work.restart_hint,
             )
     sync(work.output)
 
 
-def _publish(work: WorkFolder, manifest: Manifest, problems: Problems) -> None:
-    """Write what describes the corpus in a folder of our own, and rename it into place, the manifest last."""
+def _publish(work: WorkFolder, manifest: Manifest, problems: RejectionLog) -> None:
+    """Write the files that describe the corpus to a staging folder, then rename them into place, the manifest last."""
     with work.staging("merge") as folder:
         lines = problems.lines()
         if lines:

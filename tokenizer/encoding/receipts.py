@@ -1,6 +1,6 @@
-"""What a finished task says of itself: `receipt.json` in its folder, from which the manifest is made.
+"""Receipt of a finished task: `receipt.json` in its folder, from which the manifest is built.
 
-The same task gives the same receipt: nothing in it depends on when, where, or beside which other tasks it ran.
+Deterministic: the same task gives the same receipt, on any machine and at any time.
 """
 
 import hashlib
@@ -11,18 +11,18 @@ from typing import Any
 
 from pretrain.shards.format import index_name
 from pretrain.shards.table import ShardEntry
-from tokenizer.corpus.rejection_log import Problems
+from tokenizer.corpus.rejection_log import RejectionLog
 
 RECEIPT_NAME = "receipt.json"
 
 
 @dataclass(frozen=True)
 class Receipt:
-    """One task. `job` is the digest of what all tasks share (`tokenizer/encoding/work_folder.py`).
+    """Counts and shards of one task. Its fields are the keys of receipt.json.
 
-    `shards` are named by their number in the task; a task of which nothing can be used has none. `index_sha256` has a hash
-    (hex) for each of their indexes. `documents` are those that were written; `seen` counts those left out too. `tokens` and
-    the counts after it are the manifest's, for this task alone.
+    `job` is `WorkFolder.digest`. `shards` are named by their number in the task; a task without usable documents has none.
+    `index_sha256` holds a hash (hex) of the index of each. `documents` counts written documents, `seen` also those left
+    out. `tokens` and the counts after it are the manifest's, for this task alone.
     """
 
     job: str
@@ -35,33 +35,33 @@ class Receipt:
     documents_cut: int = 0
     shards: tuple[ShardEntry, ...] = ()
     index_sha256: tuple[str, ...] = ()
-    problems: Problems = field(default_factory=Problems, compare=False)
+    problems: RejectionLog = field(default_factory=RejectionLog, compare=False)
 
     @property
     def files(self) -> dict[str, int | None]:
-        """Names of its files, and their sizes in bytes; an index is small, and its size not written down."""
+        """File names and sizes in bytes; None for an index, whose size is not recorded."""
         sizes: dict[str, int | None] = {shard.name: shard.bytes for shard in self.shards}
         return sizes | {index_name(shard.name): None for shard in self.shards}
 
     def to_json(self) -> str:
-        """The text of the file: the same bytes for the same receipt."""
+        """The text of receipt.json: the same bytes for the same receipt."""
         document = {**vars(self), "shards": [asdict(shard) for shard in self.shards]}
         document["problems"] = self.problems.to_json()
         return json.dumps(document, indent=1) + "\n"
 
 
 def parse_receipt(data: bytes) -> Receipt:
-    """The receipt in `data`. Raises ValueError unless it is one that `to_json` wrote."""
+    """Inverse of `Receipt.to_json`. Raises ValueError if `data` is not a receipt."""
     try:
         document: dict[str, Any] = json.loads(data)
         shards = tuple(ShardEntry(**shard) for shard in document.pop("shards"))
-        problems = Problems.of_json(document.pop("problems"))
+        problems = RejectionLog.from_json(document.pop("problems"))
         hashes = tuple(document.pop("index_sha256"))
         return Receipt(**document, shards=shards, index_sha256=hashes, problems=problems)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"not a receipt: {error}") from None
 
 
-def index_hashes(folder: Path, shards: tuple[ShardEntry, ...]) -> tuple[str, ...]:
+def hash_indexes(folder: Path, shards: tuple[ShardEntry, ...]) -> tuple[str, ...]:
     """SHA-256 (hex) of the index of each shard."""
     return tuple(hashlib.sha256((folder / index_name(shard.name)).read_bytes()).hexdigest() for shard in shards)

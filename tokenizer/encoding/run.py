@@ -1,12 +1,12 @@
-"""Encoding a corpus into token shards: the plan, its tasks, and the corpus that they make.
+"""Encodes a corpus into token shards.
 
-1. The files are planned as tasks of some 256 MiB of text, whatever the number of processes.            -> corpus.py
-2. With `deduplicate`, every document is hashed, and it is decided which ones are left out.         -> duplicates.py
-3. Processes run the tasks; each ends with shards and a receipt of its own.                   -> pool.py, tasks.py
-4. When all receipts are there, shards get their numbers, and the manifest is written last.              -> merge.py
+1. Plan tasks of about 256 MiB of text, whatever the number of processes.               -> corpus/task_plan.py
+2. With `deduplicate`, hash every document and find those to leave out.                 -> deduplicate.py
+3. Run the tasks in processes; each ends with its own shards and receipt.               -> worker_pool.py, encode_task.py
+4. When all receipts exist, number the shards and write the manifest last.              -> merge.py
 
-So the bytes depend on corpus, tokenizer and options, never on who ran which task, how often it was killed, or in how many
-processes. A run goes on where an earlier one ended; what it needs to know lies in OUTPUT/tasks.   -> work_folder.py
+The output bytes depend on corpus, tokenizer and options alone, never on the number of processes or on kills. A run resumes
+an earlier one from its state in OUTPUT/tasks.                                          -> work_folder.py
 """
 
 import json
@@ -21,27 +21,27 @@ from pretrain.errors import DataError, PretrainError
 from pretrain.shards.manifest import MANIFEST_NAME, Manifest
 from pretrain.shards.manifest_file import read_manifest
 from pretrain.shards.writer import PROBLEMS_NAME, clear_output
-from tokenizer.corpus.readers import ReadOptions, Task
-from tokenizer.corpus.rejection_log import Problems
-from tokenizer.corpus.task_plan import Plan, plan_tasks, refuse_output_inside
+from tokenizer.corpus.readers import CorpusTask, ReadOptions
+from tokenizer.corpus.rejection_log import RejectionLog
+from tokenizer.corpus.task_plan import TaskPlan, plan_tasks, refuse_output_inside
 from tokenizer.encoding.deduplicate import REPEATED_NAME, HashWorker, find_repeated, hashed_documents
-from tokenizer.encoding.encode_options import Encoding, describe
+from tokenizer.encoding.encode_options import EncodeOptions, Encoding, make_encoding
 from tokenizer.encoding.encode_task import EncodeWorker
 from tokenizer.encoding.merge import merge
 from tokenizer.encoding.receipts import Receipt
 from tokenizer.encoding.shared_counts import EncodeProgress
 from tokenizer.encoding.shuffle import WINDOW_DOCUMENTS, WINDOW_IDS
 from tokenizer.encoding.work_folder import WorkFolder
-from tokenizer.encoding.worker_pool import run_all
+from tokenizer.encoding.worker_pool import run_in_pool
 
 FORMAT = "pretrain-tasks/1"
 PLAN_NAME = "plan.jsonl"
-# A corpus of less text than TASK_BYTES times this gets smaller tasks, so that some processes can share it.
+# A corpus with less text than this many tasks of TASK_BYTES gets smaller tasks, so that several processes can share it.
 SMALL_CORPUS_TASKS = 16
 SMALLEST_TASK_BYTES = 8 << 20
 SHOWN_TASKS = 20
 
-Show = Callable[[EncodeProgress], None]
+ProgressCallback = Callable[[EncodeProgress], None]
 
 
 def encode_corpus(
@@ -51,37 +51,37 @@ def encode_corpus(
     *,
     workers: int | None = None,
     overwrite: bool = False,
-    progress: Show | None = None,
+    progress: ProgressCallback | None = None,
     **options: Any,
 ) -> Manifest:
-    """Write `inputs` (files, folders, addresses) as token shards to the folder `output`; returns the manifest.
+    """Encode `inputs` (files, folders, addresses) as token shards in the folder `output`; returns the manifest.
 
-    `workers` are processes (default: one a usable core; 1 encodes in this one), `options` those of `describe`. Goes on with
-    what an earlier call began; `overwrite` replaces a complete corpus, or one of other options. `progress` is called a few
-    times a second. Raises DataError for an unusable tokenizer, corpus or option, an output that is complete, and more than
-    `max_bad_documents` bad documents; PretrainError where a process dies or the disk is full.
+    `workers` is the number of processes (default: one per usable core; 1 encodes in this process); `options` are the
+    fields of EncodeOptions. Resumes an earlier call; `overwrite` replaces a complete corpus, or one with other options.
+    `progress` is called a few times per second. Raises DataError for an unusable tokenizer, corpus or option, a complete
+    output, and more than `max_bad_documents` bad documents; PretrainError if a process dies or the disk is full.
     """
-    workers = check_workers(workers)
-    run = Run(describe(tokenizer, **options), inputs, output, overwrite=overwrite)
-    run.work_on(run.plan.tasks, workers=workers, progress=progress)
-    run.decide()
-    if run.encoding.deduplicate:  # until now, duplicates were looked for
-        run.work_on(run.plan.tasks, workers=workers, progress=progress)
+    workers = worker_count(workers)
+    run = EncodeRun(make_encoding(tokenizer, EncodeOptions(**options)), inputs, output, overwrite=overwrite)
+    run.run_tasks(run.plan.tasks, workers=workers, progress=progress)
+    run.finish_hash_pass()
+    if run.encoding.deduplicate:  # the first run_tasks hashed, this one encodes
+        run.run_tasks(run.plan.tasks, workers=workers, progress=progress)
     return run.merge()
 
 
-def check_workers(workers: int | None) -> int:
-    """How many processes: as given, or the cores that this one may use. Raises DataError for less than one."""
+def worker_count(workers: int | None) -> int:
+    """Number of processes: as given, or the cores that this process may use. Raises DataError if less than one."""
     if workers is not None and workers < 1:
-        raise DataError(f"workers={workers}: at least 1 process is needed")
+        raise DataError(f"workers={workers} is less than 1", hint="--workers 1 encodes in this process")
     return workers or len(os.sched_getaffinity(0))
 
 
-class Run:
-    """A corpus that is being encoded, by this process alone or by many at the same time.
+class EncodeRun:
+    """Encoding of one corpus, by this process alone or by several at once.
 
-    Making one plans the corpus, and prepares the output: what an earlier run finished is kept, and of other options or files
-    refused, or removed with `overwrite`. Raises DataError.
+    The constructor plans the corpus and prepares the output. Finished work of an earlier run is kept; if that run had
+    other options or files, it raises DataError, or removes the work if `overwrite` is set.
     """
 
     def __init__(
@@ -89,29 +89,31 @@ class Run:
     ) -> None:
         self.output = output
         if output.exists() and not output.is_dir():
-            raise DataError(f"{output}: the output must be a folder, and this is a file")
+            raise DataError(
+                f"{output}: the output must be a folder, and this is a file", hint="choose another --output"
+            )
         refuse_output_inside(list(map(str, inputs)), output)
-        self.plan, reading = _plan(list(map(str, inputs)), encoding.reading)
+        self.plan, reading = _make_plan(list(map(str, inputs)), encoding.reading)
         self.encoding = replace(encoding, reading=reading)
-        self.work = WorkFolder(output, _job(self.encoding, self.plan))
+        self.work = WorkFolder(output, _make_job(self.encoding, self.plan))
         self._complete = self._prepare(overwrite=overwrite)
 
     def _prepare(self, *, overwrite: bool) -> Manifest | None:
-        """Make the output ready; the manifest if an earlier run was killed when all was done but tidying up."""
+        """Prepare the output; returns the manifest if an earlier run was killed after completing the corpus."""
         found = self.work.found_job()
         if (self.output / MANIFEST_NAME).exists():
             if found == self.work.job and not overwrite:
                 self.work.remove()
                 return read_manifest(self.output)
             if not overwrite:
-                self.work.remove_if_empty()  # the last thing that a run does
+                self.work.remove_if_empty()  # the last step of a merge, which a kill may have skipped
                 raise DataError(
                     f"{self.output}: holds an encoded corpus already",
                     hint="choose another --output, or add --overwrite",
                 )
         elif found is None and (self.output / PROBLEMS_NAME).exists():
             raise DataError(
-                f"{self.output / PROBLEMS_NAME}: is none of ours, and would be written over",
+                f"{self.output / PROBLEMS_NAME}: is not from an encoding run, and would be overwritten",
                 hint="choose another --output",
             )
         with self._disk_errors():
@@ -124,26 +126,26 @@ class Run:
         return None
 
     @property
-    def looking_for_duplicates(self) -> bool:
-        """Whether tasks are hashed first, and not encoded yet."""
+    def in_hash_pass(self) -> bool:
+        """Whether tasks must be hashed for deduplication before they are encoded."""
         if self._complete is not None or self.work.merging:
             return False
         return self.encoding.deduplicate and not (self.work.path / REPEATED_NAME).is_dir()
 
-    def missing(self, tasks: Sequence[Task]) -> list[Task]:
-        """Those of `tasks` for which there is something to do now: which are not hashed, or not encoded."""
+    def unfinished(self, tasks: Sequence[CorpusTask]) -> list[CorpusTask]:
+        """Tasks still to be hashed (in the hash pass) or encoded."""
         if self._complete is not None or self.work.merging:
             return []
-        if self.looking_for_duplicates:
+        if self.in_hash_pass:
             return [task for task in tasks if hashed_documents(self.work, task.number) is None]
         return [task for task in tasks if self.work.receipt(task.number) is None]
 
-    def work_on(self, tasks: Sequence[Task], *, workers: int, progress: Show | None = None) -> int:
-        """Hash or encode those of `tasks` for which it was not done before; how many they were."""
+    def run_tasks(self, tasks: Sequence[CorpusTask], *, workers: int, progress: ProgressCallback | None = None) -> int:
+        """Hash or encode the unfinished ones of `tasks`; returns their number."""
         with self._disk_errors():
-            missing = self.missing(tasks)
-            hashing = self.looking_for_duplicates
-            problems = Problems()
+            unfinished = self.unfinished(tasks)
+            hashing = self.in_hash_pass
+            problems = RejectionLog()
             for receipt in [] if hashing else self._receipts(tasks):
                 problems.merge(receipt.problems)
             allowed = self.encoding.max_bad_documents - problems.bad
@@ -152,48 +154,48 @@ class Run:
                 if hashing
                 else EncodeWorker(self.encoding, self.work, allowed)
             )
-            outcome = run_all(missing, worker, workers=workers, max_bad=allowed, show=progress)
+            outcome = run_in_pool(unfinished, worker, workers=workers, max_bad=allowed, progress=progress)
         found = {number: result.problems for number, result in outcome.results.items()} | outcome.stopped
         for number in sorted(found):
             problems.merge(found[number])
         problems.check_limit(self.encoding.max_bad_documents)
-        return len(missing)
+        return len(unfinished)
 
-    def decide(self) -> None:
-        """Where duplicates have been looked for in all tasks, settle which documents are left out."""
-        if self.looking_for_duplicates and not self.missing(self.plan.tasks):
+    def finish_hash_pass(self) -> None:
+        """If all tasks are hashed, find the duplicates to leave out; encoding comes next."""
+        if self.in_hash_pass and not self.unfinished(self.plan.tasks):
             with self._disk_errors():
                 find_repeated(self.work, len(self.plan.tasks))
 
     def merge(self) -> Manifest:
-        """The corpus, of which all tasks are finished. Raises DataError with the tasks that are not."""
+        """Merge all tasks into the corpus. Raises DataError, listing unfinished tasks, if there are any."""
         if self._complete is not None:
             return self._complete
-        missing = self.missing(self.plan.tasks)
-        if missing:
-            what = "are not searched for duplicates" if self.looking_for_duplicates else "are not encoded"
-            shown = ", ".join(str(task.number) for task in missing[:SHOWN_TASKS])
+        unfinished = self.unfinished(self.plan.tasks)
+        if unfinished:
+            what = "are not hashed for deduplication" if self.in_hash_pass else "are not encoded"
+            shown = ", ".join(str(task.number) for task in unfinished[:SHOWN_TASKS])
             raise DataError(
-                f"{self.output}: {len(missing)} of {len(self.plan.tasks)} tasks {what}: {shown}"
-                f"{', …' if len(missing) > SHOWN_TASKS else ''}",
-                hint="run these with --task-id, or leave --merge out to do all that is left here",
+                f"{self.output}: {len(unfinished)} of {len(self.plan.tasks)} tasks {what}: {shown}"
+                f"{', …' if len(unfinished) > SHOWN_TASKS else ''}",
+                hint="run these with --task-id, or leave --merge out to run all of them here",
             )
         with self._disk_errors():
             receipts = self._receipts(self.plan.tasks)
-            if len(receipts) < len(self.plan.tasks):  # all were there when merging began
+            if len(receipts) < len(self.plan.tasks):  # a merge that began earlier found all of them
                 raise DataError(
-                    f"{self.work.path}: {len(self.plan.tasks) - len(receipts)} receipts are gone or damaged",
-                    hint=self.work.how_to_begin_anew,
+                    f"{self.work.path}: {len(self.plan.tasks) - len(receipts)} receipts are missing or corrupt",
+                    hint=self.work.restart_hint,
                 )
             return merge(self.work, receipts, self.encoding)
 
     def write_plan(self) -> Path:
-        """Write down the tasks, a line of JSON each, for people."""
+        """Write plan.jsonl, one task per line, for inspection; returns its path."""
         lines = "".join(json.dumps(task.to_json()) + "\n" for task in self.plan.tasks)
         self.work.write(PLAN_NAME, lines.encode())
         return self.work.path / PLAN_NAME
 
-    def _receipts(self, tasks: Sequence[Task]) -> list[Receipt]:
+    def _receipts(self, tasks: Sequence[CorpusTask]) -> list[Receipt]:
         found = (self.work.receipt(task.number) for task in tasks)
         return [receipt for receipt in found if receipt is not None]
 
@@ -207,13 +209,15 @@ class Run:
             raise PretrainError(f"{self.output}: cannot be written: {error.strerror}") from error
 
 
-def select(tasks: Sequence[Task], task_id: int, num_tasks: int | None) -> Sequence[Task]:
-    """The share of one element of a job array: every `num_tasks`-th task from number `task_id` on, or that task alone.
+def select_tasks(tasks: Sequence[CorpusTask], task_id: int, num_tasks: int | None) -> Sequence[CorpusTask]:
+    """Tasks of one element of a job array: every `num_tasks`-th from `task_id` on, or that one alone.
 
-    Raises DataError for a number outside the array, or the plan.
+    Raises DataError for a number outside the array or the plan.
     """
     if num_tasks is None and task_id >= len(tasks):
-        raise DataError(f"task_id={task_id}: the plan has tasks 0 to {len(tasks) - 1}", hint="--plan says how many")
+        raise DataError(
+            f"task_id={task_id}: the plan has tasks 0 to {len(tasks) - 1}", hint="--plan shows the number of tasks"
+        )
     if num_tasks is not None and task_id >= num_tasks:
         raise DataError(
             f"task_id={task_id} is not below num_tasks={num_tasks}", hint="number the array from 0: --array=0-N"
@@ -221,8 +225,8 @@ def select(tasks: Sequence[Task], task_id: int, num_tasks: int | None) -> Sequen
     return tasks[task_id : task_id + 1] if num_tasks is None else tasks[task_id::num_tasks]
 
 
-def _plan(inputs: Sequence[str], reading: ReadOptions) -> tuple[Plan, ReadOptions]:
-    """The plan, and the options with which it was made: tasks are smaller where there is little text."""
+def _make_plan(inputs: Sequence[str], reading: ReadOptions) -> tuple[TaskPlan, ReadOptions]:
+    """The plan, and the options it was made with: a small corpus gets smaller tasks."""
     plan = plan_tasks(inputs, reading)
     share = -(-plan.text_bytes // SMALL_CORPUS_TASKS)
     if share >= reading.task_bytes:
@@ -231,10 +235,11 @@ def _plan(inputs: Sequence[str], reading: ReadOptions) -> tuple[Plan, ReadOption
     return plan_tasks(inputs, reading), reading
 
 
-def _job(encoding: Encoding, plan: Plan) -> dict[str, object]:
-    """What decides the bytes, with names that a user knows."""
+def _make_job(encoding: Encoding, plan: TaskPlan) -> dict[str, object]:
+    """All that the output bytes depend on, under the names of the options."""
     job = asdict(encoding)
-    for name in ("tokenizer", "max_bad_documents"):
+    # `layout` follows from seq_len; the path of the tokenizer and the limit do not change the bytes.
+    for name in ("tokenizer", "layout", "max_bad_documents"):
         del job[name]
     return {
         "format": FORMAT,

@@ -1,9 +1,9 @@
-"""Counts that processes share while they work: numbers in memory that all of them map, without a lock or a queue.
+"""Counts shared between worker processes: an array in shared memory, without locks or queues.
 
-    row 0          whether everybody is to stop
-    row 1 + n      of the n-th task: documents, text bytes, tokens, bad documents, whether it is done
+    row 0          stop flag
+    row 1 + n      n-th task: documents, text bytes, tokens, bad documents, done flag
 
-Only the process that runs a task writes its row. A killed process leaves nothing locked.
+Only the process that runs a task writes its row, so no lock is needed and a killed process leaves none held.
 """
 
 from multiprocessing.sharedctypes import RawArray
@@ -14,20 +14,20 @@ from numpy.typing import NDArray
 
 from tokenizer.corpus.readers import Document
 from tokenizer.corpus.readers.rejections import Rejection
-from tokenizer.corpus.rejection_log import Problems
+from tokenizer.corpus.rejection_log import RejectionLog
 
 COLUMNS = 5
 DOCUMENTS, TEXT_BYTES, TOKENS, BAD, DONE = range(COLUMNS)
 
 
 class StoppedError(Exception):
-    """A task was given up, because all are to stop or because of what was left out of it: its one argument, `Problems`."""
+    """A task stopped early, with the run or for too many bad documents. Its argument is the task's `RejectionLog`."""
 
 
 class EncodeProgress(NamedTuple):
-    """How far it is: `documents` counts those left out too, `problems` those of them that are bad.
+    """Progress of an encoding. `documents` includes those left out; `problems` counts the bad ones.
 
-    `share` is of all text, by a guess at its size, from 0 to 1.
+    `share` is the part of all text that is done, from 0 to 1, by its estimated size.
     """
 
     documents: int
@@ -40,40 +40,40 @@ class EncodeProgress(NamedTuple):
 
 
 class SharedCounts:
-    """The counts of all tasks of a run. Send `memory` to another process, and make its `SharedCounts` of that."""
+    """Counts of all tasks of a run. To share them, pass `memory` to another process's `SharedCounts`."""
 
     def __init__(self, tasks: int, memory: Any = None) -> None:
         self.tasks = tasks
-        # Zeros, in a file that has no name any more, which processes inherit.
+        # RawArray is zeroed, and backed by an unlinked file that child processes inherit.
         self.memory = RawArray("q", COLUMNS * (tasks + 1)) if memory is None else memory
         self._rows: NDArray[np.int64] = np.frombuffer(self.memory, np.int64).reshape(tasks + 1, COLUMNS)
 
     def row(self, task: int) -> NDArray[np.int64]:
-        """The counts of a task, to be written by whoever runs it."""
+        """Counts of a task, written by the process that runs it."""
         found: NDArray[np.int64] = self._rows[1 + task]
         return found
 
     def stop(self) -> None:
-        """Have everybody stop at the next document."""
+        """Make all processes stop at their next document."""
         self._rows[0, 0] = 1
 
     @property
     def stopping(self) -> bool:
-        """Whether it is time to stop."""
+        """Whether `stop` was called."""
         return bool(self._rows[0, 0])
 
     @property
     def bad(self) -> int:
-        """Bad documents of all tasks until now."""
+        """Bad documents of all tasks so far."""
         return int(self._rows[1:, BAD].sum())
 
     def unfinished(self) -> list[int]:
-        """Tasks that began and are not done."""
+        """Tasks that are started but not done."""
         rows = self._rows[1:]
         return np.flatnonzero((rows[:, DOCUMENTS] > 0) & (rows[:, DONE] == 0)).tolist()
 
     def progress(self, text_bytes: NDArray[np.int64]) -> EncodeProgress:
-        """The sum. `text_bytes` [tasks] is a guess at the size of each task; one that is done counts as all of it."""
+        """Totals. `text_bytes` [tasks] is the estimated size of each task; a done task counts in full."""
         rows = self._rows[1:]
         done = rows[:, DONE] > 0
         read = np.where(done, text_bytes, np.minimum(rows[:, TEXT_BYTES], text_bytes)).sum()
@@ -83,39 +83,39 @@ class SharedCounts:
         )
 
 
-class Watch:
-    """Counts one task, where all can see it. Raises StoppedError when all are to stop, or when there is too much bad.
+class TaskCounter:
+    """Counts one task, in shared memory.
 
-    `limit` is that of bad documents: what is above it, whoever started the processes reports.
+    Raises StoppedError when the run stops, or above `limit` bad documents, which the parent process then reports.
     """
 
-    def __init__(self, board: SharedCounts, row: int, limit: int) -> None:
-        self._board, self._row, self._limit = board, board.row(row), limit
-        self.problems = Problems()
+    def __init__(self, counts: SharedCounts, row: int, limit: int) -> None:
+        self._counts, self._row, self._limit = counts, counts.row(row), limit
+        self.problems = RejectionLog()
         self.seen = self.written = self.text_bytes = 0
 
     def count(self, document: Document, tokens: int) -> None:
-        """A document that was encoded."""
+        """Count a document that was encoded to `tokens` ids."""
         self.written += 1
         self.text_bytes += document.bytes
         self._row[TEXT_BYTES] = self.text_bytes
         self._row[TOKENS] += tokens
-        self._see()
+        self._count_seen()
 
     def reject(self, file: str, rejection: Rejection) -> None:
-        """One that is left out."""
+        """Count a document of `file` that is left out."""
         self.problems.add(file, rejection)
         self._row[BAD] = self.problems.bad
-        self._see()
+        self._count_seen()
         if self.problems.bad > self._limit:
             raise StoppedError(self.problems)
 
     def done(self) -> None:
-        """The task is committed."""
+        """Mark the task as committed."""
         self._row[DONE] = 1
 
-    def _see(self) -> None:
+    def _count_seen(self) -> None:
         self.seen += 1
         self._row[DOCUMENTS] = self.seen
-        if self._board.stopping:
+        if self._counts.stopping:
             raise StoppedError(self.problems)

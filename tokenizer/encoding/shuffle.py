@@ -1,11 +1,11 @@
-"""Documents of a task in an order that a seed shuffles, in bounded memory.
+"""Seeded shuffle of a task's documents, window by window, in bounded memory.
 
-    documents as they are read      0 1 2 3 4 5 6 7 8 9 …
-    windows                        |0 1 2 3|4 5 6|7 8 9 …       each of some 2^26 ids (256 MiB of text), or 2^22 documents
-    as they are written             2 0 3 1 6 4 5 9 7 8 …
+    documents as read               0 1 2 3 4 5 6 7 8 9 …
+    windows                        |0 1 2 3|4 5 6|7 8 9 …       each about 2^26 ids (256 MiB of text), or 2^22 documents
+    documents as written            2 0 3 1 6 4 5 9 7 8 …
 
-A window ends with the document that fills it, so windows follow from the documents alone. Ids are held in the type in which
-they are stored: 128 MiB a window, or 256 for a vocabulary over 65,536.
+A window ends with the document that fills it, so windows depend on the documents alone. Ids are held in their stored type:
+128 MiB a window, or 256 MiB for a vocabulary over 65,536.
 """
 
 from array import array
@@ -18,7 +18,7 @@ from pretrain.errors import DataError
 
 WINDOW_IDS = 1 << 26
 WINDOW_DOCUMENTS = 1 << 22
-BATCH_IDS = 1 << 20  # of what a window gives: about so many ids at once
+BATCH_IDS = 1 << 20  # approximate ids per batch that `drain` yields
 _CHUNK_IDS = 1 << 20
 
 Batch = tuple[NDArray[np.unsignedinteger], NDArray[np.int64]]
@@ -36,7 +36,7 @@ def shuffled(n: int, seed: int) -> NDArray[np.int64]:
 
 
 def window_seed(seed: int, task: int, window: int) -> int:
-    """The seed of one window: 64 bits in which those of neighbours have nothing in common."""
+    """Seed of one window, 64 bits, hashed so that seeds of neighbouring windows are unrelated."""
     mixed = seed
     for number in (task, window):
         start = (mixed + (number + 1) * 0x9E3779B97F4A7C15) % 2**64
@@ -51,7 +51,7 @@ def _mixed(keys: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 class ShuffleWindow:
-    """Documents that wait to be shuffled. Each lies whole in one chunk of ids."""
+    """Documents waiting to be shuffled. Each is contiguous in one chunk of ids."""
 
     def __init__(self, vocab_size: int, dtype: str) -> None:
         self.vocab_size, self.dtype = vocab_size, np.dtype(dtype)
@@ -60,7 +60,7 @@ class ShuffleWindow:
     def _clear(self) -> None:
         self.ids = 0
         self._chunks: list[NDArray[np.unsignedinteger]] = []
-        self._room = 0  # ids that are free at the end of the last chunk
+        self._room = 0  # free ids at the end of the last chunk
         self._chunk_of, self._starts, self._lengths = array("I"), array("Q"), array("Q")
 
     def __len__(self) -> int:
@@ -68,13 +68,13 @@ class ShuffleWindow:
 
     @property
     def full(self) -> bool:
-        """Whether it is to be written before the next document."""
+        """Whether it must be drained before the next document is added."""
         return self.ids >= WINDOW_IDS or len(self) >= WINDOW_DOCUMENTS
 
     def add(self, bos_id: int, ids: NDArray[np.integer], eos_id: int) -> None:
-        """Append the document `ids` [N], framed; a `bos_id` of -1 is none.
+        """Append the document bos + `ids` [N] + eos; no bos if `bos_id` is -1.
 
-        Raises DataError for an id outside the vocabulary: a cast would wrap it.
+        Raises DataError for an id outside the vocabulary, which the cast to the stored type would wrap.
         """
         if len(ids) and (ids.min() < 0 or ids.max() >= self.vocab_size):
             wrong = ids[(ids < 0) | (ids >= self.vocab_size)][0]
@@ -97,7 +97,7 @@ class ShuffleWindow:
         self._lengths.append(length)
 
     def drain(self, seed: int) -> Iterator[Batch]:
-        """All documents, shuffled, as (ids [N], lengths [documents] that sum to N); the window is empty after it."""
+        """Yields all documents, shuffled, in batches (ids [N], lengths [documents] that sum to N); empties the window."""
         waiting: list[NDArray[np.unsignedinteger]] = []
         size = 0
         for position in shuffled(len(self), seed).tolist():

@@ -1,14 +1,14 @@
-"""Where an encoding keeps finished tasks until the corpus is complete: OUTPUT/tasks, which the last step removes.
+"""Work folder of an encoding, OUTPUT/tasks: holds finished tasks until the corpus is complete, then is removed.
 
-    tasks/job.json                        what all tasks share; a run that wants something else is refused
-    tasks/task-000003.BOOT-XXXX.tmp/      a task at work: its own folder, and a lock on a file in it
+    tasks/job.json                        options that all tasks share; a run with other options is refused
+    tasks/task-000003.BOOT-XXXX.tmp/      a task in progress: its own folder, with a lock file
     tasks/task-000003/                    a finished task: its shards, their indexes, receipt.json
     tasks/merging                         all tasks are finished, and their shards are being moved to OUTPUT
 
-A task is committed by one rename of its folder, with everything in it on the disk. A process that runs the same task at the
-same time, on this machine or another, has a folder of its own, and comes too late to rename it: it finds the same receipt, and
-drops what it wrote. What a killed process left is removed by the next one on the same machine that can take its lock; the
-rest goes when the corpus is complete.
+A task is committed by an atomic rename of its folder after fsync. If several processes run the same task, on this machine or
+another, each has its own folder; the first rename wins, and the others find an equal receipt and drop their work. The folder
+of a killed process is removed by the next process on the same machine that gets its lock; the rest when the corpus is
+complete.
 """
 
 import contextlib
@@ -30,24 +30,24 @@ WORK_NAME = "tasks"
 JOB_NAME = "job.json"
 _MERGING = "merging"
 _LOCK = "lock"
-_AGAIN = "give the same options and files to finish it, or add --overwrite to start from nothing"
+_RESUME_HINT = "give the same options and files to finish it, or add --overwrite to start from the beginning"
 
 Job = dict[str, Any]
 
 
 class WorkFolder:
-    """The folder of one output and one job. Making it writes nothing."""
+    """Work folder of one output and one job. The constructor writes nothing."""
 
     def __init__(self, output: Path, job: Job) -> None:
         self.output, self.path = output, output / WORK_NAME
-        self.job = json.loads(json.dumps(job))  # as it is read back: lists, no tuples
-        self.how_to_begin_anew = f"remove {self.path}, and encode again from the beginning"
+        self.job = json.loads(json.dumps(job))  # as read back: tuples become lists
+        self.restart_hint = f"remove {self.path}, and encode again from the beginning"
         self.digest = hashlib.sha256(json.dumps(job, sort_keys=True).encode()).hexdigest()
 
     def open(self) -> None:
-        """Begin, or go on with what an earlier run began.
+        """Create the folder, or resume an earlier run.
 
-        Raises DataError with what differs if that run had other options, files or another tokenizer.
+        Raises DataError, listing the differences, if that run had other options, files or another tokenizer.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         found = self.found_job()
@@ -58,36 +58,38 @@ class WorkFolder:
             keys = {**self.job, **found}
             shown = {key: (_show(found, key), _show(self.job, key)) for key in keys}
             lines = "".join(f"\n  - {key}: {old}, now {new}" for key, (old, new) in shown.items() if old != new)
-            raise DataError(f"{self.output}: holds an unfinished encoding of something else:{lines}", hint=_AGAIN)
+            raise DataError(
+                f"{self.output}: holds an unfinished encoding with other options:{lines}", hint=_RESUME_HINT
+            )
         self.remove_abandoned()
 
     def _refuse_others(self) -> None:
         for path in self.path.iterdir():
-            # Another process may begin at the same time, or was killed when it began.
-            if not path.name.startswith(JOB_NAME) and not (self.path / JOB_NAME).exists():
+            # A process that starts at the same time, or was killed while starting, may have left job.json or its temporary.
+            if not path.name.removeprefix(".").startswith(JOB_NAME) and not (self.path / JOB_NAME).exists():
                 raise DataError(
-                    f"{path}: is none of ours, and {self.path} is removed when the corpus is complete",
+                    f"{path}: is not from an encoding run, and {self.path} is removed when the corpus is complete",
                     hint="choose another --output",
                 )
 
     def found_job(self) -> Job | None:
-        """What an earlier run wrote down; None where there was none."""
+        """The job of an earlier run; None if there was none. Raises DataError if job.json is corrupt."""
         path = self.path / JOB_NAME
         try:
             found = json.loads(path.read_bytes())
         except FileNotFoundError:
             return None
         except ValueError as error:
-            raise DataError(f"{path}: damaged: {error}", hint=self.how_to_begin_anew) from None
+            raise DataError(f"{path}: corrupt: {error}", hint=self.restart_hint) from None
         return found if isinstance(found, dict) else {}
 
     def write(self, name: str, data: bytes) -> None:
-        """Write a small file atomically; another process may write the same at the same time."""
+        """Write a small file atomically; safe against a concurrent writer of the same file."""
         publish_file(self.path / name, data)
 
     @contextlib.contextmanager
     def staging(self, name: str) -> Iterator[Path]:
-        """A new folder for what will be committed under `name`; removed again if it is not."""
+        """A new locked folder, to be committed as `name`; removed on exit if it is not."""
         folder, lock = self._new_staging(name)
         try:
             yield folder
@@ -102,15 +104,15 @@ class WorkFolder:
             try:
                 lock = os.open(folder / _LOCK, os.O_CREAT | os.O_RDWR)
             except FileNotFoundError:
-                continue  # somebody took the empty folder for an abandoned one
-            with contextlib.suppress(OSError):  # a file system without locks, on which nobody will remove it either
+                continue  # another process removed the new folder as abandoned
+            with contextlib.suppress(OSError):  # without lock support, remove_abandoned removes nothing either
                 fcntl.flock(lock, fcntl.LOCK_EX)
             if os.fstat(lock).st_nlink:
                 return folder, lock
             os.close(lock)
 
     def commit(self, folder: Path, name: str) -> bool:
-        """Publish a staging folder as `name`, its files being on the disk. False if another process did so before."""
+        """Publish a staging folder, whose files are synced, as `name`. False if another process did so before."""
         (folder / _LOCK).unlink()
         sync(folder)
         try:
@@ -123,18 +125,18 @@ class WorkFolder:
         return True
 
     def commit_task(self, folder: Path, receipt: Receipt) -> None:
-        """Publish a finished task. Raises PretrainError if another process finished it with other bytes."""
+        """Publish a finished task. Raises PretrainError if another process committed it with a different receipt."""
         write_synced(folder / RECEIPT_NAME, receipt.to_json().encode())
         if not self.commit(folder, task_name(receipt.task)):
             other = self.receipt(receipt.task)
             if other is not None and other != receipt:
                 raise PretrainError(
                     f"task {receipt.task} was run twice at the same time, with different results",
-                    hint="something reads the corpus or the tokenizer differently here: compare the machines",
+                    hint="the machines do not read the same corpus or tokenizer: compare their files and library versions",
                 )
 
     def receipt(self, task: int) -> Receipt | None:
-        """The receipt of a finished task, or None. One whose files are not what it says is removed, to be run again."""
+        """The receipt of a finished task, or None. A task whose files do not match its receipt is removed."""
         folder = self.path / task_name(task)
         try:
             receipt = parse_receipt((folder / RECEIPT_NAME).read_bytes())
@@ -148,37 +150,37 @@ class WorkFolder:
             if not folder.is_dir() or self.merging:
                 return None
             with self.staging(task_name(task)) as aside:
-                with contextlib.suppress(OSError):  # a process that runs the same task may have been faster
+                with contextlib.suppress(OSError):  # another process may have removed or replaced it first
                     folder.rename(aside / "damaged")
             return None
         return receipt
 
     @property
     def merging(self) -> bool:
-        """Whether shards may have left the folders of their tasks already."""
+        """Whether shards may have left their task folders."""
         return (self.path / _MERGING).exists()
 
     def start_merging(self) -> None:
-        """Write down that shards leave the folders of their tasks."""
+        """Write the marker that shards may leave their task folders."""
         self.write(_MERGING, b"")
 
     def remove_abandoned(self) -> None:
-        """Remove folders that killed processes of this machine left."""
+        """Remove staging folders of killed processes on this machine."""
         for folder in self.path.glob(f"*.{_boot()}-*.tmp"):
             try:
                 lock = os.open(folder / _LOCK, os.O_RDWR)
             except OSError:
-                continue  # being made or being committed just now
+                continue  # being created or committed right now
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
             except OSError:
-                pass  # somebody works in it
+                pass  # in use
             finally:
                 os.close(lock)
 
     def remove(self) -> None:
-        """Remove everything, job.json last: whatever is left of a removal says what it belonged to."""
+        """Remove everything, job.json last, so that an interrupted removal can still be identified."""
         with contextlib.suppress(FileNotFoundError):
             for path in self.path.iterdir():
                 if path.is_dir():
@@ -189,18 +191,18 @@ class WorkFolder:
             self.remove_if_empty()
 
     def remove_if_empty(self) -> None:
-        """Remove the folder, unless something is in it, which a process that came too late may work on."""
+        """Remove the folder if it is empty; a process that started too late may still work in it."""
         with contextlib.suppress(OSError):
             self.path.rmdir()
 
 
 def task_name(task: int) -> str:
-    """Folder name of a task."""
+    """Name of the folder of a task."""
     return f"task-{task:06d}"
 
 
 def _boot() -> str:
-    """What tells this machine from others that see the same disk, containers on it included; changes when it restarts."""
+    """Id of this machine (and its containers) on a shared disk; changes with each boot."""
     try:
         text = Path("/proc/sys/kernel/random/boot_id").read_text()
     except OSError:
@@ -209,7 +211,7 @@ def _boot() -> str:
 
 
 def _umask() -> int:
-    # The only way to ask is to set it.
+    # os.umask reads the mask only by setting it.
     mask = os.umask(0o022)
     os.umask(mask)
     return mask

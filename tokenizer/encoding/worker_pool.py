@@ -1,11 +1,11 @@
-"""Tasks shared among processes.
+"""Runs tasks in a pool of worker processes.
 
-1. Processes are spawned, and load what they need once.
-2. The largest tasks are handed out first, so that no process is alone with a large one at the end.
-3. A task writes its counts where the parent reads them (board.py): it shows them, and adds up what is bad.
-4. What ends the run (an error in a task, too many bad documents, Ctrl-C) makes the others stop at their next document.
+1. Spawn the processes; each loads the tokenizer once.
+2. Submit the largest tasks first, so that the run does not end with one process on a large task.
+3. Tasks write their counts to shared memory (shared_counts.py); the parent shows progress and sums bad documents.
+4. An error in a task, too many bad documents or Ctrl-C stops the other tasks at their next document.
 
-A process whose parent is gone, by kill -9 too, ends by itself. One that dies takes its task with it, and no finished one.
+A worker exits when its parent dies, even by kill -9. If a worker dies, only its unfinished tasks are lost.
 """
 
 import os
@@ -21,129 +21,129 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from pretrain.errors import PretrainError
-from tokenizer.corpus.readers import Task
-from tokenizer.corpus.rejection_log import Problems
+from tokenizer.corpus.readers import CorpusTask
+from tokenizer.corpus.rejection_log import RejectionLog
 from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, StoppedError
 
 POLL_S = 0.2
-_AHEAD = 2  # tasks for each process that are handed out, so that none waits for the parent
+_AHEAD = 2  # tasks submitted per process, so that none waits for the parent
 
 
-class Result(Protocol):
-    """What comes of a task."""
+class TaskResult(Protocol):
+    """Result of a task."""
 
     @property
-    def problems(self) -> Problems:
-        """What was left out of it."""
+    def problems(self) -> RejectionLog:
+        """Rejected documents of the task."""
 
 
-class Worker(Protocol):
-    """What is done with a task, which counts in its row of the board. It is sent to the processes."""
+class TaskWorker(Protocol):
+    """Processes one task and updates its row of the shared counts. Pickled to the worker processes."""
 
-    def __call__(self, task: Task, board: SharedCounts, row: int) -> Result:
-        """Raises StoppedError, with the problems until then, when the board says so."""
+    def __call__(self, task: CorpusTask, counts: SharedCounts, row: int) -> TaskResult:
+        """Raises StoppedError, with the rejections so far, when `counts.stopping` is set."""
 
 
-class Outcome(NamedTuple):
-    """Results by task number; and of tasks that stopped because there was too much bad, what was found until then."""
+class PoolOutcome(NamedTuple):
+    """Results by task number; for tasks that stopped early, their rejections so far."""
 
     results: dict[int, Any]
-    stopped: dict[int, Problems]
+    stopped: dict[int, RejectionLog]
 
 
-def run_all(
-    tasks: Sequence[Task],
-    worker: Worker,
+def run_in_pool(
+    tasks: Sequence[CorpusTask],
+    worker: TaskWorker,
     *,
     workers: int,
     max_bad: int,
-    show: Callable[[EncodeProgress], None] | None = None,
-) -> Outcome:
-    """Do every task, in `workers` processes or, where one is enough, in a thread of this one.
+    progress: Callable[[EncodeProgress], None] | None = None,
+) -> PoolOutcome:
+    """Run every task in `workers` processes, or in a thread of this one if `workers` is 1.
 
-    Stops when more than `max_bad` documents are bad. Raises what a task raises, and PretrainError where a process dies.
+    Stops above `max_bad` bad documents. Raises the error of a task, and PretrainError if a worker process dies.
     """
-    board = SharedCounts(len(tasks))
+    counts = SharedCounts(len(tasks))
     sizes = np.array([task.text_bytes for task in tasks], np.int64)
     waiting = deque(sorted(range(len(tasks)), key=lambda row: -sizes[row]))
-    outcome = Outcome({}, {})
+    outcome = PoolOutcome({}, {})
     workers = min(workers, len(tasks))
     if not workers:
         return outcome
-    pool, submit, look = _start_pool(worker, board, workers)
-    running: dict[Future[Any], Task] = {}
+    pool, submit, wake = _start_pool(worker, counts, workers)
+    running: dict[Future[Any], CorpusTask] = {}
     try:
-        while running or (waiting and not board.stopping):
-            if waiting and not board.stopping and len(running) < _AHEAD * workers:
+        while running or (waiting and not counts.stopping):
+            if waiting and not counts.stopping and len(running) < _AHEAD * workers:
                 while waiting and len(running) < _AHEAD * workers:
                     row = waiting.popleft()
                     running[submit(tasks[row], row)] = tasks[row]
-                look()
+                wake()
             for future in wait(running, POLL_S, FIRST_COMPLETED).done:
                 task = running.pop(future)
                 try:
                     outcome.results[task.number] = future.result()
                 except StoppedError as stopped:
                     outcome.stopped[task.number] = stopped.args[0]
-            if outcome.stopped or board.bad > max_bad:
-                board.stop()
-            if show is not None:
-                show(board.progress(sizes))
+            if outcome.stopped or counts.bad > max_bad:
+                counts.stop()
+            if progress is not None:
+                progress(counts.progress(sizes))
     except BrokenProcessPool:
-        numbers = ", ".join(str(tasks[row].number) for row in board.unfinished())
+        numbers = ", ".join(str(tasks[row].number) for row in counts.unfinished())
         raise PretrainError(
-            f"one of the {workers} encoding processes died{numbers and f'; at work were tasks {numbers}'}",
-            hint="the same command again goes on with what is not finished; with fewer --workers if memory ran out",
+            f"one of the {workers} encoding processes died{numbers and f'; unfinished tasks: {numbers}'}",
+            hint="run the same command again to resume, with fewer --workers if memory ran out",
         ) from None
     finally:
-        board.stop()
+        counts.stop()
         pool.shutdown(cancel_futures=True)
     return outcome
 
 
 def _start_pool(
-    worker: Worker, board: SharedCounts, workers: int
-) -> tuple[Executor, Callable[[Task, int], "Future[Result]"], Callable[[], Any]]:
-    """The pool, how to submit a task to it, and what makes it look after processes that it has just started."""
+    worker: TaskWorker, counts: SharedCounts, workers: int
+) -> tuple[Executor, Callable[[CorpusTask, int], "Future[TaskResult]"], Callable[[], Any]]:
+    """The pool, a function to submit a task, and one to make the pool notice newly started processes."""
     if workers == 1:
         threads = ThreadPoolExecutor(1)
-        return threads, lambda task, row: threads.submit(worker, task, board, row), lambda: None
-    # spawn: a fork of a process with threads (torch, rich's progress bar) may hang.
+        return threads, lambda task, row: threads.submit(worker, task, counts, row), lambda: None
+    # spawn: forking a process that has threads (torch, rich's progress bar) can deadlock.
     context = get_context("spawn")
-    processes = ProcessPoolExecutor(workers, context, _start_process, (worker, board.tasks, board.memory))
+    processes = ProcessPoolExecutor(workers, context, _start_process, (worker, counts.tasks, counts.memory))
 
-    # Python's pool may begin to wait before it knows the process that `submit` starts, and would not notice its death until
-    # something else happens (seen with 3.11.7). Another task happens.
-    def look() -> None:
-        processes.submit(_nothing)
+    # Python's pool can start waiting before it knows a process that `submit` just started, and then misses its death until
+    # another event (seen with 3.11.7). An empty task is such an event.
+    def wake() -> None:
+        processes.submit(_do_nothing)
 
-    return processes, lambda task, row: processes.submit(_run_in_process, task, row), look
-
-
-def _nothing() -> None: ...
+    return processes, lambda task, row: processes.submit(_run_in_process, task, row), wake
 
 
-_mine: tuple[Worker, SharedCounts] | None = None
+def _do_nothing() -> None: ...
 
 
-def _start_process(worker: Worker, tasks: int, memory: Any) -> None:
-    global _mine
-    # Ctrl-C reaches the whole process group; the parent ends the pool.
+_process_state: tuple[TaskWorker, SharedCounts] | None = None  # set once in each worker process
+
+
+def _start_process(worker: TaskWorker, tasks: int, memory: Any) -> None:
+    global _process_state
+    # Ctrl-C reaches the complete process group; the parent shuts the pool down.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_the_parent, daemon=True).start()
-    _mine = worker, SharedCounts(tasks, memory)
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    _process_state = worker, SharedCounts(tasks, memory)
 
 
-def _end_with_the_parent() -> None:
-    """A process of a pool would wait for its next task for ever: it holds the other end of the queue open itself."""
+def _exit_with_parent() -> None:
+    # A pool process without a parent would block forever: it holds the write end of its own task queue open.
     parent = parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
         os._exit(1)
 
 
-def _run_in_process(task: Task, row: int) -> Result:
-    if _mine is None:
+def _run_in_process(task: CorpusTask, row: int) -> TaskResult:
+    if _process_state is None:
         raise RuntimeError("the process was not started by _start_process")
-    worker, board = _mine
-    return worker(task, board, row)
+    worker, counts = _process_state
+    return worker(task, counts, row)

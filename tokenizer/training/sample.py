@@ -16,9 +16,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 
-from tokenizer.corpus.readers import Document, ReadOptions, Task, read_part
+from tokenizer.corpus.readers import CorpusTask, Document, ReadOptions, read_part
 from tokenizer.corpus.readers.rejections import Rejection
-from tokenizer.corpus.rejection_log import Problems
+from tokenizer.corpus.rejection_log import RejectionLog
 from tokenizer.corpus.task_plan import plan_tasks
 from tokenizer.models.splitting import split_hard
 from tokenizer.training.budget import Budget, SampleSource
@@ -62,7 +62,7 @@ def draw_samples(
     budget: Budget,
     held_out_bytes: int,
     seed: int,
-    problems: Problems,
+    problems: RejectionLog,
     max_bad_documents: int,
     progress: Progress | None = None,
 ) -> list[SourceSample]:
@@ -76,7 +76,7 @@ def draw_samples(
     options = replace(options, task_bytes=small)
     owner = [source.name for source in sources for _ in source.inputs]
     plan = plan_tasks([path for source in sources for path in source.inputs], options)
-    tasks: dict[str, list[Task]] = {source.name: [] for source in sources}
+    tasks: dict[str, list[CorpusTask]] = {source.name: [] for source in sources}
     for task in plan.tasks:
         tasks[owner[task.source]].append(task)
     budgets = budget.divide({name: sum(task.text_bytes for task in own) for name, own in tasks.items()})
@@ -98,13 +98,13 @@ def draw_samples(
 
 def sample_source(
     name: str,
-    tasks: Sequence[Task],
+    tasks: Sequence[CorpusTask],
     options: ReadOptions,
     *,
     budget: int,
     held_out_bytes: int,
     seed: int,
-    problems: Problems,
+    problems: RejectionLog,
     max_bad_documents: int,
     progress: Progress | None = None,
 ) -> SourceSample:
@@ -183,7 +183,7 @@ class _SmallestHashes:
         return [(size, text) for _, size, text in sorted(self._heap, key=lambda entry: -entry[0])]
 
 
-def _entries(task: Task, options: ReadOptions) -> Iterator[tuple[str, Document | Rejection]]:
+def _entries(task: CorpusTask, options: ReadOptions) -> Iterator[tuple[str, Document | Rejection]]:
     for part in task.parts:
         for found in read_part(part, options):
             yield part.url, found

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 from pretrain.errors import DataError
 from pretrain.storage.files import publish_file
 from tokenizer.corpus.readers import ReadOptions
-from tokenizer.corpus.rejection_log import Problems
+from tokenizer.corpus.rejection_log import RejectionLog
 from tokenizer.corpus.task_plan import refuse_output_inside
 from tokenizer.training.budget import Budget, SampleSource
 from tokenizer.training.record import record_files, record_of
@@ -110,7 +110,7 @@ def train_tokenizer(
     symbols = check_control_symbols(control_symbols)
     refuse_output_inside([path for source in sources for path in source.inputs], output)
     started = time.monotonic()
-    problems = Problems()
+    problems = RejectionLog()
     samples = draw_samples(
         sources,
         options or ReadOptions(),

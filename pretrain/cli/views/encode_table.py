@@ -1,4 +1,4 @@
-"""What a person sees of an encoding: a bar while it runs, a table at its end."""
+"""Terminal output of an encoding: a progress bar while it runs, a table at its end."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,15 +11,15 @@ from rich.progress import Progress as Bar
 
 from pretrain.shards.manifest import PACKED, Manifest
 from pretrain.shards.writer import PROBLEMS_NAME
-from tokenizer.corpus.readers import Task
-from tokenizer.encoding.run import Run
+from tokenizer.corpus.readers import CorpusTask
+from tokenizer.encoding.run import EncodeRun
 from tokenizer.encoding.shared_counts import EncodeProgress
 
 _BAR_STEPS = 10_000
 
 
-def plan_rows(run: Run) -> dict[str, str]:
-    """What is to be encoded, and where its tasks are written down."""
+def plan_rows(run: EncodeRun) -> dict[str, str]:
+    """Rows for --plan: inputs, estimated text, tasks, and the path of the written plan."""
     tasks = len(run.plan.tasks)
     return {
         **{source.input: f"{source.files:,} files, {source.bytes / 1e6:,.1f} MB" for source in run.plan.sources},
@@ -28,10 +28,10 @@ def plan_rows(run: Run) -> dict[str, str]:
     }
 
 
-def part_rows(run: Run, tasks: Sequence[Task]) -> dict[str, str]:
-    """What has become of some tasks, and what comes next."""
-    left = len(run.missing(run.plan.tasks))
-    again = ", then --task-id again, which encodes" if run.looking_for_duplicates else ""
+def task_rows(run: EncodeRun, tasks: Sequence[CorpusTask]) -> dict[str, str]:
+    """Rows for --task-id: finished and remaining tasks, and the next step."""
+    left = len(run.unfinished(run.plan.tasks))
+    again = ", then --task-id again, which encodes" if run.in_hash_pass else ""
     return {
         "done here": f"{len(tasks):,} of {len(run.plan.tasks):,} tasks",
         "left": f"{left:,} tasks, here or elsewhere",
@@ -40,7 +40,7 @@ def part_rows(run: Run, tasks: Sequence[Task]) -> dict[str, str]:
 
 
 def corpus_rows(manifest: Manifest, output: Path) -> dict[str, str]:
-    """What was encoded."""
+    """Rows for a finished corpus."""
     rows = {
         "documents": f"{manifest.documents:,}",
         "text": f"{manifest.text_bytes / 1e6:,.1f} MB",
@@ -63,15 +63,15 @@ def _packing_rows(manifest: Manifest) -> dict[str, str]:
 
 
 def print_table(rows: dict[str, str]) -> None:
-    """Names and values, a line each. Not rich's table: it breaks a long path into two lines, also when piped."""
+    """Print names and values, one per line. Not with rich's table: it wraps long paths, even when piped."""
     width = max(map(len, rows))
     for name, value in rows.items():
         click.echo(f"{name:<{width}}  {value}")
 
 
 @contextmanager
-def progress_bar(what: str) -> Iterator[Callable[[EncodeProgress], None] | None]:
-    """A callback that draws tasks, documents, MB/s, tokens, problems and the time left on a terminal; None elsewhere."""
+def progress_bar(title: str) -> Iterator[Callable[[EncodeProgress], None] | None]:
+    """Yields a callback that draws tasks, documents, MB/s, tokens, problems and the time left; None without a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield None
@@ -83,7 +83,7 @@ def progress_bar(what: str) -> Iterator[Callable[[EncodeProgress], None] | None]
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=console, transient=True) as bar:
-        drawn = bar.add_task(what, total=_BAR_STEPS, counts="")
+        drawn = bar.add_task(title, total=_BAR_STEPS, counts="")
 
         def show(progress: EncodeProgress) -> None:
             seconds = max(bar.tasks[0].elapsed or 0.0, 1e-9)

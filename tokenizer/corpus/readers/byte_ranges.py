@@ -1,10 +1,10 @@
-"""A stream of bytes cut into records at a delimiter, so that any cuts of a file give each record once.
+"""Splits a byte stream into records at a delimiter; any partition of a file into ranges gives each record exactly once.
 
     bytes      a a a \\n b b b b b \\n c c c \\n
-    ranges     [0 ········· 7)[7 ·········· end)       b begins in the first range, and is read by it to its end
+    ranges     [0 ········· 7)[7 ·········· end)       b starts in the first range, which reads it to its end
 
-A record belongs to the range in which its first byte lies. Whether one begins exactly at `start` is told by the
-delimiter before it, so reading begins that much earlier.
+A record belongs to the range that contains its first byte. The delimiter before `start` tells whether a record starts
+exactly there, so reading begins one delimiter earlier.
 """
 
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ CHUNK_BYTES = 1 << 20
 def split_records(
     chunks: Iterator[bytes], delimiter: bytes, *, start: int, stop: int | None, limit: int
 ) -> Iterator[tuple[int, bytes | None]]:
-    """(offset, bytes) of each record that begins in [start, stop), without its delimiter; None for one over `limit` bytes.
+    """(offset, bytes) of each record that starts in [start, stop), without its delimiter; bytes are None if over `limit`.
 
-    `chunks` are the bytes of the file from `lead(start, delimiter)` on. At most `limit` bytes and two chunks are held. What
-    follows the last delimiter is a record too, unless it is empty.
+    `chunks` are the bytes of the file from `seek_offset(start, delimiter)` on. Holds at most `limit` bytes and two chunks.
+    Bytes after the last delimiter are a record too, unless there are none.
     """
-    before = len(delimiter) - 1  # so many bytes at the end of a chunk may be the beginning of a delimiter
-    offset = lead(start, delimiter)
+    before = len(delimiter) - 1  # up to this many bytes at the end of a chunk may start a delimiter
+    offset = seek_offset(start, delimiter)
     held: list[bytes] = []
     length, tail = 0, b""
     for chunk in chunks:
@@ -32,30 +32,30 @@ def split_records(
             if start <= offset:
                 if stop is not None and offset >= stop:
                     return
-                yield offset, _joined(held, piece, length, limit)
+                yield offset, _join(held, piece, length, limit)
             offset += length + len(delimiter)
             held, length = [], 0
         ours = start <= offset
-        # Past the range, with no record of its own begun: the one that is being read belongs to an earlier range.
+        # Past the end of the range without an own record in progress: the current one belongs to an earlier range.
         if stop is not None and (offset if ours else offset + length) >= stop:
             return
         if len(tail) > before:
             done = len(tail) - before
             length += done
-            # What lies before the first delimiter is none of ours, and what is over the limit is only measured.
+            # Bytes before the first delimiter belong to another range; a record over the limit is only measured.
             held = [*held, tail[:done]] if ours and length <= limit else []
             tail = tail[done:]
     length += len(tail)
     if length and start <= offset:
-        yield offset, _joined(held, tail, length, limit)
+        yield offset, _join(held, tail, length, limit)
 
 
-def lead(start: int, delimiter: bytes) -> int:
-    """Where reading begins for records from `start` on: one delimiter earlier."""
+def seek_offset(start: int, delimiter: bytes) -> int:
+    """File offset to read from for records that start at `start` or later: one delimiter earlier."""
     return max(0, start - len(delimiter)) if start else 0
 
 
-def _joined(held: list[bytes], piece: bytes, length: int, limit: int) -> bytes | None:
+def _join(held: list[bytes], piece: bytes, length: int, limit: int) -> bytes | None:
     if length > limit:
         return None
     return b"".join([*held, piece]) if held else piece

@@ -1,10 +1,10 @@
-"""The content of compressed files, piece by piece: damage is an error and never an early end, and a bomb is defused.
+"""Incremental decompression: corrupt or truncated data is an error, never an early end, and decompression bombs are stopped.
 
-    .gz   .zst   .bz2   .xz          several streams in one file are read one after the other, as their programs write them
+    .gz   .zst   .bz2   .xz          concatenated streams in one file are read in order, as the command-line tools do
 
-1. At most a piece comes out of each call, whatever goes in; zstd cannot be asked for that, so little goes in.
-2. A stream must end as its format says. After the last one nothing but zeros may follow.
-3. What came out is held against what went in, and against a limit for the whole file.
+1. Each call returns at most one piece of output. zstd has no output limit, so its input is fed in small slices.
+2. Each stream must be complete. Only zeros may follow the last one.
+3. Output is limited relative to the input, and in total for a file.
 """
 
 import bz2
@@ -18,16 +18,16 @@ from tokenizer.corpus.readers.tar_members import UnusableError
 
 INPUT_BYTES = 64 << 10
 PIECE_BYTES = 1 << 20
-# A block of zstd gives 128 KiB for four bytes, so at most 32 MiB come at once.
+# A zstd block can expand four bytes to 128 KiB, so 1 KiB of input gives at most 32 MiB at once.
 ZSTD_INPUT_BYTES = 1 << 10
-# Of a dictionary that the format may ask for: what `zstd --long` and `xz -9` need. `zstd --ultra --long=31` would be 2 GiB.
+# Largest accepted window: enough for `zstd --long` and `xz -9`; `zstd --ultra --long=31` would allocate 2 GiB.
 MAX_WINDOW_BYTES = 1 << 27
 
 _GZIP_WINDOW = 16 + zlib.MAX_WBITS
 
 
 class _Decompressor(NamedTuple):
-    """`open` makes a decompressor; `feed` gives all that it makes of some bytes, `input_bytes` at most."""
+    """`open` makes a decompressor; `feed` yields its output for up to `input_bytes` of input."""
 
     name: str
     open: Callable[[], Any]
@@ -36,10 +36,10 @@ class _Decompressor(NamedTuple):
 
 
 def read_content(file: BinaryIO, suffix: str, options: ReadOptions) -> Iterator[bytes]:
-    """What a compressed file holds, in pieces of bounded size. `suffix` is one of CODECS.
+    """Decompressed content in pieces of bounded size. `suffix` is one of CODECS.
 
-    Raises UnusableError, after all that could be read, where the file is truncated or damaged, is followed by something
-    else, or holds more than the options allow.
+    Raises UnusableError, after yielding all readable content, if the file is truncated or corrupt, has trailing data, or
+    exceeds the limits in `options`.
     """
     codec = CODECS[suffix]
     errors = (zlib.error, lzma.LZMAError, OSError, ValueError, EOFError, _zstd_error())
@@ -59,14 +59,14 @@ def read_content(file: BinaryIO, suffix: str, options: ReadOptions) -> Iterator[
                     _check_size(taken, given, options)
                     yield piece
             except errors as error:
-                after = f" in stream {streams}, or what follows stream {streams - 1} is none" if streams > 1 else ""
+                after = f" in stream {streams}, or trailing data after stream {streams - 1}" if streams > 1 else ""
                 raise UnusableError(f"broken {codec.name}", f"{error}{after}; {given} bytes came out before") from None
             if not stream.eof:
                 break
             data, waiting = stream.unused_data, True
     if not waiting:
         raise UnusableError(
-            f"truncated {codec.name}", f"its {taken} bytes end within a stream; {given} came out before"
+            f"truncated {codec.name}", f"its {taken} bytes end inside a stream; {given} bytes came out before"
         )
 
 
@@ -78,10 +78,10 @@ def _slices(file: BinaryIO, length: int) -> Iterator[bytes]:
 
 def _check_size(taken: int, given: int, options: ReadOptions) -> None:
     if given > options.max_file_bytes:
-        raise UnusableError("too large", f"over max_file_bytes={options.max_file_bytes} come out of it")
+        raise UnusableError("too large", f"expands to more than max_file_bytes={options.max_file_bytes}")
     if given > options.max_document_bytes and given > options.max_ratio * taken:
         raise UnusableError(
-            "decompression bomb", f"{taken} bytes gave {given}, over max_ratio={options.max_ratio} times as many"
+            "decompression bomb", f"{taken} bytes expand to {given}, more than max_ratio={options.max_ratio} times"
         )
 
 
@@ -90,7 +90,7 @@ def _feed_gzip(stream: Any, data: bytes) -> Iterator[bytes]:
         piece = stream.decompress(data, PIECE_BYTES)
         yield piece
         data = stream.unconsumed_tail
-        # zlib may have taken all its input and still hold output.
+        # zlib may have consumed all input and still hold output.
         if stream.eof or (not data and len(piece) < PIECE_BYTES):
             return
 
@@ -106,7 +106,7 @@ def _feed_zstd(stream: Any, data: bytes) -> Iterator[bytes]:
 
 
 def _open_zstd() -> Any:
-    import zstandard  # here: planning and reading other files does not need it
+    import zstandard  # imported here: only .zst files need it
 
     return zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW_BYTES).decompressobj()
 

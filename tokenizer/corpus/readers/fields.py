@@ -1,10 +1,10 @@
-"""From a record (a line, a row, a member) to its text: conditions, the field of the text, and what a text must be.
+"""Turns a record (line, row or tar member) into a document: conditions, the text field, and checks of the text.
 
     FIELD=VALUE    FIELD!=VALUE    FIELD>=NUMBER    FIELD<=NUMBER    FIELD>NUMBER    FIELD<NUMBER
 
-"a.b.c" is field c of field b of field a; a field whose own name is "a.b.c" comes first. A number equals a VALUE that is
-written as one; true, false and null are spelled so. What lacks the field, or holds a list, an object, or no number where one
-is compared, meets no condition, and is counted apart.
+"a.b.c" is field c of field b of field a; a field literally named "a.b.c" takes precedence. Numbers compare by value; write
+booleans and null as true, false and null. A record meets no condition if it lacks the field, or if the field holds a list,
+an object, or a non-number in a numeric comparison; such records are counted separately.
 """
 
 import operator
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from pretrain.errors import DataError
 from tokenizer.corpus.readers.parts import Document, ReadOptions
 from tokenizer.corpus.readers.rejections import EMPTY, FILTERED, NO_FILTER_FIELD, Rejection
-from tokenizer.corpus.readers.tar_members import show_name
+from tokenizer.corpus.readers.tar_members import escape_name
 
 _CONDITION = re.compile(r"([^=!<>]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
 _ORDERED: dict[str, Callable[[float, float], bool]] = {
@@ -30,7 +30,7 @@ _CONSTANTS = {True: "true", False: "false", None: "null"}
 
 
 class Condition(NamedTuple):
-    """`number` is None for a VALUE that is not written as a number."""
+    """One parsed `where` condition; `number` is None if VALUE is not a number."""
 
     field: str
     operator: str
@@ -40,47 +40,48 @@ class Condition(NamedTuple):
 
 @lru_cache
 def parse_condition(expression: str) -> Condition:
-    """One condition of `where`. Raises DataError for what is none."""
+    """Parse one condition of `where`. Raises DataError if it is malformed."""
     found = _CONDITION.fullmatch(expression)
     if found is None:
         raise DataError(
-            f"where={expression!r} is not FIELD=VALUE, FIELD!=VALUE, or a comparison by >=, <=, > or < with a number",
-            hint="for example lang=en or quality.score>=0.5",
+            f"where={expression!r} is not FIELD=VALUE, FIELD!=VALUE, or a numeric comparison with >=, <=, > or <",
+            hint="for example --where lang=en or --where 'quality.score>=0.5'",
         )
     name, sign, value = found.groups()
     try:
         number = float(value)
     except ValueError:
         if sign in _ORDERED:
-            raise DataError(f"where={expression!r}: {value!r} is not a number, and {sign} compares numbers") from None
+            raise DataError(
+                f"where={expression!r}: {value!r} is not a number, and {sign} compares numbers",
+                hint="use = or != to compare text",
+            ) from None
         number = None
     return Condition(name.strip(), sign, value, number)
 
 
-def document_of(record: Mapping[str, Any], place: str, options: ReadOptions) -> Document | Rejection:
-    """The text of a record that meets all conditions, or why it is left out."""
+def parse_record(record: Mapping[str, Any], place: str, options: ReadOptions) -> Document | Rejection:
+    """The document of a record that meets all conditions, or a Rejection."""
     for expression in options.where:
-        rejection = _unmet(record, place, parse_condition(expression))
+        rejection = _check_condition(record, place, parse_condition(expression))
         if rejection is not None:
             return rejection
-    text = field_of(record, options.text_field)
+    text = get_field(record, options.text_field)
     if isinstance(text, str):
-        return checked(text, place)
+        return check_text(text, place)
     if text is _MISSING:
-        return no_field(list(record), place, options.text_field)
+        return missing_field(list(record), place, options.text_field)
     return Rejection(place, "text is not a string", f"{options.text_field!r} is {type(text).__name__}")
 
 
-def no_field(names: Sequence[str], place: str, text_field: str) -> Rejection:
-    """The Rejection of a record without the field."""
-    among = show_name(", ".join(map(repr, names[:10])))
-    return Rejection(
-        place, "no text field", f"{text_field!r} is not among {among or 'its fields, of which there are none'}"
-    )
+def missing_field(names: Sequence[str], place: str, text_field: str) -> Rejection:
+    """Rejection of a record without the text field; `names` are the fields it has."""
+    among = escape_name(", ".join(map(repr, names[:10])))
+    return Rejection(place, "no text field", f"{text_field!r} is not among {among or 'its fields: it has none'}")
 
 
-def field_of(record: Mapping[str, Any], name: str) -> Any:
-    """The value of a field, or a marker of its own where there is none."""
+def get_field(record: Mapping[str, Any], name: str) -> Any:
+    """The value of a field, or `_MISSING`."""
     if name in record:
         return record[name]
     found: Any = record
@@ -91,8 +92,8 @@ def field_of(record: Mapping[str, Any], name: str) -> Any:
     return found
 
 
-def checked(text: str, place: str) -> Document | Rejection:
-    """A document of `text`, if it is one that can be encoded and decoded again."""
+def check_text(text: str, place: str) -> Document | Rejection:
+    """A Document if `text` is not empty and has neither NUL nor lone surrogates, else a Rejection."""
     if not text:
         return Rejection(place, EMPTY, "no text")
     if "\0" in text:
@@ -103,8 +104,8 @@ def checked(text: str, place: str) -> Document | Rejection:
         return Rejection(place, "lone surrogate", f"{text[error.start]!r} at character {error.start}")
 
 
-def _unmet(record: Mapping[str, Any], place: str, condition: Condition) -> Rejection | None:
-    found = field_of(record, condition.field)
+def _check_condition(record: Mapping[str, Any], place: str, condition: Condition) -> Rejection | None:
+    found = get_field(record, condition.field)
     met = _compare(found, condition)
     if met:
         return None
@@ -112,11 +113,11 @@ def _unmet(record: Mapping[str, Any], place: str, condition: Condition) -> Rejec
         what = "missing" if found is _MISSING else type(found).__name__
         return Rejection(place, NO_FILTER_FIELD, f"{condition.field!r} is {what}")
     wanted = f"{condition.field}{condition.operator}{condition.value}"
-    return Rejection(place, FILTERED, f"not {show_name(wanted)}")
+    return Rejection(place, FILTERED, f"not {escape_name(wanted)}")
 
 
 def _compare(found: Any, condition: Condition) -> bool | None:
-    """Whether the condition is met; None where `found` cannot be compared."""
+    """Whether the condition is met; None if `found` cannot be compared."""
     number = isinstance(found, int | float) and not isinstance(found, bool)
     if condition.operator in _ORDERED:
         if not number or condition.number is None:

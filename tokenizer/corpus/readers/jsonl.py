@@ -1,27 +1,27 @@
-"""A document a line, its text in one field of a JSON object. Blank lines are no documents."""
+"""JSON Lines: one document per line, its text in one field of a JSON object. Blank lines are skipped."""
 
 import json
 from collections.abc import Iterator
 
-from tokenizer.corpus.readers.byte_ranges import lead, split_records
+from tokenizer.corpus.readers.byte_ranges import seek_offset, split_records
 from tokenizer.corpus.readers.compressed import read_content
-from tokenizer.corpus.readers.fields import document_of
-from tokenizer.corpus.readers.open_file import open_file, read_chunks, show
-from tokenizer.corpus.readers.parts import Document, Part, ReadOptions
+from tokenizer.corpus.readers.fields import parse_record
+from tokenizer.corpus.readers.open_file import escape_url, open_file, read_chunks
+from tokenizer.corpus.readers.parts import Document, FilePart, ReadOptions
 from tokenizer.corpus.readers.rejections import Rejection, too_large
 
 
-def read_jsonl(part: Part, options: ReadOptions) -> Iterator[Document | Rejection]:
-    """Documents of the lines that begin in the part. A place is `file:line` where reading begins with the file.
+def read_jsonl(part: FilePart, options: ReadOptions) -> Iterator[Document | Rejection]:
+    """Documents of the lines that start in the part.
 
-    Elsewhere lines cannot be numbered without reading what comes before, and a place is `file: byte N`.
+    A place is `file:line` in a file's first part, else `file: byte N`: numbering lines would need all earlier parts.
     """
-    name, compressed = show(part.url), part.format != "jsonl"
+    name, compressed = escape_url(part.url), part.format != "jsonl"
     with open_file(part) as file:
         if compressed:
             chunks, stop = read_content(file, part.format.rpartition(".")[2], options), None
         else:
-            file.seek(lead(part.start, b"\n"))
+            file.seek(seek_offset(part.start, b"\n"))
             chunks, stop = read_chunks(file), part.stop
         lines = split_records(chunks, b"\n", start=part.start, stop=stop, limit=options.max_document_bytes)
         for number, (offset, line) in enumerate(lines, 1):
@@ -33,7 +33,7 @@ def read_jsonl(part: Part, options: ReadOptions) -> Iterator[Document | Rejectio
 
 
 def parse_line(line: bytes, place: str, options: ReadOptions) -> Document | Rejection:
-    """The document of one JSON object, or why it is none."""
+    """The document of one JSON object, or a Rejection."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -42,4 +42,4 @@ def parse_line(line: bytes, place: str, options: ReadOptions) -> Document | Reje
         return Rejection(place, "broken JSON", str(error))
     if not isinstance(record, dict):
         return Rejection(place, "not a JSON object", f"found {type(record).__name__}")
-    return document_of(record, place, options)
+    return parse_record(record, place, options)

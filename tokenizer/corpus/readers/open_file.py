@@ -1,7 +1,7 @@
-"""Files of a corpus, on a disk or in an object store: opened for reading, and listed for planning.
+"""Opens and lists the files of a corpus, on local disk or in an object store.
 
-A corpus' addresses are those of token shards (pretrain/storage/store.py): the same schemes, the same retries and the same
-refusals. A path leads to a file of any name here, since a corpus is not ours to name.
+Addresses follow the rules of token shards (pretrain/storage/store.py): same schemes, retries and restrictions. Unlike
+shards, files may have any name.
 """
 
 import io
@@ -18,42 +18,42 @@ from pretrain.errors import DataError
 from pretrain.storage.retry import retry
 from pretrain.storage.store import LISTING_TRIES, LocalStore, RemoteStore, open_store
 from tokenizer.corpus.readers.byte_ranges import CHUNK_BYTES
-from tokenizer.corpus.readers.parts import Part
+from tokenizer.corpus.readers.parts import FilePart
 
-REMOTE_CHUNK_BYTES = 8 << 20  # a request: at 40 ms latency still some 100 MB/s for one process
+REMOTE_CHUNK_BYTES = 8 << 20  # per request: at 40 ms latency about 100 MB/s per process
 _NO_PATH = re.compile(r"[\x00-\x1f\x7f\\]|(^|/)\.\.(/|$)")
 
 
 class Bucket(RemoteStore):
-    """All of a bucket or host; a name is a whole path in it."""
+    """A complete bucket or host; a name is a full path in it."""
 
     def walk(self, folder: str) -> list[tuple[str, int]]:
-        """Names and sizes of all files below `folder`, in no particular order."""
+        """Names and sizes in bytes of all files below `folder`, unordered."""
         root = self._path(folder)
 
         def once() -> dict[str, dict[str, Any]]:
             found: dict[str, dict[str, Any]] = self._files.find(root, detail=True)
             return found
 
-        entries = self._insist(once, f"{folder}: its listing", timeouts=LISTING_TRIES)
+        entries = self._retry(once, f"{folder}: its listing", timeouts=LISTING_TRIES)
         start = len(self._root.rstrip("/")) + 1
         files = [(name[start:], entry["size"]) for name, entry in entries.items() if entry["type"] == "file"]
-        # Stores list by prefix, and a neighbour's name may begin alike.
+        # Stores list by prefix: "data" would also match "data2/…".
         return [(name, size) for name, size in files if not folder or name.startswith(f"{folder}/")]
 
     def is_folder(self, name: str) -> bool:
-        """Whether `name` is no file, but begins the names of files. Raises DataError where it is neither."""
+        """Whether `name` is a prefix of files rather than a file. Raises DataError if it is neither."""
         if self.scheme in ("http", "https"):
             return False
         path = self._path(name)
-        return bool(self._insist(lambda: self._files.info(path)["type"], name) == "directory")
+        return bool(self._retry(lambda: self._files.info(path)["type"], name) == "directory")
 
     def _path(self, name: str) -> str:
         if _NO_PATH.search(name):
-            raise DataError(f"{self.address}: the name {name!r} holds `..`, a backslash or a control character")
+            raise DataError(f"{self.address}: the name {name!r} contains `..`, a backslash or a control character")
         return f"{self._root.rstrip('/')}/{name}".rstrip("/")
 
-    def _insist(self, once: Callable[[], Any], what: str, timeouts: int = 1) -> Any:
+    def _retry(self, once: Callable[[], Any], what: str, timeouts: int = 1) -> Any:
         return retry(
             once,
             what=f"{self.address}/{what}",
@@ -64,7 +64,7 @@ class Bucket(RemoteStore):
 
 
 def locate(address: str) -> Path | tuple[Bucket, str]:
-    """A local path, or a bucket and a name in it. Raises DataError for an address that is not allowed."""
+    """Resolve an address to a local path, or to a bucket and a name in it. Raises DataError if it is not allowed."""
     if not re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", address):
         return Path(address)
     scheme, _, rest = address.partition("://")
@@ -77,54 +77,56 @@ def locate(address: str) -> Path | tuple[Bucket, str]:
 
 @lru_cache(maxsize=16)
 def _bucket(address: str) -> Bucket:
-    open_store(address)  # refuses what is not allowed
+    open_store(address)  # raises if the address is not allowed
     return Bucket(address, StoreConfig())
 
 
-def open_file(part: Part) -> BinaryIO:
-    """The file of a part, seekable. Raises OSError where it may not be read, and DataError where it is not as planned."""
+def open_file(part: FilePart) -> BinaryIO:
+    """Open the file of a part, seekable. Raises OSError if it is not readable, DataError if it changed since planning."""
     place = locate(part.url)
     if isinstance(place, Path):
         file, size = _open_local(place)
     else:
         size = place[0].size(place[1])
-        file = cast(BinaryIO, io.BufferedReader(_Remote(*place, size), REMOTE_CHUNK_BYTES))
+        file = cast(BinaryIO, io.BufferedReader(_RemoteFile(*place, size), REMOTE_CHUNK_BYTES))
     if size != part.size:
         file.close()
-        raise _changed(part.url, f"it had {part.size} bytes, and has {size}")
+        raise _changed_error(part.url, f"it had {part.size} bytes, and has {size}")
     return file
 
 
 def read_chunks(file: BinaryIO) -> Iterator[bytes]:
-    """The rest of a file, piece by piece."""
+    """The rest of a file in chunks of CHUNK_BYTES."""
     while chunk := file.read(CHUNK_BYTES):
         yield chunk
 
 
-def show(url: str) -> str:
-    """A file's name for a message: what a terminal would obey, or could not print, is escaped."""
+def escape_url(url: str) -> str:
+    """A path or address for a message, with unprintable and control characters escaped."""
     return url if url.isprintable() else ascii(url)[1:-1]
 
 
 def _open_local(path: Path) -> tuple[BinaryIO, int]:
     try:
-        # Not to wait for the writer of a pipe that took the place of a file.
+        # O_NONBLOCK: if a pipe has replaced the file, open() would block until somebody writes to it.
         file = cast(BinaryIO, os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb"))
     except FileNotFoundError:
-        raise _changed(str(path), "it is gone") from None
+        raise _changed_error(str(path), "it is gone") from None
     found = os.fstat(file.fileno())
     if not stat.S_ISREG(found.st_mode):
         file.close()
-        raise _changed(str(path), "it is no regular file any more")
+        raise _changed_error(str(path), "it is no longer a regular file")
     return file, found.st_size
 
 
-def _changed(url: str, how: str) -> DataError:
-    return DataError(f"{show(url)}: changed since it was planned: {how}", hint="run again on files at rest")
+def _changed_error(url: str, how: str) -> DataError:
+    return DataError(
+        f"{escape_url(url)}: changed since it was planned: {how}", hint="run again when nothing writes to the corpus"
+    )
 
 
-class _Remote(io.RawIOBase):
-    """A file of an object store, read by range requests, each of which is tried again and checked for its length."""
+class _RemoteFile(io.RawIOBase):
+    """A file of an object store, read by range requests with retries and a length check."""
 
     def __init__(self, bucket: Bucket, name: str, size: int) -> None:
         super().__init__()

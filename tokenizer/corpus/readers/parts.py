@@ -1,8 +1,8 @@
-"""What is read, and what comes out: plain data, small enough to write down as JSON and to send to a process.
+"""Units of reading: plain data, small enough for JSON and for sending to other processes.
 
-Part      a range of one file: bytes of a jsonl or text file, row groups of a parquet file; other formats as a whole
-Task      parts in their order, that one process reads
-Document  one text
+FilePart    a range of one file: bytes of jsonl or text, row groups of parquet; a complete file for other formats
+CorpusTask  parts, in order, that one process reads
+Document    one text
 """
 
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from tokenizer.corpus.readers.rejections import COMPRESSED, HIDDEN, NOT_REGULAR
 MAX_DOCUMENT_BYTES = 64 << 20
 TASK_BYTES = 256 << 20
 
-# Formats of files that are not read, so that they are counted like all else: the reason and its detail.
+# Formats of files that are listed and counted but not read: reason and detail of their Rejection.
 ARCHIVE, HIDDEN_NAME, NO_FILE = "archive", "hidden", "no file"
 LEFT_OUT = {
     ARCHIVE: (COMPRESSED, "not readable here: unpack or convert it"),
@@ -26,13 +26,13 @@ LEFT_OUT = {
 
 @dataclass(frozen=True, kw_only=True)
 class ReadOptions:
-    """How documents are read, alike for all inputs.
+    """Options for reading documents, the same for all inputs. Raises DataError for an impossible value.
 
-    `text_field` holds the text of a record, nested as "a.b.c"; `where` are conditions that a record must meet, all of
-    them (fields.py). `separator` parts the documents of a text file, which is one document without it. `member` (a
-    pattern of fnmatch) says which members of a tar hold text. A task is about `task_bytes` of text. No line, file or
-    member over `max_document_bytes` is taken; a compressed file may hold `max_ratio` times its own bytes once
-    `max_document_bytes` came out of it, and `max_file_bytes` in all.
+    `text_field` is the field of a record that holds its text, nested as "a.b.c". A record must meet all conditions in
+    `where` (fields.py). `separator` separates the documents of a text file; without it a file is one document. `member`
+    (fnmatch pattern) selects the tar members that hold text. A task has about `task_bytes` of text. Lines, files and
+    members over `max_document_bytes` are rejected. A compressed file may expand to `max_file_bytes`, and beyond
+    `max_document_bytes` at most `max_ratio`-fold.
     """
 
     text_field: str = "text"
@@ -49,18 +49,18 @@ class ReadOptions:
             if getattr(self, name) < 1:
                 raise DataError(f"{name}={getattr(self, name)} is less than 1")
         if not self.text_field:
-            raise DataError("text_field is empty", hint="name the field that holds the text")
+            raise DataError("text_field is empty", hint="name the field that holds the text: --text-field text")
         if self.separator == "":
-            raise DataError("separator is empty", hint="leave it out where a file is one document")
+            raise DataError("separator is empty", hint="leave --separator out if a file is one document")
 
 
 @dataclass(frozen=True)
-class Part:
-    """Documents of one file. `start` and `stop` are bytes, row groups, or 0 and the size for a whole file.
+class FilePart:
+    """A range of one file. `start` and `stop` are bytes, row groups, or 0 and the size for a complete file.
 
-    A line (or a separated document) belongs to the part in which its first byte lies, so any cuts give each once.
-    `format` is a kind with its compression ("jsonl", "jsonl.gz", …), or one of LEFT_OUT; `size` the stored bytes of the whole
-    file, which reading holds against what it finds; `text_bytes` a guess at what the part holds.
+    A line (or a separated document) belongs to the part that contains its first byte, so any split gives each once.
+    `format` is a kind with its compression ("jsonl", "jsonl.gz", …), or one of LEFT_OUT. `size` is the stored bytes of the
+    complete file, checked when it is opened; `text_bytes` estimates the text of the part.
     """
 
     format: str
@@ -72,30 +72,30 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Task:
-    """Parts that are read one after the other; all of them belong to the input number `source`."""
+class CorpusTask:
+    """Parts that are read in order; all belong to input number `source`."""
 
     number: int
     source: int
-    parts: tuple[Part, ...]
+    parts: tuple[FilePart, ...]
 
     @property
     def text_bytes(self) -> int:
-        """A guess at the text in it, UTF-8 bytes: for progress and for sharing work, never for what is written."""
+        """Estimated UTF-8 bytes of text: for progress and load balancing only; never affects the output."""
         return sum(part.text_bytes for part in self.parts)
 
     def to_json(self) -> dict[str, Any]:
-        """A tree that `json.dumps` takes, and `from_json` gives back."""
+        """Plain values for `json.dumps`."""
         return asdict(self)
 
     @classmethod
-    def from_json(cls, tree: Mapping[str, Any]) -> "Task":
-        """The task that `to_json` described."""
-        return cls(tree["number"], tree["source"], tuple(Part(**part) for part in tree["parts"]))
+    def from_json(cls, tree: Mapping[str, Any]) -> "CorpusTask":
+        """Inverse of `to_json`."""
+        return cls(tree["number"], tree["source"], tuple(FilePart(**part) for part in tree["parts"]))
 
 
 class Document(NamedTuple):
-    """A text exactly as it is in the corpus, its place for messages, and its UTF-8 size."""
+    """A text exactly as in the corpus, its place for messages, and its size in UTF-8 bytes."""
 
     place: str
     text: str

@@ -1,10 +1,10 @@
-"""A document a member of a WebDataset tar: plain text or a JSON object, each also compressed by gzip.
+"""WebDataset tars: one document per member, plain text or a JSON object, optionally gzipped.
 
-    NAME.txt  NAME.md            the whole member              NAME.json      the field of an object
+    NAME.txt  NAME.md            the complete member           NAME.json      a field of the object
     NAME.txt.gz  NAME.md.gz      its content                   NAME.json.gz
 
-Members of other names are no text, and counted. Where two members of one sample might hold its text (a caption and its
-metadata, say), nothing tells which, and the run ends.
+Members with other names are counted as not text. If two members of one sample could hold its text (a caption and its
+metadata, say), the choice is ambiguous and reading stops with a DataError.
 """
 
 import io
@@ -14,18 +14,18 @@ from fnmatch import fnmatchcase
 from pretrain.errors import DataError
 from tokenizer.corpus.readers.compressed import read_content
 from tokenizer.corpus.readers.jsonl import parse_line
-from tokenizer.corpus.readers.open_file import open_file, show
-from tokenizer.corpus.readers.parts import Document, Part, ReadOptions
+from tokenizer.corpus.readers.open_file import escape_url, open_file
+from tokenizer.corpus.readers.parts import Document, FilePart, ReadOptions
 from tokenizer.corpus.readers.plain_text import parse_text
 from tokenizer.corpus.readers.rejections import NO_TEXT_MEMBER, Rejection, too_large
-from tokenizer.corpus.readers.tar_members import UnusableError, read_members, show_name
+from tokenizer.corpus.readers.tar_members import UnusableError, escape_name, read_members
 
 SUFFIXES = (".txt", ".md", ".json", ".txt.gz", ".md.gz", ".json.gz")
 
 
-def read_tar(part: Part, options: ReadOptions) -> Iterator[Document | Rejection]:
-    """Documents of the members in the order of the tar. A place is `file: member`."""
-    name, previous = show(part.url), ""
+def read_tar(part: FilePart, options: ReadOptions) -> Iterator[Document | Rejection]:
+    """Documents of the members in tar order. A place is `file: member`. Raises DataError for an ambiguous sample."""
+    name, previous = escape_url(part.url), ""
     with open_file(part) as file:
         members = read_members(
             file, name, lambda member: _holds_text(member, options.member), max_bytes=options.max_document_bytes
@@ -34,14 +34,14 @@ def read_tar(part: Part, options: ReadOptions) -> Iterator[Document | Rejection]
             if isinstance(member, Rejection):
                 yield member
                 continue
-            place = f"{name}: {show_name(member.name)}"
+            place = f"{name}: {escape_name(member.name)}"
             if member.data is None:
-                yield Rejection(place, NO_TEXT_MEMBER, "its name is not one of a text")
+                yield Rejection(place, NO_TEXT_MEMBER, "its name does not match a text member")
                 continue
             if previous not in ("", member.name) and _sample(member.name) == _sample(previous):
                 raise DataError(
-                    f"{name}: both {show_name(previous)} and {show_name(member.name)} may hold the text of one sample",
-                    hint="say which by a pattern: --member '*.txt'",
+                    f"{name}: both {escape_name(previous)} and {escape_name(member.name)} may hold the text of one sample",
+                    hint="select one with a pattern: --member '*.txt'",
                 )
             previous = member.name
             yield _parse_member(member.name, member.data, place, options)
@@ -52,7 +52,7 @@ def _holds_text(name: str, pattern: str | None) -> bool:
 
 
 def _sample(name: str) -> str:
-    """WebDataset's key: the path up to the first dot of its last part."""
+    """WebDataset's sample key: the path up to the first dot of its last component."""
     folder, slash, last = name.rpartition("/")
     return f"{folder}{slash}{last.partition('.')[0]}"
 
@@ -71,7 +71,7 @@ def _parse_member(name: str, data: bytes, place: str, options: ReadOptions) -> D
 
 
 def _gunzip(data: bytes, options: ReadOptions) -> bytes:
-    """The content, or more than `max_document_bytes` of it."""
+    """The content, or its first bytes if it is over `max_document_bytes`."""
     pieces: list[bytes] = []
     length = 0
     for piece in read_content(io.BytesIO(data), "gz", options):

@@ -1,14 +1,14 @@
-"""The plain files in a tar that someone else made, one after the other, without trusting it.
+"""Strict reader for the plain files of untrusted tars.
 
     | header 512 | data | zeros to 512 | header 512 | data | … | 1,024 zeros | zeros to the end of the file
 
-1. A header is held against its checksum; its size field must be octal digits and lie inside the file.
-2. `x` (PAX) and `L` (GNU) headers rename the member that follows; they are parsed strictly, and never larger than 64 KiB.
-3. Name and type are checked. A member that is refused is skipped; where its end is in doubt, the rest of the file is.
-4. Wanted members are read up to a limit, others skipped. Nothing is extracted.
+1. Verify the header checksum; the size field must be octal digits, and the data must lie inside the file.
+2. `x` (PAX) and `L` (GNU) headers rename the next member; they are parsed strictly and limited to 64 KiB.
+3. Check name and type. A refused member is skipped; if its end is uncertain, so is the rest of the file.
+4. Read wanted members up to a limit and skip the others. Nothing is extracted.
 
-Python's tarfile is no choice here: for a PAX or GNU header that claims 1 GiB, in a file without data, it takes 2 GiB of
-memory; it accepts sizes such as `0o17`, `1_0` and -1, and an archive that ends anywhere between two members.
+Python's tarfile does not suffice: a PAX or GNU header that claims 1 GiB, in a file without data, makes it allocate 2 GiB;
+it accepts sizes such as `0o17`, `1_0` and -1, and archives truncated between two members.
 
 Format: POSIX.1-2017, `pax`; GNU tar manual, "Basic Tar Format" and "Storing Sparse Files".
 """
@@ -38,27 +38,27 @@ _NO_FILES = {
     b"6": "a FIFO",
 }
 _SPARSE_KEYS = (b"GNU.sparse.", b"SCHILY.realsize", b"SUN.holesdata")
-# What would move or rename every member that follows.
+# Keys that would change the name or extent of all following members.
 _NOT_GLOBAL = (b"path", b"size", b"linkpath", *_SPARSE_KEYS)
 
 
 class UnusableError(Exception):
-    """Why a member cannot be used; it becomes a `Rejection` before it leaves this package."""
+    """An unusable file or member: `reason` and `detail`. Readers turn it into a `Rejection`."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason, self.detail = reason, detail
 
 
-class Member(NamedTuple):
-    """A plain file of a tar; `data` is None for one that was not wanted."""
+class TarMember(NamedTuple):
+    """A plain file of a tar; `data` is None if it was not wanted."""
 
     name: str
     data: bytes | None
 
 
-class _Header(NamedTuple):
-    """A checked header: `kind` is the type flag, `data_start` the offset of the data in the file."""
+class _TarHeader(NamedTuple):
+    """A verified header: `kind` is the type flag, `data_start` the offset of the data in the file."""
 
     name: bytes
     size: int
@@ -67,17 +67,17 @@ class _Header(NamedTuple):
 
     @property
     def end(self) -> int:
-        """Where the next header is."""
+        """File offset of the next header."""
         return self.data_start + -(-self.size // _RECORD) * _RECORD
 
 
 def read_members(
     file: BinaryIO, place: str, wanted: Callable[[str], bool], *, max_bytes: int = MAX_MEMBER_BYTES
-) -> Iterator[Member | Rejection]:
-    """Plain files in the order in which they lie in `file` (seekable), and a Rejection for all that is wrong.
+) -> Iterator[TarMember | Rejection]:
+    """Plain files of the seekable `file` in order, with a Rejection for each unusable member.
 
-    `place` names the tar in messages; at most `max_bytes` and one extended header are in memory. Directories are passed
-    over. The last item is a Rejection of reason BROKEN_TAR where the rest of the file cannot be read.
+    `place` names the tar in messages. Holds at most `max_bytes` and one extended header in memory. Directories are
+    skipped. If the rest of the file cannot be read, the last item is a Rejection with reason BROKEN_TAR.
     """
     try:
         yield from _read_members(file, place, wanted, max_bytes)
@@ -87,7 +87,7 @@ def read_members(
 
 def _read_members(
     file: BinaryIO, place: str, wanted: Callable[[str], bool], max_bytes: int
-) -> Iterator[Member | Rejection]:
+) -> Iterator[TarMember | Rejection]:
     file_size = file.seek(0, os.SEEK_END)
     position = 0
     long_name: bytes | None = None
@@ -96,7 +96,9 @@ def _read_members(
         header = _read_header(file, position, file_size)
         if header is None:
             if long_name is not None or extended is not None:
-                raise UnusableError(BROKEN_TAR, f"an extended header at its end, byte {position}, belongs to no member")
+                raise UnusableError(
+                    BROKEN_TAR, f"the extended header at its end, byte {position}, belongs to no member"
+                )
             _check_end(file, position, file_size)
             return
         position = header.end
@@ -108,7 +110,7 @@ def _read_members(
                 extended = parse_pax(data)
             elif header.kind == _LONG_NAME and long_name is None:
                 long_name = data.removesuffix(b"\0")
-            elif header.kind != _LONG_LINK:  # only links have one, and they are refused below
+            elif header.kind != _LONG_LINK:  # belongs to a link, which is refused below
                 raise UnusableError(BROKEN_TAR, f"two extended headers for one member before byte {position}")
             continue
         name, records = header.name if long_name is None else long_name, extended or {}
@@ -125,33 +127,33 @@ def _read_members(
             _check_plain(header, records)
             shown = _checked_name(name)
             if not wanted(shown):
-                yield Member(shown, None)
+                yield TarMember(shown, None)
             elif header.size > max_bytes:
                 raise UnusableError("too large", f"{header.size} bytes, over {max_bytes}")
             else:
-                yield Member(shown, _read(file, header.data_start, header.size))
+                yield TarMember(shown, _read(file, header.data_start, header.size))
         except UnusableError as problem:
             if problem.reason == BROKEN_TAR:
                 raise
-            yield Rejection(f"{place}: {show_name(name)}", problem.reason, problem.detail)
+            yield Rejection(f"{place}: {escape_name(name)}", problem.reason, problem.detail)
 
 
-def _read_header(file: BinaryIO, position: int, file_size: int) -> _Header | None:
-    """The header at `position`; None where a record of zeros stands in its place."""
+def _read_header(file: BinaryIO, position: int, file_size: int) -> _TarHeader | None:
+    """The header at `position`; None if it is a record of zeros, the end mark."""
     block = _read(file, position, _RECORD)
     if block == bytes(_RECORD):
         return None
     checksum = _octal(block[148:156], "checksum", position)
     if sum(block) - sum(block[148:156]) + 8 * ord(" ") != checksum:
-        raise UnusableError(BROKEN_TAR, f"the header at byte {position} does not give its checksum")
+        raise UnusableError(BROKEN_TAR, f"checksum mismatch in the header at byte {position}")
     if block[257:265] not in (_POSIX, _GNU):
         raise UnusableError(BROKEN_TAR, f"the header at byte {position} is neither POSIX nor GNU")
     name, prefix = block[:100].split(b"\0", 1)[0], block[345:500].split(b"\0", 1)[0]
-    # In GNU headers other fields lie where POSIX has the prefix.
+    # GNU headers hold other fields in the bytes of the POSIX prefix.
     if prefix and block[257:265] == _POSIX:
         name = prefix + b"/" + name
     kind = block[156:157].replace(b"\0", _REGULAR)
-    header = _Header(name, _octal(block[124:136], "size", position), kind, position + _RECORD)
+    header = _TarHeader(name, _octal(block[124:136], "size", position), kind, position + _RECORD)
     if header.end > file_size:
         raise UnusableError(
             BROKEN_TAR, f"truncated: the member at byte {position} ends at {header.end}, the file at {file_size}"
@@ -160,7 +162,7 @@ def _read_header(file: BinaryIO, position: int, file_size: int) -> _Header | Non
 
 
 def _octal(digits: bytes, field: str, position: int) -> int:
-    # Base-256, GNU's way to write 8 GiB and more, is refused with the rest.
+    # GNU's base-256 encoding, for sizes of 8 GiB and more, is refused too.
     found = _OCTAL.fullmatch(digits)
     if found is None:
         raise UnusableError(BROKEN_TAR, f"the {field} of the header at byte {position} is {digits!r}, not octal digits")
@@ -176,9 +178,9 @@ def _read(file: BinaryIO, start: int, length: int) -> bytes:
 
 
 def _check_end(file: BinaryIO, position: int, file_size: int) -> None:
-    """Two records of zeros end a tar, and nothing but zeros may follow: else something is cut off, or hidden."""
+    """Require two records of zeros and nothing but zeros after them: else the tar is truncated or hides data."""
     if file_size < position + 2 * _RECORD:
-        raise UnusableError(BROKEN_TAR, f"truncated: its end, byte {position}, has one record of zeros instead of two")
+        raise UnusableError(BROKEN_TAR, f"truncated: one record of zeros at its end, byte {position}, instead of two")
     while position < file_size:
         chunk = _read(file, position, min(1 << 20, file_size - position))
         if chunk != bytes(len(chunk)):
@@ -186,27 +188,27 @@ def _check_end(file: BinaryIO, position: int, file_size: int) -> None:
         position += len(chunk)
 
 
-def _read_extended(file: BinaryIO, header: _Header) -> bytes:
+def _read_extended(file: BinaryIO, header: _TarHeader) -> bytes:
     if header.size > MAX_EXTENDED_BYTES:
         raise UnusableError(
             BROKEN_TAR,
-            f"an extended header at byte {header.data_start} of {header.size} bytes, over {MAX_EXTENDED_BYTES}",
+            f"the extended header at byte {header.data_start} has {header.size} bytes, over {MAX_EXTENDED_BYTES}",
         )
     return _read(file, header.data_start, header.size)
 
 
 def parse_pax(data: bytes) -> dict[bytes, bytes]:
-    """Records `LENGTH KEY=VALUE\\n` of a PAX header. Raises UnusableError for whatever is not exactly that."""
+    """Parse records `LENGTH KEY=VALUE\\n` of a PAX header. Raises UnusableError for any deviation."""
     records: dict[bytes, bytes] = {}
     start = 0
     while start < len(data):
         length = _PAX_LENGTH.match(data, start)
         end = start + int(length[1]) if length else 0
         if length is None or not length.end() < end <= len(data) or data[end - 1 : end] != b"\n":
-            raise UnusableError(BROKEN_TAR, f"its PAX header holds {data[start : start + 20]!r}, which is no record")
+            raise UnusableError(BROKEN_TAR, f"its PAX header contains {data[start : start + 20]!r}, not a record")
         key, equals, value = data[length.end() : end - 1].partition(b"=")
         if not key or not equals or key in records:
-            raise UnusableError(BROKEN_TAR, f"its PAX header gives {show_name(key)} twice, or no value")
+            raise UnusableError(BROKEN_TAR, f"its PAX header gives {escape_name(key)} twice, or no value")
         records[key] = value
         start = end
     return records
@@ -215,18 +217,18 @@ def parse_pax(data: bytes) -> dict[bytes, bytes]:
 def _check_global(records: dict[bytes, bytes]) -> None:
     for key in records:
         if key.startswith(_NOT_GLOBAL):
-            raise UnusableError(BROKEN_TAR, f"a global PAX header sets {show_name(key)} for all members")
+            raise UnusableError(BROKEN_TAR, f"a global PAX header sets {escape_name(key)} for all members")
 
 
-def _check_plain(header: _Header, records: dict[bytes, bytes]) -> None:
-    """Raise UnusableError unless the member is a plain file; with reason BROKEN_TAR if its end is in doubt too."""
+def _check_plain(header: _TarHeader, records: dict[bytes, bytes]) -> None:
+    """Raise UnusableError unless the member is a plain file; with reason BROKEN_TAR if its end is uncertain."""
     what = _NO_FILES.get(header.kind)
     if what is not None and not header.size:
         raise UnusableError("not a plain file", what)
     if header.kind != _REGULAR:
         what = {b"S": "a sparse file", _DIRECTORY: "a directory with data"}.get(header.kind, what)
         raise UnusableError(
-            BROKEN_TAR, f"{what or f'type {header.kind!r}'} before byte {header.end}, whose end is in doubt"
+            BROKEN_TAR, f"{what or f'type {header.kind!r}'} before byte {header.end}, whose end is uncertain"
         )
     for key in records:
         if key.startswith(_SPARSE_KEYS):
@@ -240,8 +242,8 @@ def _checked_name(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def show_name(name: bytes | str) -> str:
-    """A name for a message: without control characters that a terminal would obey, and not too long."""
+def escape_name(name: bytes | str) -> str:
+    """A name for a message: ASCII with control characters escaped, at most 120 characters."""
     text = name.decode("utf-8", "surrogateescape") if isinstance(name, bytes) else name
     shown = ascii(text)[1:-1]
     return shown if len(shown) <= 120 else f"{shown[:120]}…"

@@ -1,1 +1,1 @@
-"""Rewriting WebDataset tars of tokens that others wrote into our shards."""
+"""Rewrites WebDataset tars of tokens from other tools as token shards."""

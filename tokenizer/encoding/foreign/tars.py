@@ -1,9 +1,9 @@
-"""Which tars `pretrain data index` reads, and whether the folder it writes to may be cleared. Nothing is read but names.
+"""Finds the tars that `pretrain data index` reads, and checks that its output folder may be cleared.
 
-    FILE     any name                                  FOLDER   every *.tar below it, hidden files left out
-    GLOB     what it matches; `**` is any depth
+    FILE     any name                                  FOLDER   every *.tar below it, except hidden files
+    GLOB     all matches; `**` is any depth
 
-Sources keep their order; in a folder or a glob, files are sorted by path.
+Sources keep their order; files in a folder or of a glob are sorted by path.
 """
 
 import glob
@@ -21,9 +21,9 @@ _COMPRESSED_NAMES = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 
 
 def find_tars(sources: Sequence[str]) -> list[Path]:
-    """The tars that `sources` name, in the order in which they are read.
+    """The tars named by `sources`, in reading order.
 
-    Raises DataError for a source without tars, a file that is named twice, not regular, or compressed.
+    Raises DataError for a source without tars, and for a file that is named twice, not regular, or compressed.
     """
     tars: list[Path] = []
     for source in sources:
@@ -32,9 +32,11 @@ def find_tars(sources: Sequence[str]) -> list[Path]:
         tars += _find(source)
     seen: set[Path] = set()
     for path in tars:
-        _refuse_no_tar(path)
+        _check_tar(path)
         if path.resolve() in seen:
-            raise DataError(f"{path}: is named twice, and its tokens would be read twice")
+            raise DataError(
+                f"{path}: is named twice, and its tokens would be read twice", hint="name each tar in one source only"
+            )
         seen.add(path.resolve())
     return tars
 
@@ -43,10 +45,10 @@ def _find(source: str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         return _below(path)
-    # A file may have a name that looks like a glob. Path.glob takes no absolute pattern.
+    # An existing file wins over a glob. glob.glob: Path.glob rejects absolute patterns.
     found = [path] if path.exists() else sorted(map(Path, glob.glob(source, recursive=True)))  # noqa: PTH207
     if not found:
-        braces = "braces are for the shell: give them without quotes" if "{" in source else None
+        braces = "the shell expands braces: give them without quotes" if "{" in source else None
         raise DataError(f"{source}: no such file", hint=braces or "name .tar files, a folder of them, or a glob")
     return found
 
@@ -67,8 +69,8 @@ def _refuse_unlisted(error: OSError) -> None:
     raise DataError(f"{error.filename}: cannot be listed: {error.strerror}")
 
 
-def _refuse_no_tar(path: Path) -> None:
-    if not path.is_file():  # opening a pipe would wait for whoever writes to it
+def _check_tar(path: Path) -> None:
+    if not path.is_file():  # opening a pipe would block until somebody writes to it
         raise DataError(f"{path}: not a regular file")
     try:
         with path.open("rb") as file:
@@ -88,9 +90,9 @@ def _refuse_compressed(path: Path, command: str) -> None:
 
 
 def check_output(sources: Sequence[str], tars: Sequence[Path], output: Path, *, overwrite: bool) -> None:
-    """Raise DataError unless `output` may be cleared: what this toolkit did not write must not be lost."""
+    """Raise DataError unless `output` may be cleared: only files of this toolkit may be removed."""
     if output.exists() and not output.is_dir():
-        raise DataError(f"{output}: the output must be a folder, and this is a file")
+        raise DataError(f"{output}: the output must be a folder, and this is a file", hint="choose another --output")
     if (output / MANIFEST_NAME).exists() and not overwrite:
         raise DataError(f"{output}: holds a corpus already", hint="choose another --output, or add --overwrite")
     refuse_output_inside([Path(source) for source in sources if Path(source).is_dir()], output)
@@ -98,8 +100,9 @@ def check_output(sources: Sequence[str], tars: Sequence[Path], output: Path, *, 
         if tar.resolve().is_relative_to(output.resolve()):
             raise DataError(f"the source {tar} lies in the output {output}", hint="choose another --output")
     for path in sorted(output.glob("shard-*.tar")):
-        # Our own have theirs before them, also when a run was killed.
+        # This toolkit writes the index before its shard, so even a killed run leaves no shard without one.
         if not path.with_name(index_name(path.name)).exists():
             raise DataError(
-                f"{path} has no index, so it is none of ours, and would be removed", hint="choose another --output"
+                f"{path} has no index, so this toolkit did not write it, and it would be removed",
+                hint="choose another --output",
             )

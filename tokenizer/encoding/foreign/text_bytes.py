@@ -1,4 +1,4 @@
-"""How many bytes of text each id stands for, so that a corpus of ids alone can be measured in bits per byte."""
+"""Bytes of text per token id, for bits per byte on a corpus that has ids only."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from tokenizer.models.sentencepiece import load_sentencepiece_model
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
 
-    from tokenizer.encoding.foreign.framing import Reading
+    from tokenizer.encoding.foreign.framing import FramingOptions
     from tokenizer.models.hf_json import HFTokenizer
 
 
-def bytes_of_ids(tokenizer: Path, reading: Reading) -> np.ndarray:
-    """UTF-8 bytes of text that each id of a tokenizer stands for, int64 [tokens]; 0 for special tokens.
+def bytes_per_id(tokenizer: Path, framing: FramingOptions) -> np.ndarray:
+    """UTF-8 bytes of text of each id of a tokenizer, int64 [tokens]; 0 for special tokens.
 
-    Raises DataError where the tokenizer and the options contradict each other.
+    Raises DataError if the tokenizer contradicts the options.
     """
     model: Any = load_tokenizer(tokenizer) if is_tokenizer_json(tokenizer) else load_sentencepiece_model(tokenizer)
     tokens = model.vocab_size()
-    if tokens > reading.vocab_size:
+    if tokens > framing.vocab_size:
         raise DataError(
-            f"vocab_size={reading.vocab_size}, and {tokenizer} has {tokens} pieces", hint=f"--vocab-size {tokens}"
+            f"vocab_size={framing.vocab_size}, and {tokenizer} has {tokens} tokens", hint=f"--vocab-size {tokens}"
         )
-    for name, given, own in (("eos", reading.eos_id, model.eos_id()), ("bos", reading.bos_id, model.bos_id())):
+    for name, given, own in (("eos", framing.eos_id, model.eos_id()), ("bos", framing.bos_id, model.bos_id())):
         if given is not None and given != own:
             raise DataError(
                 f"{name}_id={given}, and {tokenizer} has {own if own >= 0 else 'none'}",
                 hint=f"--{name}-id {own}" if own >= 0 else f"leave out --{name}-id",
             )
-    size_of = _size_in_definition(model) if is_tokenizer_json(tokenizer) else _size_in_model(model)
+    size_of = _json_sizes(model) if is_tokenizer_json(tokenizer) else _sentencepiece_sizes(model)
     return np.array([size_of(token) for token in range(tokens)], np.int64)
 
 
-def _size_in_model(model: SentencePieceProcessor) -> Callable[[int], int]:
+def _sentencepiece_sizes(model: SentencePieceProcessor) -> Callable[[int], int]:
     def size(token: int) -> int:
         if model.is_byte(token):
             return 1
@@ -51,17 +51,17 @@ def _size_in_model(model: SentencePieceProcessor) -> Callable[[int], int]:
     return size
 
 
-def _size_in_definition(codec: HFTokenizer) -> Callable[[int], int]:
-    added = codec.backend.get_added_tokens_decoder()
-    decoder = _types(codec.tokenizer_json.get("decoder"))
+def _json_sizes(model: HFTokenizer) -> Callable[[int], int]:
+    added = model.backend.get_added_tokens_decoder()
+    decoder = _decoder_types(model.tokenizer_json.get("decoder"))
 
     def size(token: int) -> int:
-        spelling = codec.backend.id_to_token(token)
-        if spelling is None or token in codec.special_tokens:
+        spelling = model.backend.id_to_token(token)
+        if spelling is None or token in model.special_tokens:
             return 0
         if token in added:
             return len(added[token].content.encode())
-        if "ByteLevel" in decoder:  # a character stands for each byte
+        if "ByteLevel" in decoder:  # byte-level BPE spells each byte as one character
             return len(spelling)
         is_byte = "ByteFallback" in decoder and len(spelling) == 6 and spelling.startswith("<0x")
         return 1 if is_byte else len(spelling.replace(SPACE_MARK, " ").encode())
@@ -69,8 +69,8 @@ def _size_in_definition(codec: HFTokenizer) -> Callable[[int], int]:
     return size
 
 
-def _types(decoder: Any) -> set[str]:
-    """The types in a decoder, those of a sequence included."""
+def _decoder_types(decoder: Any) -> set[str]:
+    """The types in a decoder, including those inside a Sequence."""
     if not isinstance(decoder, dict):
         return set()
-    return {str(decoder.get("type"))}.union(*map(_types, decoder.get("decoders", ())))
+    return {str(decoder.get("type"))}.union(*map(_decoder_types, decoder.get("decoders", ())))

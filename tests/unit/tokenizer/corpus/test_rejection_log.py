@@ -4,21 +4,21 @@ import pytest
 
 from pretrain.errors import DataError
 from tokenizer.corpus.readers.rejections import EMPTY, Rejection
-from tokenizer.corpus.rejection_log import DUPLICATE, Problems
+from tokenizer.corpus.rejection_log import DUPLICATE, RejectionLog
 
 
-def problems_of(*found: tuple[str, str]) -> Problems:
+def log_of(*found: tuple[str, str]) -> RejectionLog:
     """One rejection a (file, reason), numbered by line."""
-    problems = Problems()
+    log = RejectionLog()
     for line, (file, reason) in enumerate(found, 1):
-        problems.add(file, Rejection(f"{file}:{line}", reason, "why"))
-    return problems
+        log.add(file, Rejection(f"{file}:{line}", reason, "why"))
+    return log
 
 
 def test_files_and_reasons_are_counted_apart_and_the_first_is_named() -> None:
-    problems = problems_of(("a", "broken"), ("b", "broken"), ("a", EMPTY), ("a", "broken"))
-    assert problems.counts == {"broken": 3, EMPTY: 1}
-    lines = [json.loads(line) for line in problems.lines().splitlines()]
+    log = log_of(("a", "broken"), ("b", "broken"), ("a", EMPTY), ("a", "broken"))
+    assert log.counts == {"broken": 3, EMPTY: 1}
+    lines = [json.loads(line) for line in log.lines().splitlines()]
     assert lines[0] == {"file": "a", "reason": "broken", "count": 2, "place": "a:1", "detail": "why"}
     assert [(line["file"], line["reason"], line["count"]) for line in lines[1:]] == [
         ("b", "broken", 1),
@@ -27,27 +27,27 @@ def test_files_and_reasons_are_counted_apart_and_the_first_is_named() -> None:
 
 
 def test_what_says_nothing_bad_has_no_limit() -> None:
-    problems = problems_of(*[("a", EMPTY)] * 5, *[("a", DUPLICATE)] * 5, ("a", "broken"))
-    assert problems.bad == 1
-    problems.check_limit(1)
+    log = log_of(*[("a", EMPTY)] * 5, *[("a", DUPLICATE)] * 5, ("a", "broken"))
+    assert log.bad == 1
+    log.check_limit(1)
     with pytest.raises(DataError, match="more than max_bad_documents=0") as caught:
-        problems.check_limit(0)
+        log.check_limit(0)
     assert "a:11: broken (why)" in str(caught.value) and "a:1:" not in str(caught.value)
 
 
 def test_the_first_ten_bad_documents_are_named_also_over_several_tasks() -> None:
-    whole = problems_of(*[("a", "broken")] * 7)
-    whole.merge(problems_of(*[("b", "broken")] * 7))
+    whole = log_of(*[("a", "broken")] * 7)
+    whole.merge(log_of(*[("b", "broken")] * 7))
     with pytest.raises(DataError) as caught:
         whole.check_limit(13)
     named = [line.strip() for line in str(caught.value).splitlines() if line.startswith("  - ")]
     assert named == [f"- a:{n}: broken (why)" for n in range(1, 8)] + [f"- b:{n}: broken (why)" for n in range(1, 4)]
-    assert whole.bad == 14 and [problem.count for problem in whole] == [7, 7]
+    assert whole.bad == 14 and [entry.count for entry in whole] == [7, 7]
 
 
 def test_merging_adds_up_and_leaves_the_parts_as_they_are() -> None:
-    first, second = problems_of(("a", "broken")), problems_of(("a", "broken"), ("c", EMPTY))
-    whole = Problems()
+    first, second = log_of(("a", "broken")), log_of(("a", "broken"), ("c", EMPTY))
+    whole = RejectionLog()
     whole.merge(first)
     whole.merge(second)
     assert whole.counts == {"broken": 2, EMPTY: 1} and first.counts == {"broken": 1}
@@ -55,8 +55,8 @@ def test_merging_adds_up_and_leaves_the_parts_as_they_are() -> None:
 
 
 def test_json_gives_back_the_same() -> None:
-    problems = problems_of(*[("a", "broken")] * 12, ("b", EMPTY))
-    again = Problems.of_json(json.loads(json.dumps(problems.to_json())))
-    assert again.to_json() == problems.to_json()
-    assert (again.bad, again.summary()) == (12, problems.summary())
-    assert Problems().summary() == ""
+    log = log_of(*[("a", "broken")] * 12, ("b", EMPTY))
+    again = RejectionLog.from_json(json.loads(json.dumps(log.to_json())))
+    assert again.to_json() == log.to_json()
+    assert (again.bad, again.summary()) == (12, log.summary())
+    assert RejectionLog().summary() == ""

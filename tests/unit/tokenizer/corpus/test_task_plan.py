@@ -14,16 +14,15 @@ from hypothesis import strategies as st
 from pretrain.errors import DataError
 from tests.support.corpora import lines, read, rejections, texts
 from tokenizer.corpus.listing import format_of
-from tokenizer.corpus.readers import ReadOptions, Task
-from tokenizer.corpus.readers.rejections import Rejection, RejectionLog
-from tokenizer.corpus.task_plan import Plan, plan_tasks, refuse_output_inside
+from tokenizer.corpus.readers import CorpusTask, ReadOptions
+from tokenizer.corpus.task_plan import TaskPlan, plan_tasks, refuse_output_inside
 
 
-def plan(*inputs: str | Path, **options: int) -> Plan:
+def plan(*inputs: str | Path, **options: int) -> TaskPlan:
     return plan_tasks([str(path) for path in inputs], ReadOptions(**options))
 
 
-def spans(found: Plan) -> list[list[tuple[str, int, int]]]:
+def spans(found: TaskPlan) -> list[list[tuple[str, int, int]]]:
     """(name, start, stop) of each part, by task."""
     return [[(Path(part.url).name, part.start, part.stop) for part in task.parts] for task in found.tasks]
 
@@ -246,7 +245,7 @@ def test_a_task_can_be_written_down_and_sent(tmp_path: Path) -> None:
     name = os.fsdecode(b"not utf-8 \xff.txt")
     (tmp_path / name).write_text("b")
     for task in plan(tmp_path, task_bytes=20).tasks:
-        assert Task.from_json(json.loads(json.dumps(task.to_json()))) == task
+        assert CorpusTask.from_json(json.loads(json.dumps(task.to_json()))) == task
         assert pickle.loads(pickle.dumps(task)) == task
     assert len(texts(read(tmp_path))) == 4
     assert len(plan(tmp_path).fingerprint) == 64
@@ -257,14 +256,3 @@ def test_the_output_may_not_lie_in_the_input(tmp_path: Path) -> None:
     for inputs in ([tmp_path], [str(tmp_path)], ["memory://bucket", f"file://{tmp_path}"]):
         with pytest.raises(DataError, match="lies inside the input"):
             refuse_output_inside(inputs, tmp_path / "x" / ".." / "shards")
-
-
-def test_the_log_stops_at_the_first_bad_document_over_the_limit_and_shows_ten() -> None:
-    log = RejectionLog(12)
-    log.add([Rejection("tree/x.png", "binary file", "has NUL bytes")] * 50)
-    log.add([Rejection(f"a.jsonl:{i}", "broken JSON", "at 1") for i in range(12)])
-    assert log.counts == {"binary file": 50, "broken JSON": 12}
-    with pytest.raises(DataError, match="more than max_bad_documents=12") as caught:
-        log.add([Rejection("last", "invalid UTF-8", "byte 3")])
-    assert "a.jsonl:0: broken JSON (at 1)" in str(caught.value)
-    assert str(caught.value).count("\n  - ") == 10

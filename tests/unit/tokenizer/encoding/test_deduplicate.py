@@ -11,9 +11,9 @@ from tests.support.encoded import documents_of, files_of, write_jsonl
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tokenizer.corpus.readers import ReadOptions
 from tokenizer.encoding import deduplicate as duplicates
-from tokenizer.encoding.deduplicate import HashWorker, find_repeated, hashed_documents, known_of
-from tokenizer.encoding.encode_options import describe
-from tokenizer.encoding.run import Run, encode_corpus
+from tokenizer.encoding.deduplicate import HashWorker, find_repeated, hashed_documents, load_duplicates
+from tokenizer.encoding.encode_options import EncodeOptions, make_encoding
+from tokenizer.encoding.run import EncodeRun, encode_corpus
 from tokenizer.encoding.shared_counts import SharedCounts
 from tokenizer.encoding.work_folder import WorkFolder
 from tokenizer.models.sentencepiece import load_sentencepiece_model
@@ -30,18 +30,20 @@ def first_of_each(texts: list[str]) -> list[bool]:
 
 
 @pytest.fixture
-def run(tmp_path: Path, sentencepiece_model: Path) -> Run:
+def run(tmp_path: Path, sentencepiece_model: Path) -> EncodeRun:
     write_jsonl(tmp_path / "a.jsonl", some_texts(150, 100))
     write_jsonl(tmp_path / "b.jsonl", some_texts(150, 100, seed=1))
-    encoding = describe(sentencepiece_model, deduplicate=True, reading=ReadOptions(task_bytes=1_000))
-    return Run(encoding, [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "out")
+    encoding = make_encoding(
+        sentencepiece_model, EncodeOptions(deduplicate=True, reading=ReadOptions(task_bytes=1_000))
+    )
+    return EncodeRun(encoding, [tmp_path / "a.jsonl", tmp_path / "b.jsonl"], tmp_path / "out")
 
 
 @pytest.mark.parametrize(
     ("run_documents", "range_documents"), [(1, 1 << 22), (7, 40), (1 << 22, 7), (1 << 22, 1 << 22)]
 )
 def test_the_first_of_equal_texts_is_kept_however_they_are_cut(
-    run: Run, monkeypatch: pytest.MonkeyPatch, run_documents: int, range_documents: int
+    run: EncodeRun, monkeypatch: pytest.MonkeyPatch, run_documents: int, range_documents: int
 ) -> None:
     monkeypatch.setattr(duplicates, "RUN_DOCUMENTS", run_documents)
     monkeypatch.setattr(duplicates, "RANGE_DOCUMENTS", range_documents)
@@ -51,17 +53,17 @@ def test_the_first_of_equal_texts_is_kept_however_they_are_cut(
     find_repeated(run.work, len(tasks))
     kept = []
     for task in tasks:
-        known = known_of(run.work, task.number)
-        assert known.documents == hashed_documents(run.work, task.number)
-        keep = np.ones(known.documents, bool)
-        keep[known.repeated.astype(np.int64)] = False
+        found = load_duplicates(run.work, task.number)
+        assert found.documents == hashed_documents(run.work, task.number)
+        keep = np.ones(found.documents, bool)
+        keep[found.repeated.astype(np.int64)] = False
         kept += keep.tolist()
     assert len(tasks) > 5
     assert kept == first_of_each(some_texts(150, 100) + some_texts(150, 100, seed=1))
 
 
 def test_duplicates_are_left_out_and_counted_whatever_the_number_of_workers(
-    run: Run, tmp_path: Path, sentencepiece_model: Path
+    run: EncodeRun, tmp_path: Path, sentencepiece_model: Path
 ) -> None:
     outputs = []
     for workers in (1, 2):
@@ -96,30 +98,30 @@ def test_other_texts_with_half_of_a_hash_in_common_are_kept(
     tmp_path: Path, sentencepiece_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     texts = ["low    1", "low    2", "low    1", "high   1", "high   2", "high   2"]
-    encoding = describe(sentencepiece_model, deduplicate=True)
-    run = Run(encoding, [write_jsonl(tmp_path / "a.jsonl", texts)], tmp_path / "out")
+    encoding = make_encoding(sentencepiece_model, EncodeOptions(deduplicate=True))
+    run = EncodeRun(encoding, [write_jsonl(tmp_path / "a.jsonl", texts)], tmp_path / "out")
     monkeypatch.setattr(duplicates, "sha256", Colliding)
-    run.work_on(run.plan.tasks, workers=1)
-    run.decide()
-    assert known_of(run.work, 0).repeated.tolist() == [2, 5]
+    run.run_tasks(run.plan.tasks, workers=1)
+    run.finish_hash_pass()
+    assert load_duplicates(run.work, 0).repeated.tolist() == [2, 5]
 
 
-def test_a_corpus_that_changed_between_the_passes_is_refused(run: Run, tmp_path: Path) -> None:
-    run.work_on(run.plan.tasks, workers=1)
-    run.decide()
+def test_a_corpus_that_changed_between_the_passes_is_refused(run: EncodeRun, tmp_path: Path) -> None:
+    run.run_tasks(run.plan.tasks, workers=1)
+    run.finish_hash_pass()
     path = tmp_path / "a.jsonl"
     path.write_text(path.read_text().replace("\n", " ", 1))  # the same size
-    with pytest.raises(DataError, match="documents when duplicates were looked for, and has"):
-        run.work_on(run.plan.tasks, workers=1, progress=None)
+    with pytest.raises(DataError, match="documents in the deduplication pass, and has"):
+        run.run_tasks(run.plan.tasks, workers=1, progress=None)
 
 
-def test_what_was_hashed_before_is_not_hashed_again(run: Run) -> None:
+def test_what_was_hashed_before_is_not_hashed_again(run: EncodeRun) -> None:
     tasks = run.plan.tasks
-    assert run.looking_for_duplicates and run.work_on(tasks[::2], workers=1) == len(tasks[::2])
-    assert run.work_on(tasks, workers=1) == len(tasks[1::2])
-    assert run.looking_for_duplicates
-    run.decide()
-    assert not run.looking_for_duplicates and run.missing(tasks) == list(tasks)
+    assert run.in_hash_pass and run.run_tasks(tasks[::2], workers=1) == len(tasks[::2])
+    assert run.run_tasks(tasks, workers=1) == len(tasks[1::2])
+    assert run.in_hash_pass
+    run.finish_hash_pass()
+    assert not run.in_hash_pass and run.unfinished(tasks) == list(tasks)
 
 
 def test_an_empty_corpus_has_no_duplicates(tmp_path: Path) -> None:

@@ -12,39 +12,22 @@ from click.testing import CliRunner, Result
 
 from pretrain.cli.cmd_tokenizer import tokenizer as cli
 from pretrain.config.schema import SourceConfig
-from pretrain.data.loader import split_targets
 from pretrain.data.source import Source
 from pretrain.errors import DataError, PretrainError
-from pretrain.model.loss import IGNORE
-from pretrain.shards import packed_writer as write_bins
 from pretrain.shards.integrity import verify_shards
 from pretrain.shards.manifest_file import read_manifest
 from pretrain.storage.store import open_store
 from tests.support.encoded import TEXTS, documents_of, files_of, task_streams, write_jsonl
-from tests.support.processes import pretrain
 from tokenizer.corpus.readers import ReadOptions
 from tokenizer.corpus.task_plan import plan_tasks
-from tokenizer.encoding import encode_task as tasks
-from tokenizer.encoding.encode_options import describe
-from tokenizer.encoding.run import Run, encode_corpus
-from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, Watch
+from tokenizer.encoding import encode_task
+from tokenizer.encoding.encode_options import EncodeOptions, make_encoding
+from tokenizer.encoding.run import EncodeRun, encode_corpus
+from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, TaskCounter
 from tokenizer.models.base import tokenizer_sha256
 from tokenizer.models.sentencepiece import load_sentencepiece_model
-from tokenizer.training.train_bpe import SETTINGS, train_model
 
 BLOCK = 64
-
-
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.model"
-    path.write_bytes(train_model(TEXTS * 2, 350))
-    return path
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Path:
-    return write_jsonl(tmp_path / "corpus.jsonl")
 
 
 @pytest.mark.parametrize("task_bytes", [1 << 20, 700])
@@ -128,15 +111,15 @@ def test_an_array_gives_the_bytes_of_one_process_and_names_what_is_missing(
 
 
 def test_a_large_vocabulary_is_stored_in_four_bytes(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
-    encoding = replace(describe(tokenizer), vocab_size=70_000)
-    run = Run(encoding, [corpus], tmp_path / "out")
+    encoding = replace(make_encoding(tokenizer, EncodeOptions()), vocab_size=70_000)
+    run = EncodeRun(encoding, [corpus], tmp_path / "out")
     sp = load_sentencepiece_model(tokenizer)
-    watch = Watch(SharedCounts(1), 0, 0)
+    counter = TaskCounter(SharedCounts(1), 0, 0)
 
     def encode(text: str) -> np.ndarray:
         return np.array(sp.encode(text), np.int32) + 66_000
 
-    tasks.run_task(run.plan.tasks[0], run.encoding, encode, run.work, watch)
+    encode_task.encode_task(run.plan.tasks[0], run.encoding, encode, run.work, counter)
     manifest = run.merge()
     assert manifest.dtype == "<u4"
     documents = documents_of(tmp_path / "out", manifest)
@@ -274,110 +257,6 @@ def test_the_command_encodes_and_errors_propagate(tokenizer: Path, corpus: Path,
     assert CliRunner().invoke(cli, [*arguments, "--overwrite"]).exit_code == 0
 
 
-def pieces_of(tokens: np.ndarray, eos: int, pad: int) -> list[tuple[int, ...]]:
-    """Sequences (n, seq_len) cut after every eos, padding taken off."""
-    pieces: list[list[int]] = []
-    for row in tokens.tolist():
-        pieces.append([])
-        for token in row:
-            pieces[-1] += [token] * (token != pad)
-            if token == eos:
-                pieces.append([])
-    return sorted(tuple(piece) for piece in pieces if piece)
-
-
-@pytest.mark.parametrize("task_bytes", [1 << 20, 2_000])
-@pytest.mark.parametrize("seq_len", [16, 64])
-def test_bins_hold_every_document_and_the_counts_are_those_of_training(
-    tokenizer: Path, corpus: Path, tmp_path: Path, seq_len: int, task_bytes: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_bins, "WINDOW_TOKENS", 1_000)
-    options = {"layout": "packed", "seq_len": seq_len, "block_tokens": BLOCK, "shard_bytes": 20 * BLOCK}
-    options["reading"] = ReadOptions(task_bytes=task_bytes)
-    manifest = encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, **options)
-    assert manifest == read_manifest(tmp_path / "out")
-    assert (manifest.layout, manifest.packed_seq_len, manifest.pad_id) == ("packed", seq_len, 3)
-    sp = load_sentencepiece_model(tokenizer)
-    documents = [[sp.bos_id(), *sp.encode(text), sp.eos_id()] for text in TEXTS]
-    expected = [tuple(ids[i : i + seq_len]) for ids in documents for i in range(0, len(ids), seq_len)]
-    source = Source("a", SourceConfig(str(tmp_path / "out")), seq_len)
-    tokens = np.empty((len(source), seq_len + 1), np.int64)
-    source.read(np.arange(len(source)), tokens)
-    assert pieces_of(tokens[:, :-1], sp.eos_id(), sp.pad_id()) == sorted(expected)
-    assert manifest.documents == len(TEXTS)
-    assert manifest.documents_cut == sum(len(ids) > seq_len for ids in documents) > 0
-    stage = split_targets([source])
-    (item,) = stage(iter([{"tokens": tokens, "source": np.zeros(len(source), np.int64)}]))
-    assert manifest.tokens == (item["targets"] != IGNORE).sum()
-    assert source.bytes_per_token == sum(len(text.encode()) for text in TEXTS) / manifest.tokens
-
-
-def test_packed_bytes_do_not_depend_on_the_workers(
-    tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(write_bins, "WINDOW_TOKENS", 700)
-    outputs = []
-    for workers in (1, 2):
-        out = tmp_path / str(workers)
-        encode_corpus(tokenizer, [corpus], out, workers=workers, layout="packed", seq_len=32, block_tokens=BLOCK)
-        outputs.append(files_of(out))
-    assert outputs[0] == outputs[1]
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"pad_id": -1}, "has no padding id"),
-        ({"pad_id": -1, "pad_piece": "</s>"}, "pads with id 2, which also marks the documents"),
-    ],
-)
-def test_a_tokenizer_that_cannot_pad_writes_streams_only(
-    corpus: Path, tmp_path: Path, settings: dict[str, object], message: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, value in settings.items():
-        monkeypatch.setitem(SETTINGS, name, value)
-    path = tmp_path / "tokenizer.model"
-    path.write_bytes(train_model(TEXTS * 2, 350))
-    with pytest.raises(DataError, match=message) as caught:
-        encode_corpus(path, [corpus], tmp_path / "out", workers=1, layout="packed", seq_len=128)
-    assert "--layout stream" in str(caught.value)
-    assert not (tmp_path / "out").exists()
-    assert encode_corpus(path, [corpus], tmp_path / "out", workers=1).layout == "stream"
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--layout", "packed"], "hint: --seq-len with the data.seq_len of the training"),
-        (["--seq-len", "128"], "hint: leave --seq-len out, or add --layout packed"),
-        (["--layout", "packed", "--seq-len", "1000"], "hint: --seq-len 1024"),
-        (["--layout", "packed", "--seq-len", "1"], "--seq-len"),
-        (["--layout", "sorted"], "--layout"),
-    ],
-)
-def test_layout_options_that_make_no_sense_end_with_2(
-    tokenizer: Path, corpus: Path, tmp_path: Path, options: list[str], message: str
-) -> None:
-    paths = ["--tokenizer", tokenizer, "--input", corpus, "--output", tmp_path / "out"]
-    done = pretrain("tokenizer", "encode", *paths, *options)
-    assert done.returncode == 2
-    assert message in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_the_command_packs_and_says_how_well(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
-    arguments = ["encode", "--tokenizer", str(tokenizer), "--input", str(corpus), "--output", str(tmp_path / "out")]
-    arguments += ["--workers", "1", "--layout", "packed", "--seq-len", "256"]
-    result = CliRunner().invoke(cli, arguments, catch_exceptions=False)
-    manifest = read_manifest(tmp_path / "out")
-    rows = {line[:15].strip(): line[15:].strip() for line in result.output.splitlines()}
-    (ids,) = map(np.array, task_streams(tmp_path / "out", manifest))
-    assert rows["sequences"] == f"{len(ids) // 256:,} of 256"
-    assert rows["filled"] == f"{(ids != 3).mean():.2%}, {(ids == 3).sum():,} padding"
-    assert rows["documents cut"] == f"{manifest.documents_cut}, {manifest.documents_cut / len(TEXTS):.1%}"
-
-
 def test_help_needs_no_heavy_import_and_encoding_no_torch_in_workers() -> None:
     code = (
         "import sys, click.testing, pretrain.cli.cmd_tokenizer as c;"
@@ -407,7 +286,7 @@ def test_members_are_what_the_manifest_says(tokenizer: Path, corpus: Path, tmp_p
         (["--task-id", "1"], "task_id=1: the plan has tasks 0 to 0"),
         (["--task-id", "2", "--num-tasks", "2"], "task_id=2 is not below num_tasks=2"),
         (["--merge"], "1 of 1 tasks are not encoded: 0"),
-        (["--merge", "--deduplicate"], "1 of 1 tasks are not searched for duplicates: 0"),
+        (["--merge", "--deduplicate"], "1 of 1 tasks are not hashed for deduplication: 0"),
         (["--where", "nonsense"], "nonsense"),
     ],
 )
@@ -448,8 +327,10 @@ def test_raising_the_limit_goes_on_with_what_is_finished(
     kept = (tmp_path / "out/tasks/task-000000/receipt.json").stat().st_mtime_ns
     assert not (tmp_path / "out/tasks/task-000001").exists()
     found: list[int] = []
-    real = tasks.run_task
-    monkeypatch.setattr(tasks, "run_task", lambda task, *rest: (found.append(task.number), real(task, *rest))[1])
+    real = encode_task.encode_task
+    monkeypatch.setattr(
+        encode_task, "encode_task", lambda task, *rest: (found.append(task.number), real(task, *rest))[1]
+    )
     manifest = encode_corpus(tokenizer, inputs, tmp_path / "out", workers=1, max_bad_documents=3)
     assert found == [1] and kept
     assert manifest.skipped == {"text is not a string": 3}
@@ -460,7 +341,7 @@ def test_what_was_begun_with_other_options_is_refused_until_it_is_overwritten(
     tokenizer: Path, corpus: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    Run(describe(tokenizer), [corpus], out).work_on([], workers=1)
+    EncodeRun(make_encoding(tokenizer, EncodeOptions()), [corpus], out).run_tasks([], workers=1)
     with pytest.raises(DataError, match=r"seed: 0, now 5(.|\n)*--overwrite"):
         encode_corpus(tokenizer, [corpus], out, workers=1, seed=5)
     with corpus.open("a") as file:
@@ -473,17 +354,19 @@ def test_what_was_begun_with_other_options_is_refused_until_it_is_overwritten(
 def test_a_receipt_that_is_gone_while_shards_are_moved_is_an_error(
     tokenizer: Path, corpus: Path, tmp_path: Path
 ) -> None:
-    run = Run(describe(tokenizer, reading=ReadOptions(task_bytes=2_000)), [corpus], tmp_path / "out")
-    run.work_on(run.plan.tasks, workers=1)
+    run = EncodeRun(
+        make_encoding(tokenizer, EncodeOptions(reading=ReadOptions(task_bytes=2_000))), [corpus], tmp_path / "out"
+    )
+    run.run_tasks(run.plan.tasks, workers=1)
     run.work.start_merging()
     (tmp_path / "out/tasks/task-000003/receipt.json").unlink()
-    with pytest.raises(DataError, match=r"1 receipts are gone or damaged\n  hint: remove .*tasks"):
+    with pytest.raises(DataError, match=r"1 receipts are missing or corrupt\n  hint: remove .*tasks"):
         run.merge()
     (tmp_path / "out/tasks/merging").unlink()
-    run.work_on(run.plan.tasks, workers=1)
+    run.run_tasks(run.plan.tasks, workers=1)
     (tmp_path / "out/tasks/task-000003/shard-000000.tar").rename(tmp_path / "elsewhere")
     run.work.start_merging()
-    with pytest.raises(DataError, match=r"shard-000000\.tar: is gone"):
+    with pytest.raises(DataError, match=r"shard-000000\.tar and .* are both missing"):
         run.merge()
     assert not (tmp_path / "out/manifest.json").exists()
 
@@ -492,7 +375,7 @@ def test_a_file_of_the_user_that_has_our_name_is_not_lost(tokenizer: Path, corpu
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "problems.jsonl").write_text("mine")
     for overwrite in (False, True):
-        with pytest.raises(DataError, match=r"problems\.jsonl: is none of ours"):
+        with pytest.raises(DataError, match=r"problems\.jsonl: is not from an encoding run"):
             encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, overwrite=overwrite)
     assert (tmp_path / "out" / "problems.jsonl").read_text() == "mine"
 

@@ -20,8 +20,8 @@ from pretrain.shards.manifest_file import read_manifest
 from tests.support.encoded import TEXTS, documents_of, files_of, write_jsonl
 from tests.support.json_tokenizers import KINDS, edit
 from tokenizer.corpus.readers import ReadOptions
-from tokenizer.encoding.foreign.framing import Reading
-from tokenizer.encoding.foreign.text_bytes import bytes_of_ids
+from tokenizer.encoding.foreign.framing import FramingOptions
+from tokenizer.encoding.foreign.text_bytes import bytes_per_id
 from tokenizer.encoding.run import encode_corpus
 from tokenizer.encoding.shuffle import ShuffleWindow
 from tokenizer.models.base import tokenizer_sha256
@@ -198,10 +198,10 @@ def test_foreign_ids_are_measured_by_the_tokenizer_that_made_them(
 ) -> None:
     """`before` bytes of each text are the space that the tokenizer puts there."""
     codec = load_tokenizer(kinds[name])
-    reading = Reading(vocab_size=codec.vocab_size(), eos_id=codec.eos_id())
-    sizes = bytes_of_ids(kinds[name], reading)
+    reading = FramingOptions(vocab_size=codec.vocab_size(), eos_id=codec.eos_id())
+    sizes = bytes_per_id(kinds[name], reading)
     assert sizes.shape == (codec.vocab_size(),) and sizes[codec.eos_id()] == 0
     for text in TEXTS:
         assert sizes[codec.encode(text)].sum() == len(text.encode()) + before
     with pytest.raises(DataError, match=r"bos_id=5, and .* has (none|900|1)\n.*hint: "):
-        bytes_of_ids(kinds[name], replace(reading, bos_id=5))
+        bytes_per_id(kinds[name], replace(reading, bos_id=5))

@@ -7,8 +7,9 @@ import pytest
 
 from pretrain.errors import DataError, PretrainError
 from pretrain.shards.table import ShardEntry
+from pretrain.storage.files import temporary_name
 from tokenizer.corpus.readers.rejections import Rejection
-from tokenizer.corpus.rejection_log import Problems
+from tokenizer.corpus.rejection_log import RejectionLog
 from tokenizer.encoding import work_folder
 from tokenizer.encoding.receipts import RECEIPT_NAME, Receipt, parse_receipt
 from tokenizer.encoding.work_folder import WorkFolder
@@ -25,7 +26,7 @@ def work(tmp_path: Path) -> WorkFolder:
 
 
 def receipt_of(work: WorkFolder, task: int = 3, **changes: object) -> Receipt:
-    problems = Problems()
+    problems = RejectionLog()
     problems.add("file", Rejection("file:1", "broken", "why"))
     values = {"seen": 3, "documents": 2, "text_bytes": 9, "tokens": 4, "shards": (SHARD,), "index_sha256": ("1" * 64,)}
     return Receipt(job=work.digest, task=task, **{**values, "problems": problems, **changes})
@@ -105,17 +106,24 @@ def test_the_same_job_goes_on_and_another_is_refused_with_what_differs(work: Wor
 
 def test_a_damaged_description_is_refused(work: WorkFolder) -> None:
     (work.path / "job.json").write_text("{")
-    with pytest.raises(DataError, match=r"job\.json: damaged"):
+    with pytest.raises(DataError, match=r"job\.json: corrupt"):
         work.open()
 
 
 def test_a_folder_of_somebody_else_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "tasks").mkdir()
     (tmp_path / "tasks" / "notes.txt").write_text("mine")
-    with pytest.raises(DataError, match=r"notes\.txt: is none of ours"):
+    with pytest.raises(DataError, match=r"notes\.txt: is not from an encoding run"):
         WorkFolder(tmp_path, JOB).open()
     WorkFolder(tmp_path, JOB).remove_if_empty()
     assert (tmp_path / "tasks" / "notes.txt").read_text() == "mine"
+
+
+def test_the_temporary_file_of_a_process_that_starts_at_the_same_time_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    temporary_name(tmp_path / "tasks" / "job.json").write_text("{")
+    WorkFolder(tmp_path, JOB).open()
+    assert WorkFolder(tmp_path, JOB).found_job() is not None
 
 
 def test_what_a_process_works_on_stays_and_what_was_abandoned_goes(work: WorkFolder) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 from pretrain.errors import DataError
 from tokenizer.corpus.readers import ReadOptions
-from tokenizer.corpus.rejection_log import Problems
+from tokenizer.corpus.rejection_log import RejectionLog
 from tokenizer.training import sample
 from tokenizer.training.budget import Budget, SampleSource
 from tokenizer.training.sample import SourceSample, draw_samples, drop_held_out_duplicates
@@ -31,7 +31,7 @@ def draw(*paths: Path, total: int, held_out: int = 0, seed: int = 0, **sources: 
         budget=Budget(total, {}),
         held_out_bytes=held_out,
         seed=seed,
-        problems=Problems(),
+        problems=RejectionLog(),
         max_bad_documents=0,
     )
 
@@ -145,13 +145,16 @@ def test_held_out_documents_whose_text_is_in_a_sample_are_left_out_and_counted(t
 def test_bad_documents_are_counted_once_and_limited(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text('{"text": "good"}\nbroken\n{"txt": "a"}\n' * 5)
-    problems = Problems()
+    problems = RejectionLog()
     options = {"budget": Budget(10**6, {}), "held_out_bytes": 0, "seed": 0, "problems": problems}
     [drawn] = draw_samples([SampleSource("a", (str(path),))], ReadOptions(), max_bad_documents=10, **options)
     assert drawn.documents == 5 and problems.counts == {"broken JSON": 5, "no text field": 5}
     with pytest.raises(DataError, match="more than max_bad_documents=9"):
         draw_samples(
-            [SampleSource("a", (str(path),))], ReadOptions(), max_bad_documents=9, **{**options, "problems": Problems()}
+            [SampleSource("a", (str(path),))],
+            ReadOptions(),
+            max_bad_documents=9,
+            **{**options, "problems": RejectionLog()},
         )
 
 
@@ -161,7 +164,7 @@ def test_conditions_and_fields_choose_what_is_sampled(tmp_path: Path) -> None:
         "".join(json.dumps({"meta": {"body": f"t{n}"}, "lang": "de" if n % 2 else "en"}) + "\n" for n in range(10))
     )
     options = ReadOptions(text_field="meta.body", where=("lang=de",))
-    problems = Problems()
+    problems = RejectionLog()
     [drawn] = draw_samples(
         [SampleSource("a", (str(path),))],
         options,

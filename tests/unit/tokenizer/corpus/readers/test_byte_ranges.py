@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.support.corpora import lines, read, rejections, texts
-from tokenizer.corpus.readers import Document, Part, ReadOptions, read_part
-from tokenizer.corpus.readers.byte_ranges import lead, split_records
+from tokenizer.corpus.readers import Document, FilePart, ReadOptions, read_part
+from tokenizer.corpus.readers.byte_ranges import seek_offset, split_records
 
 LINES = st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")), max_size=12)
 
@@ -25,7 +25,7 @@ def split(
     found: list[tuple[int, bytes | None]] = []
     for start, stop in pairwise(edges):
         file = io.BytesIO(data)
-        file.seek(lead(start, delimiter))
+        file.seek(seek_offset(start, delimiter))
         chunks = iter(lambda file=file: file.read(chunk), b"")
         found += split_records(chunks, delimiter, start=start, stop=stop, limit=limit)
     return found
@@ -60,7 +60,7 @@ def test_any_ranges_of_a_file_give_each_document_once(
     found = [
         item
         for start, stop in pairwise(edges)
-        for item in read_part(Part("jsonl", str(path), start, stop, len(content), 0), ReadOptions())
+        for item in read_part(FilePart("jsonl", str(path), start, stop, len(content), 0), ReadOptions())
     ]
     if content:
         assert [item.text for item in found if isinstance(item, Document)] == documents
@@ -99,7 +99,7 @@ def test_places_are_lines_from_the_beginning_of_a_file_and_bytes_elsewhere(tmp_p
     path = tmp_path / "a.jsonl"
     path.write_bytes(lines("one", "two", "three", "four"))
     size = path.stat().st_size
-    whole = Part("jsonl", str(path), 0, size, size, 0)
-    later = Part("jsonl", str(path), 20, size, size, 0)
+    whole = FilePart("jsonl", str(path), 0, size, size, 0)
+    later = FilePart("jsonl", str(path), 20, size, size, 0)
     assert [found.place for found in read_part(whole, ReadOptions())] == [f"{path}:{n}" for n in (1, 2, 3, 4)]
     assert [found.place for found in read_part(later, ReadOptions())] == [f"{path}: byte {n}" for n in (32, 50)]

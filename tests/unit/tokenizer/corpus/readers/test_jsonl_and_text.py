@@ -9,7 +9,7 @@ import pytest
 
 from pretrain.errors import DataError
 from tests.support.corpora import lines, read, read_in_child, rejections, texts
-from tokenizer.corpus.readers import Document, ReadOptions, Task, read_documents, read_part
+from tokenizer.corpus.readers import CorpusTask, Document, ReadOptions, read_documents, read_part
 from tokenizer.corpus.readers.rejections import ORDINARY_REASONS, Rejection
 from tokenizer.corpus.task_plan import plan_tasks
 
@@ -220,7 +220,7 @@ def changed(folder: Path, how: str) -> None:
     ("how", "message"),
     [
         ("gone", "is gone"),
-        ("pipe", "no regular file"),
+        ("pipe", "no longer a regular file"),
         ("shorter", "had 12 bytes, and has 7"),
         ("much longer...", "14"),
     ],
@@ -243,7 +243,7 @@ def test_documents_are_read_one_by_one(tmp_path: Path) -> None:
     first: Any = next(reading)
     assert first.text == "0"
     reading.close()
-    assert Task.from_json(task.to_json()) == task
+    assert CorpusTask.from_json(task.to_json()) == task
 
 
 def test_names_are_shown_without_what_a_terminal_obeys(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from pretrain.errors import DataError
 from tests.support.corpora import read, read_in_child, rejections, texts
 from tests.support.tars import mutate
-from tokenizer.corpus.readers import Part, ReadOptions, read_part
+from tokenizer.corpus.readers import FilePart, ReadOptions, read_part
 from tokenizer.corpus.task_plan import plan_tasks
 
 TEXTS = [f"document {n} " + "é" * (n % 50) for n in range(500)]
@@ -220,7 +220,7 @@ def test_without_pyarrow_the_package_is_named(tmp_path: Path, monkeypatch: pytes
         plan_tasks([str(path)], ReadOptions())
     size = path.stat().st_size
     with pytest.raises(DataError, match=r"pretrain-toolkit\[parquet\]"):
-        list(read_part(Part("parquet", str(path), 0, 1, size, 0), ReadOptions()))
+        list(read_part(FilePart("parquet", str(path), 0, 1, size, 0), ReadOptions()))
     (tmp_path / "b.txt").write_text("text needs no package")
     assert len(read(tmp_path / "b.txt")) == 1
     assert json.dumps(plan_tasks([str(tmp_path / "b.txt")], ReadOptions()).tasks[0].to_json())

@@ -11,12 +11,12 @@ import webdataset
 
 from tests.support.tars import END, GNU, POSIX, files_by_tarfile, header, listing, member, padded, pax, pax_record
 from tokenizer.corpus.readers.rejections import Rejection
-from tokenizer.corpus.readers.tar_members import BROKEN_TAR, MAX_EXTENDED_BYTES, Member, parse_pax, read_members
+from tokenizer.corpus.readers.tar_members import BROKEN_TAR, MAX_EXTENDED_BYTES, TarMember, parse_pax, read_members
 
 GOOD = member(b"a.json", b"[1]")
 
 
-def read(data: bytes, max_bytes: int = 1 << 20) -> list[Member | Rejection]:
+def read(data: bytes, max_bytes: int = 1 << 20) -> list[TarMember | Rejection]:
     return list(read_members(io.BytesIO(data), "x.tar", lambda name: not name.endswith(".txt"), max_bytes=max_bytes))
 
 

@@ -71,25 +71,25 @@ WRONG_NPY = {
     "strings": (npy(["12"], "<U2"), "not integers", "<U2"),
     "dates": (npy_with(GOOD_HEADER.replace("<i8", "<M8[s]")), "not integers", "<M8[s]"),
     "16-byte integers": (npy_with(GOOD_HEADER.replace("<i8", "<i16")), "not integers", "<i16"),
-    "records": (npy_with(GOOD_HEADER.replace("'<i8'", "[('a', '<i8')]")), "broken npy", "not understood"),
+    "records": (npy_with(GOOD_HEADER.replace("'<i8'", "[('a', '<i8')]")), "broken npy", "unreadable header"),
     "two dimensions": (npy([[1, 2]], "<i4"), "not one-dimensional", "(1, 2)"),
     "no dimension": (npy(7, "<i8"), "not one-dimensional", "()"),
     "a number as shape": (npy_with(GOOD_HEADER.replace("(1,)", "(1)")), "not one-dimensional", "(1)"),
     "huge shape": (npy_with(GOOD_HEADER.replace("(1,)", "(99999999999999999,)")), "broken npy", "8 bytes of data"),
-    "negative shape": (npy_with(GOOD_HEADER.replace("(1,)", "(-1,)")), "broken npy", "not understood"),
-    "product as shape": (npy_with(GOOD_HEADER.replace("(1,)", "(1*1,)")), "broken npy", "not understood"),
+    "negative shape": (npy_with(GOOD_HEADER.replace("(1,)", "(-1,)")), "broken npy", "unreadable header"),
+    "product as shape": (npy_with(GOOD_HEADER.replace("(1,)", "(1*1,)")), "broken npy", "unreadable header"),
     "data missing": (npy_with(GOOD_HEADER, bytes(7)), "broken npy", "7 bytes of data"),
     "data left over": (npy_with(GOOD_HEADER, bytes(9)), "broken npy", "9 bytes of data"),
-    "a key twice": (npy_with(GOOD_HEADER.replace("}", "'descr': '<i8', }")), "broken npy", "not understood"),
-    "a key missing": (npy_with("{'descr': '<i8', 'shape': (1,), }"), "broken npy", "not understood"),
-    "a key too many": (npy_with(GOOD_HEADER.replace("}", "'a': '<i8', }")), "broken npy", "not understood"),
-    "no key known": (npy_with("{'a': '<i8', 'fortran_order': True, 'b': (1,)}"), "broken npy", "not understood"),
-    "code": (npy_with("__import__('os').system('true')"), "broken npy", "not understood"),
-    "code behind": (npy_with(GOOD_HEADER.strip() + " or 1"), "broken npy", "not understood"),
-    "code in front": (npy_with("[] or " + GOOD_HEADER), "broken npy", "not understood"),
-    "deep": (npy_with("(" * 1000), "broken npy", "not understood"),
-    "order is a number": (npy_with(GOOD_HEADER.replace("False", "0")), "broken npy", "not understood"),
-    "order is a shape": (npy_with(GOOD_HEADER.replace("False", "(1,)")), "broken npy", "not understood"),
+    "a key twice": (npy_with(GOOD_HEADER.replace("}", "'descr': '<i8', }")), "broken npy", "unreadable header"),
+    "a key missing": (npy_with("{'descr': '<i8', 'shape': (1,), }"), "broken npy", "unreadable header"),
+    "a key too many": (npy_with(GOOD_HEADER.replace("}", "'a': '<i8', }")), "broken npy", "unreadable header"),
+    "no key known": (npy_with("{'a': '<i8', 'fortran_order': True, 'b': (1,)}"), "broken npy", "unreadable header"),
+    "code": (npy_with("__import__('os').system('true')"), "broken npy", "unreadable header"),
+    "code behind": (npy_with(GOOD_HEADER.strip() + " or 1"), "broken npy", "unreadable header"),
+    "code in front": (npy_with("[] or " + GOOD_HEADER), "broken npy", "unreadable header"),
+    "deep": (npy_with("(" * 1000), "broken npy", "unreadable header"),
+    "order is a number": (npy_with(GOOD_HEADER.replace("False", "0")), "broken npy", "unreadable header"),
+    "order is a shape": (npy_with(GOOD_HEADER.replace("False", "(1,)")), "broken npy", "unreadable header"),
     "dtype is a shape": (npy_with(GOOD_HEADER.replace("'<i8'", "(1,)")), "not integers", "(1,)"),
     "shape is a string": (npy_with(GOOD_HEADER.replace("(1,)", "'(1,)'")), "not one-dimensional", "'(1,)'"),
 }
@@ -194,7 +194,7 @@ def test_a_gzip_bomb_costs_its_limit_and_no_more(name: str, limit: int) -> None:
     assert len(bomb) < 2 << 20
     tracemalloc.start()
     try:
-        assert refused(name, bomb) == ("too large", f"{len(bomb)} bytes of gzip hold over {limit}")
+        assert refused(name, bomb) == ("too large", f"{len(bomb)} bytes of gzip expand to more than {limit}")
         assert tracemalloc.get_traced_memory()[1] < 3 * limit
     finally:
         tracemalloc.stop()
