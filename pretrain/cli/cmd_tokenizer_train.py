@@ -279,12 +279,13 @@ def _notes(known: int, held_out: Mapping[str, Sequence[str]]) -> list[str]:
 
 def _publish(report: TokenizerReport, folder: Path) -> None:
     """Write report.json and report.html, and print their numbers."""
-    from tokenizer.training.compression_page import write_page
+    from pretrain.report.page import write_page
+    from tokenizer.training.compression_page import report_page
     from tokenizer.training.compression_report import write_report
     from tokenizer.training.inspect_sentencepiece import describe_round_trip
 
     write_report(report, folder / REPORT_NAME)
-    write_page(report, folder / PAGE_NAME)
+    write_page(report_page(report), folder / PAGE_NAME)
     click.echo()
     print_sources(report)
     vocabulary = report.vocabulary

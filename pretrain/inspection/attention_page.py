@@ -43,7 +43,7 @@ def attention_page(maps: AttentionMaps, name: str) -> str:
     return document(
         "Attention maps",
         resource("pretrain.inspection", "attention.html"),
-        style=resource("pretrain.report", "page.css") + resource("pretrain.inspection", "attention.css"),
+        style=resource("pretrain.inspection", "attention.css"),
         script=resource("pretrain.inspection", "attention.js"),
         data=data,
     )
