@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 if TYPE_CHECKING:
-    from pretrain.evaluation.request import Request
+    from pretrain.evaluation.request import EvaluationRequest
 
 # For tasks, before anything reads them: what the harness loads data sets and shows progress with, at import. A person may
 # have set any to something else, e.g. HF_DATASETS_OFFLINE=0 HF_HUB_OFFLINE=0 to let it fetch.
@@ -85,9 +85,9 @@ def evaluate(nproc: int, **options: object) -> None:
             os.environ.setdefault(name, value)
     elif options["tasks_path"] is not None:
         raise click.UsageError("--tasks-path needs --tasks")
-    from pretrain.evaluation.request import Request, open_request
+    from pretrain.evaluation.request import EvaluationRequest, open_request
 
-    request = Request(**options)  # type: ignore[arg-type]
+    request = EvaluationRequest(**options)  # type: ignore[arg-type]
     if request.tasks:
         from pretrain.evaluation.tasks import check_tasks
 
@@ -105,7 +105,7 @@ def evaluate(nproc: int, **options: object) -> None:
     sys.exit(run_processes(replace(request, checkpoint=pinned), nproc))
 
 
-def run_processes(request: "Request", nproc: int) -> int:
+def run_processes(request: "EvaluationRequest", nproc: int) -> int:
     """The same under torchrun. Returns its exit code."""
     from launch.processes import kill_tree
 

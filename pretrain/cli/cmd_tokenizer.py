@@ -124,7 +124,8 @@ def encode(
     The corpus is cut into tasks, which processes share. After a kill, the same command goes on with what is not finished. On
     a cluster, run --plan, then an array with --task-id, then --merge, all with the same options.
     """
-    from pretrain.cli.views.encode_table import corpus_rows, part_rows, plan_rows, print_table
+    from pretrain.cli.views.encode_table import corpus_rows, part_rows, plan_rows
+    from pretrain.report.terminal import print_rows
     from tokenizer.encoding.encode_options import describe
     from tokenizer.encoding.run import Run, check_workers, select
 
@@ -133,14 +134,14 @@ def encode(
     run = Run(encoding, inputs, output, overwrite=overwrite)
     _warn_of_losses(model)
     if only_plan:
-        print_table(plan_rows(run))
+        print_rows(plan_rows(run))
         return
     workers = check_workers(workers)
     tasks = run.plan.tasks if task_id is None else select(run.plan.tasks, task_id, num_tasks)
     if not only_merge:
         _work(run, tasks, workers)
     if task_id is not None:
-        print_table(part_rows(run, tasks))
+        print_rows(part_rows(run, tasks))
         return
     settles = run.looking_for_duplicates
     run.decide()
@@ -151,7 +152,7 @@ def encode(
         return
     if settles and not only_merge:
         _work(run, tasks, workers)
-    print_table(corpus_rows(run.merge(), output))
+    print_rows(corpus_rows(run.merge(), output))
 
 
 def _refuse_contradictions(

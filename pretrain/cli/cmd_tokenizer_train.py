@@ -13,12 +13,12 @@ from pretrain.cli.cmd_tokenizer import ManyInputs, max_bad_option, overwrite_opt
 from pretrain.cli.views.compression_table import (
     print_checks,
     print_pieces,
-    print_rows,
     print_sources,
-    progress_bar,
+    sample_progress,
     training_rows,
 )
 from pretrain.errors import DataError
+from pretrain.report.terminal import print_rows
 
 if TYPE_CHECKING:
     from tokenizer.training.compression_report import TokenizerReport
@@ -120,7 +120,7 @@ def train(
     from tokenizer.training.record import describe_record
     from tokenizer.training.train_bpe import train_tokenizer
 
-    with progress_bar() as progress:
+    with sample_progress() as progress:
         training = train_tokenizer(
             parse_sources(inputs),
             vocab_size,
@@ -194,7 +194,7 @@ def report(
         raise DataError(f"{folder / REPORT_NAME}: exists already", hint="replace it with --overwrite, or use --output")
     opened, sources, problems = open_model(model), parse_sources(inputs), Problems()
     record, digests = read_record(model, opened.sha256)
-    with progress_bar() as progress:
+    with sample_progress() as progress:
         samples = draw_samples(
             sources,
             ReadOptions(**reading),

@@ -31,7 +31,7 @@ MAX_NEW_TOKENS = 256  # of a text whose task sets no limit, as the harness has i
 LIMITS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")  # names of one thing
 
 
-class Continued(NamedTuple):
+class ScoringRequest(NamedTuple):
     """Tokens whose probability is asked for, and those before them. Both are never empty."""
 
     context: list[int]
@@ -72,12 +72,12 @@ class DecoderLM(TemplateLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = True) -> list[float]:
         """log p of whole texts behind a bos: each token once, with as much context as a window has."""
-        windows: list[Continued] = []
+        windows: list[ScoringRequest] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1):
-                windows.append(Continued(*make_disjoint_window(window)))
+                windows.append(ScoringRequest(*make_disjoint_window(window)))
                 owners.append(owner)
         found: list[list[float]] = [[] for _ in requests]
         for owner, (log_p, _) in zip(owners, self._score(windows), strict=True):
@@ -96,9 +96,9 @@ class DecoderLM(TemplateLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], **_: Any
     ) -> list[tuple[float, bool]]:
-        return self._score([Continued(context, continuation) for _, context, continuation in requests])
+        return self._score([ScoringRequest(context, continuation) for _, context, continuation in requests])
 
-    def _score(self, requests: Sequence[Continued]) -> list[tuple[float, bool]]:
+    def _score(self, requests: Sequence[ScoringRequest]) -> list[tuple[float, bool]]:
         for request in requests:
             if not 0 < len(request.continuation) <= self.max_length:
                 raise UserError(
@@ -119,7 +119,7 @@ class DecoderLM(TemplateLM):
         return [answers[i] for i in range(len(requests))]
 
     @torch.no_grad()
-    def _score_batch(self, requests: Sequence[Continued]) -> list[tuple[float, bool]]:
+    def _score_batch(self, requests: Sequence[ScoringRequest]) -> list[tuple[float, bool]]:
         # The last token is never read, only predicted. What fills a row lies behind it, where nothing looks at it.
         rows = [(request.context + request.continuation)[-self.max_length - 1 :] for request in requests]
         inputs_BT = torch.zeros(len(rows), max(map(len, rows)) - 1, dtype=torch.int64)

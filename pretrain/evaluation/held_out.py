@@ -80,17 +80,17 @@ def score_sources(
     """
     scores = {}
     for source in sources:
-        count = sequences_read(source, max_sequences, len(sources))
+        count = count_sequences(source, max_sequences, len(sources))
         scores[source.name] = _score(source, count, loss, micro_batch_size, world, add, document_mask)
     return scores
 
 
-def sequences_read(source: Source, max_sequences: int | None, sources: int) -> int:
+def count_sequences(source: Source, max_sequences: int | None, sources: int) -> int:
     """How many sequences of a source an evaluation of so many sources reads."""
     return len(source) if max_sequences is None else min(len(source), max(1, max_sequences // sources))
 
 
-def together(scores: Sequence[Score]) -> Score:
+def combined_score(scores: Sequence[Score]) -> Score:
     """The score over all targets of several sources."""
     return Score(
         sum(score.sequences for score in scores),
@@ -104,7 +104,7 @@ def together(scores: Sequence[Score]) -> Score:
 
 def evaluation_values(scores: dict[str, Score]) -> dict[str, float]:
     """What a training writes down: over all sources, and per source as `loss/NAME` where there are several."""
-    values = _values(together(list(scores.values())), "")
+    values = _values(combined_score(list(scores.values())), "")
     for name, score in scores.items() if len(scores) > 1 else []:
         values |= _values(score, f"/{name}")
     return values

@@ -20,7 +20,7 @@ UNKNOWN_TOKENIZER = "0" * 64  # of foreign shards that were indexed without one
 
 
 @dataclass(frozen=True)
-class Request:
+class EvaluationRequest:
     """The options of the command. None stands for what the weights say, `data` empty for the run's own held-out sources."""
 
     path: str
@@ -43,13 +43,13 @@ class Request:
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Request":
+    def from_json(cls, text: str) -> "EvaluationRequest":
         """From what `to_json` gave."""
         values = json.loads(text)
         return cls(**{**values, "tasks": tuple(values["tasks"])})
 
 
-class Opened(NamedTuple):
+class OpenedEvaluation(NamedTuple):
     """Weights that verify, and held-out sources that fit them; none where only tasks were asked for."""
 
     weights: WeightSource
@@ -63,7 +63,7 @@ class Opened(NamedTuple):
         return self.weights.folder if isinstance(self.weights, CheckpointReader) else None
 
 
-def open_request(request: Request) -> Opened:
+def open_request(request: EvaluationRequest) -> OpenedEvaluation:
     """Open and check all that the request names, but for the tasks. Raises UserError."""
     _check_json_file(request)
     opened = (request.path, request.step) if request.checkpoint is None else (request.checkpoint, None)
@@ -83,11 +83,11 @@ def open_request(request: Request) -> Opened:
             hint="train with data.tokenizer=FILE",
         )
     if request.tasks and not request.data:
-        return Opened(weights, [], mask, seq_len)
-    return Opened(weights, _open_sources(request, weights, seq_len), mask, seq_len)
+        return OpenedEvaluation(weights, [], mask, seq_len)
+    return OpenedEvaluation(weights, _open_sources(request, weights, seq_len), mask, seq_len)
 
 
-def _check_json_file(request: Request) -> None:
+def _check_json_file(request: EvaluationRequest) -> None:
     if request.json_file is None:
         return
     if Path(request.json_file).is_dir():
@@ -98,7 +98,7 @@ def _check_json_file(request: Request) -> None:
         raise UserError(f"--json {request.json_file}: its folder cannot be written")
 
 
-def _open_sources(request: Request, weights: WeightSource, seq_len: int) -> list[Source]:
+def _open_sources(request: EvaluationRequest, weights: WeightSource, seq_len: int) -> list[Source]:
     saved = weights.config.data
     wanted = {name: SourceConfig(path) for name, path in request.data.items()} or saved.valid
     if not wanted:
@@ -121,7 +121,7 @@ def _open_sources(request: Request, weights: WeightSource, seq_len: int) -> list
     return sources
 
 
-def _hint(error: DataError, request: Request) -> str | None:
+def _hint(error: DataError, request: EvaluationRequest) -> str | None:
     if error.hint is not None and "data.seq_len=" in error.hint:
         return error.hint.replace("data.seq_len=", "--seq-len ")
     # The paths of a run are those of the folder that it was started in.

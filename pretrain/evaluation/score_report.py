@@ -9,12 +9,12 @@ from rich.console import Console
 from rich.table import Table
 
 from pretrain.errors import UserError
-from pretrain.evaluation.held_out import Score, together
-from pretrain.evaluation.request import Opened, Request
+from pretrain.evaluation.held_out import Score, combined_score
+from pretrain.evaluation.request import EvaluationRequest, OpenedEvaluation
 
 
 def describe(
-    request: Request, opened: Opened, device: str, scores: dict[str, Score], tasks: dict[str, Any]
+    request: EvaluationRequest, opened: OpenedEvaluation, device: str, scores: dict[str, Score], tasks: dict[str, Any]
 ) -> dict[str, Any]:
     """Everything that was found, and what it depends on. The number of processes is not part of it."""
     trained = opened.checkpoint is not None  # a directory of Hugging Face does not say how long
@@ -31,7 +31,7 @@ def describe(
         found["held_out"] = {
             "seq_len": opened.seq_len,
             "document_mask": opened.document_mask,
-            **_numbers(together(list(scores.values()))),
+            **_numbers(combined_score(list(scores.values()))),
             "sources": {
                 source.name: {"shards": source.folder, **_numbers(scores[source.name])} for source in opened.sources
             },

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, UserError
-from pretrain.evaluation.request import Opened, Request
+from pretrain.evaluation.request import EvaluationRequest, OpenedEvaluation
 from pretrain.evaluation.score_report import finite
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ FEWSHOT_SEED = 1234  # the harness's own
 SHOWN = 12
 
 
-def check_tasks(request: Request, *, data: bool) -> None:
+def check_tasks(request: EvaluationRequest, *, data: bool) -> None:
     """Raise UserError where the harness is missing or knows no task of a name; with `data`, also where they don't load."""
     if request.tasks_path is not None and not Path(request.tasks_path).is_dir():
         raise UserError(
@@ -38,7 +38,11 @@ def check_tasks(request: Request, *, data: bool) -> None:
 
 
 def run_tasks(
-    request: Request, opened: Opened, model: "Decoder", world: World, gather: Callable[[Any], list[Any]]
+    request: EvaluationRequest,
+    opened: OpenedEvaluation,
+    model: "Decoder",
+    world: World,
+    gather: Callable[[Any], list[Any]],
 ) -> dict[str, Any]:
     """Metrics of each task, by name. A collective."""
     from tokenizer.models.base import load_tokenizer
@@ -95,7 +99,7 @@ def tidy(results: dict[str, Any], samples: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _manager(request: Request) -> "TaskManager":
+def _manager(request: EvaluationRequest) -> "TaskManager":
     """The index of tasks, which holds all that were asked for. Raises UserError."""
     try:
         from lm_eval.tasks import TaskManager
@@ -139,7 +143,7 @@ def _data_sets_apart() -> Iterator[None]:
 
 
 @contextmanager
-def _blamed(request: Request) -> Iterator[None]:
+def _blamed(request: EvaluationRequest) -> Iterator[None]:
     """What fails in the harness is a mistake in a task's file, or data that is not there."""
     try:
         yield

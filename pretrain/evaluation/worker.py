@@ -22,15 +22,15 @@ from pretrain.distributed.engine import Batch
 from pretrain.distributed.process_exit import leave
 from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, UserError
-from pretrain.evaluation.held_out import BatchSums, Score, score_sources, sequences_read
-from pretrain.evaluation.request import Opened, Request, open_request
+from pretrain.evaluation.held_out import BatchSums, Score, count_sequences, score_sources
+from pretrain.evaluation.request import EvaluationRequest, OpenedEvaluation, open_request
 from pretrain.evaluation.score_report import describe, show, write_json
 from pretrain.model.decoder import Decoder
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
-def check_devices(request: Request, nproc: int) -> None:
+def check_devices(request: EvaluationRequest, nproc: int) -> None:
     """Raise UserError where there are not as many devices as processes."""
     device = pick_device(request.device, 0, option="--device ")
     if device.type == "cuda" and nproc > torch.cuda.device_count():
@@ -40,14 +40,14 @@ def check_devices(request: Request, nproc: int) -> None:
         )
 
 
-def load(request: Request, opened: Opened, world: World) -> Decoder:
+def load(request: EvaluationRequest, opened: OpenedEvaluation, world: World) -> Decoder:
     """The whole model on this process's device. Raises UserError for weights that are not finite."""
     torch.set_num_threads(request.threads)
     model = load_finite(opened.weights, request.path)
     return model.to(pick_device(request.device, world.local_rank, option="--device "), DTYPES[request.dtype])
 
 
-def run(request: Request, opened: Opened, model: Decoder, world: World) -> None:
+def run(request: EvaluationRequest, opened: OpenedEvaluation, model: Decoder, world: World) -> None:
     """This process's part; the first one prints and writes. With several processes the group must be up."""
     scores: dict[str, Score] = {}
     if opened.sources:
@@ -64,11 +64,11 @@ def run(request: Request, opened: Opened, model: Decoder, world: World) -> None:
             write_json(found, Path(request.json_file))
 
 
-def _held_out(request: Request, opened: Opened, world: World, model: Decoder) -> dict[str, Score]:
+def _held_out(request: EvaluationRequest, opened: OpenedEvaluation, world: World, model: Decoder) -> dict[str, Score]:
     device = model.head.weight.device
     batches = sum(
         -(
-            -sequences_read(source, request.max_sequences, len(opened.sources))
+            -count_sequences(source, request.max_sequences, len(opened.sources))
             // (request.micro_batch_size * world.size)
         )
         for source in opened.sources
@@ -107,7 +107,7 @@ def _progress(batches: int, *, visible: bool) -> Iterator[Callable[[], None]]:
 def main(text: str) -> None:
     """Evaluate under torchrun. The command has found no fault; what one process finds since then ends all of them."""
     world = World.from_environment()
-    request = Request.from_json(text)
+    request = EvaluationRequest.from_json(text)
     alike = True  # what is found before the group is up, all processes find
     try:
         opened = open_request(request)

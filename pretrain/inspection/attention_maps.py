@@ -20,13 +20,13 @@ from torch import Tensor, nn
 from pretrain.convert.files.weight_files import WeightSource
 from pretrain.convert.weight_sources import load_decoder
 from pretrain.errors import DataError, UserError
-from pretrain.inspection.token_labels import pieces
+from pretrain.inspection.token_labels import token_labels
 from pretrain.model.attention import attention_weights
 from pretrain.model.decoder import Decoder
 from tokenizer.models.base import load_tokenizer
 
 
-class HeadFigures(NamedTuple):
+class HeadStats(NamedTuple):
     """Bits, and two shares of 1; NaN for a text of one token."""
 
     entropy: float
@@ -54,7 +54,7 @@ def attention_maps(source: WeightSource, text: str, max_tokens: int) -> Attentio
     kept = min(max_tokens, model.max_seq_len)
     ids, shown = _tokens(source, text, kept)
     tokens_1T = torch.tensor([ids[:kept]])
-    weights_LHTT = capture(load_decoder(source), tokens_1T)
+    weights_LHTT = capture_attention(load_decoder(source), tokens_1T)
     finite_L = torch.isfinite(weights_LHTT).flatten(1).all(-1)
     if not finite_L.all():
         raise UserError(
@@ -64,7 +64,7 @@ def attention_maps(source: WeightSource, text: str, max_tokens: int) -> Attentio
     return AttentionMaps(source.step, tuple(shown), max(len(ids) - kept, 0), weights_LHTT)
 
 
-def capture(decoder: Decoder, tokens_1T: Tensor) -> Tensor:
+def capture_attention(decoder: Decoder, tokens_1T: Tensor) -> Tensor:
     """Attention weights of every layer and head in one forward: (L, H, T, T) in fp32."""
     captured: list[Tensor] = []
 
@@ -83,13 +83,13 @@ def capture(decoder: Decoder, tokens_1T: Tensor) -> Tensor:
     return torch.stack(captured)
 
 
-def figures(weights_TT: Tensor) -> HeadFigures:
+def head_stats(weights_TT: Tensor) -> HeadStats:
     """The three figures of one map."""
     rows = weights_TT[1:].double()
     if not len(rows):
-        return HeadFigures(float("nan"), float("nan"), float("nan"))
+        return HeadStats(float("nan"), float("nan"), float("nan"))
     entropy = -torch.xlogy(rows, rows).sum(-1).mean() / torch.log(torch.tensor(2.0, dtype=torch.float64))
-    return HeadFigures(float(entropy), float(rows[:, 0].mean()), float(weights_TT.double().diagonal(-1).mean()))
+    return HeadStats(float(entropy), float(rows[:, 0].mean()), float(weights_TT.double().diagonal(-1).mean()))
 
 
 def _tokens(source: WeightSource, text: str, kept: int) -> tuple[list[int], list[str]]:
@@ -111,4 +111,4 @@ def _tokens(source: WeightSource, text: str, kept: int) -> tuple[list[int], list
         raise DataError(
             f"the tokenizer {source.tokenizer} gives the id {max(ids)}, the model has {source.config.model.vocab_size} rows"
         )
-    return ids, pieces(codec, ids[:kept])
+    return ids, token_labels(codec, ids[:kept])

@@ -8,14 +8,14 @@ _UNFINISHED = "\ufffd"  # what decoding gives for a part of a character
 _SIGNS = {" ": "␣", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
-def pieces(codec: Tokenizer, ids: Sequence[int]) -> list[str]:
+def token_labels(codec: Tokenizer, ids: Sequence[int]) -> list[str]:
     """One string for each id: its text with signs for what is not seen, or `<0xE2>` for a byte of a character."""
     if hasattr(codec, "id_to_piece"):  # SentencePiece: a piece is its text, with a mark for each space
-        return [seen(codec.id_to_piece(int(token)).replace(SPACE_MARK, " ")) for token in ids]
-    return [seen(_text_of(codec, ids, place)) for place in range(len(ids))]
+        return [escape_invisible(codec.id_to_piece(int(token)).replace(SPACE_MARK, " ")) for token in ids]
+    return [escape_invisible(_text_of(codec, ids, place)) for place in range(len(ids))]
 
 
-def seen(text: str) -> str:
+def escape_invisible(text: str) -> str:
     """`text` with a sign for each space, and an escape for what does not print or would reorder its surroundings."""
     return "".join(
         _SIGNS.get(char) or (char if char.isprintable() else char.encode("unicode_escape").decode()) for char in text

@@ -31,7 +31,7 @@ FEED_FORWARD = {"feed_forward.up.weight": 1, "feed_forward.gate.weight": 1, "fee
 
 
 @dataclass(frozen=True)
-class MatrixFigures:
+class MatrixStats:
     """One matrix. Figures are None where its elements are not all finite.
 
     `values` are singular values: (position in the spectrum, value), position 0 the largest and 1 the smallest. `error` is
@@ -55,7 +55,7 @@ class MatrixFigures:
 
 
 @dataclass(frozen=True)
-class VectorFigures:
+class VectorStats:
     """Weights of a norm, or a bias."""
 
     name: str
@@ -78,8 +78,8 @@ class WeightsReport:
     parameters: int
     units: int
     tied: bool
-    matrices: tuple[MatrixFigures, ...]
-    vectors: tuple[VectorFigures, ...]
+    matrices: tuple[MatrixStats, ...]
+    vectors: tuple[VectorStats, ...]
     dead: tuple[int | None, ...]
     notes: tuple[str, ...] = field(default=())
 
@@ -98,7 +98,7 @@ def inspect_weights(
     if against is not None and dict(source.shapes) != dict(against.shapes):
         raise UserError(f"steps {source.step} and {against.step} do not have the same parameters")
     model = source.config.model
-    matrices, vectors, strengths = [], [], _Strengths(model.n_layers)
+    matrices, vectors, strengths = [], [], _DeadUnits(model.n_layers)
     for name, shape in source.shapes.items():
         progress(name)
         weight = source.tensor(name)
@@ -145,14 +145,14 @@ def initial_embedding(name: str, shape: tuple[int, ...], config: Config) -> Tens
     return next(module.parameters()).detach()
 
 
-class _Strengths:
+class _DeadUnits:
     """The weakest link of each feed-forward unit, by layer, relative to the median unit."""
 
     def __init__(self, layers: int) -> None:
         self._weakest: list[Tensor | None] = [None] * layers
 
     def add(self, name: str, weight: Tensor) -> None:
-        layer, part = place(name)
+        layer, part = split_layer(name)
         if layer is None or part not in FEED_FORWARD:
             return
         norms_F = torch.linalg.vector_norm(weight, dim=FEED_FORWARD[part], dtype=torch.float64)
@@ -168,23 +168,23 @@ class _Strengths:
         )
 
 
-def place(name: str) -> tuple[int | None, str]:
+def split_layer(name: str) -> tuple[int | None, str]:
     """blocks.3.attention.query.weight → (3, attention.query.weight); outside of blocks (None, name)."""
     head, _, rest = name.partition(".")
     number, _, part = rest.partition(".")
     return (int(number), part) if head == "blocks" else (None, name)
 
 
-def _matrix(name: str, weight: Tensor, exact_up_to: int, **known: Any) -> MatrixFigures:
-    layer, part = place(name)
+def _matrix(name: str, weight: Tensor, exact_up_to: int, **known: Any) -> MatrixStats:
+    layer, part = split_layer(name)
     not_finite = weight.numel() - int(torch.isfinite(weight).sum())
     base = {"name": name, "layer": layer, "part": part.removesuffix(".weight"), "shape": tuple(weight.shape)}
     if not_finite:
-        return MatrixFigures(**base, not_finite=not_finite, **known)
+        return MatrixStats(**base, not_finite=not_finite, **known)
     found = spectrum(weight, exact_up_to)
     last = max(min(weight.shape) - 1, 1)
     at = torch.linspace(0, len(found.values) - 1, min(SHOWN_VALUES, len(found.values))).round().long().unique()
-    return MatrixFigures(
+    return MatrixStats(
         **base,
         not_finite=0,
         rms=float(torch.linalg.vector_norm(weight, dtype=torch.float64)) / math.sqrt(weight.numel()),
@@ -198,12 +198,12 @@ def _matrix(name: str, weight: Tensor, exact_up_to: int, **known: Any) -> Matrix
     )
 
 
-def _vector(name: str, weight: Tensor, change: float | None) -> VectorFigures:
-    layer, part = place(name)
+def _vector(name: str, weight: Tensor, change: float | None) -> VectorStats:
+    layer, part = split_layer(name)
     not_finite = weight.numel() - int(torch.isfinite(weight).sum())
     figures = {} if not_finite else {"least": weight.min(), "median": weight.median(), "most": weight.max()}
     plain = {key: float(value) for key, value in figures.items()}
-    return VectorFigures(name, layer, part, weight.numel(), not_finite, **plain, change=change)
+    return VectorStats(name, layer, part, weight.numel(), not_finite, **plain, change=change)
 
 
 def _untouched(source: WeightSource, name: str, weight: Tensor) -> int | None:
@@ -215,7 +215,7 @@ def _untouched(source: WeightSource, name: str, weight: Tensor) -> int | None:
     return untouched_rows(weight, initial_embedding(name, tuple(weight.shape), source.config))
 
 
-def _notes(matrices: list[MatrixFigures], vectors: list[VectorFigures]) -> Iterator[str]:
+def _notes(matrices: list[MatrixStats], vectors: list[VectorStats]) -> Iterator[str]:
     for found in (*matrices, *vectors):
         if found.not_finite:
             values = "value that is" if found.not_finite == 1 else "values that are"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from html import escape
 
-from pretrain.inspection.weight_stats import MatrixFigures, WeightsReport
+from pretrain.inspection.weight_stats import MatrixStats, WeightsReport
 from pretrain.inspection.weights_table import MATRIX_HEAD, VECTOR_HEAD, matrix_row, remarks, vector_row
 from pretrain.report.charts import Line, line_chart
 from pretrain.report.page import document, figure, origin, resource, table
@@ -38,7 +38,7 @@ def weights_page(report: WeightsReport, name: str) -> str:
 
 
 def _charts(report: WeightsReport) -> str:
-    charts: list[tuple[str, str, Callable[[MatrixFigures], float | None]]] = [
+    charts: list[tuple[str, str, Callable[[MatrixStats], float | None]]] = [
         ("root mean square", "", lambda matrix: matrix.rms),
         ("largest singular value", "", lambda matrix: matrix.values[0][1] if matrix.values else None),
         ("stable rank", "‖W‖² / σ₁²: small where one direction dominates.", lambda matrix: matrix.stable_rank),
@@ -60,7 +60,7 @@ def _charts(report: WeightsReport) -> str:
 
 
 def _by_depth(
-    report: WeightsReport, parts: dict[str, str], value: Callable[[MatrixFigures], float | None], label: str
+    report: WeightsReport, parts: dict[str, str], value: Callable[[MatrixStats], float | None], label: str
 ) -> str:
     lines = []
     for colour, (name, part) in zip(COLOURS, parts.items(), strict=False):

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from pretrain.inspection.weight_stats import DEAD, MatrixFigures, VectorFigures, WeightsReport
+from pretrain.inspection.weight_stats import DEAD, MatrixStats, VectorStats, WeightsReport
 from pretrain.report.page import origin
 
 MATRIX_HEAD = ("layer", "matrix", "shape", "RMS", "largest", "σ₁", "stable rank", "effective rank")
@@ -59,7 +59,7 @@ def remarks(report: WeightsReport) -> Iterator[str]:
         )
 
 
-def matrix_row(matrix: MatrixFigures, report: WeightsReport, digits: int = 4) -> list[str]:
+def matrix_row(matrix: MatrixStats, report: WeightsReport, digits: int = 4) -> list[str]:
     """Cells below MATRIX_HEAD, and the change where there is one."""
     sigma = matrix.values[0][1] if matrix.values else None
     rank = None if matrix.effective_rank is None else matrix.effective_rank / min(matrix.shape)
@@ -74,7 +74,7 @@ def matrix_row(matrix: MatrixFigures, report: WeightsReport, digits: int = 4) ->
     ]
 
 
-def vector_row(vector: VectorFigures, report: WeightsReport, digits: int = 4) -> list[str]:
+def vector_row(vector: VectorStats, report: WeightsReport, digits: int = 4) -> list[str]:
     """Cells below VECTOR_HEAD, and the change where there is one."""
     return [
         "" if vector.layer is None else str(vector.layer),

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
 
+from pretrain.report.numbers import short_number
+
 WIDTH = 420
 _NAME_WIDTH, _VALUE_WIDTH, _ROW = 112, 64, 25
 _LEFT, _RIGHT, _TOP, _BOTTOM = 52, 14, 10, 38
@@ -146,17 +148,6 @@ def round_numbers(low: float, high: float, most: int) -> list[float]:
     step = next(size * factor for factor in (1, 2, 5, 10) if span / (size * factor) <= most)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [_twelve_digits(number * step) for number in range(first, last + 1)]
-
-
-def short_number(value: float) -> str:
-    """1500 → 1.5k, 2000000 → 2M, 0.00012 → 1.2e-4."""
-    if value and abs(value) < 1e-3:
-        digits, power = f"{value:.1e}".split("e")
-        return f"{float(digits):g}e{int(power)}"
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
 
 
 def _twelve_digits(value: float) -> float:

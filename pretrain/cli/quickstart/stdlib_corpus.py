@@ -21,7 +21,7 @@ LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__p
 
 
 @dataclass(frozen=True)
-class Written:
+class CorpusStats:
     """What became of the corpus."""
 
     root: Path
@@ -31,7 +31,7 @@ class Written:
     unreadable: int
 
 
-def write_corpus(folder: Path) -> Written:
+def write_corpus(folder: Path) -> CorpusStats:
     """Write train.jsonl and valid.jsonl, a document {"text", "path"} a line."""
     folder.mkdir(parents=True)
     root = Path(sysconfig.get_paths()["stdlib"])
@@ -43,7 +43,7 @@ def write_corpus(folder: Path) -> Written:
             held_out = hashlib.sha256(path.encode()).digest()[0] % HELD_OUT == 0
             (valid if held_out else train).write(json.dumps({"text": text, "path": path}) + "\n")
             written += len(text.encode())
-    return Written(root, len(sources), len(docstrings), written, unreadable)
+    return CorpusStats(root, len(sources), len(docstrings), written, unreadable)
 
 
 def _sources(root: Path) -> tuple[list[tuple[str, str]], int]:

@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.processes import kill_tree
-from pretrain.cli.quickstart.stdlib_corpus import Written, write_corpus
+from pretrain.cli.quickstart.stdlib_corpus import CorpusStats, write_corpus
 from pretrain.config import load_config
 from pretrain.errors import PretrainError, UserError
 from pretrain.plan.counts import count_parameters
@@ -134,7 +134,7 @@ class Quickstart:
         self.console.print()
         self.console.rule(f"[bold cyan]{text}", align="left")
 
-    def _summary(self, corpus: Written, seconds: float) -> None:
+    def _summary(self, corpus: CorpusStats, seconds: float) -> None:
         evaluations, steps = read_lines(self.run.evaluations), read_lines(self.run.metrics)
         first, last = evaluations[0]["bits_per_byte"], evaluations[-1]["bits_per_byte"]
         manifest = json.loads((self.out / "shards" / "train" / "manifest.json").read_text())

@@ -17,11 +17,11 @@ from pretrain.config.schema import RunConfig
 from pretrain.errors import UserError
 from pretrain.inspection.spectrum import LARGEST, spectrum
 from pretrain.inspection.weight_stats import (
-    MatrixFigures,
+    MatrixStats,
     WeightsReport,
     initial_embedding,
     inspect_weights,
-    place,
+    split_layer,
     untouched_rows,
 )
 from pretrain.inspection.weights_page import weights_page
@@ -80,7 +80,7 @@ def test_ranks_of_matrices_that_are_known() -> None:
         assert (nothing.stable_rank, nothing.effective_rank, nothing.error) == (0.0, 0.0, 0.0)
 
 
-def matrix(report: WeightsReport, name: str) -> MatrixFigures:
+def matrix(report: WeightsReport, name: str) -> MatrixStats:
     [found] = [matrix for matrix in report.matrices if matrix.name == name]
     return found
 
@@ -236,8 +236,8 @@ def test_large_matrices_are_said_to_be_inexact() -> None:
 
 
 def test_names_say_where_a_parameter_is() -> None:
-    assert place("blocks.31.attention.query.weight") == (31, "attention.query.weight")
-    assert place("final_norm.weight") == (None, "final_norm.weight")
+    assert split_layer("blocks.31.attention.query.weight") == (31, "attention.query.weight")
+    assert split_layer("final_norm.weight") == (None, "final_norm.weight")
 
 
 class Tags(HTMLParser):
