@@ -39,9 +39,7 @@ def questions(texts: Sequence[str], count: int, seed: int = 0) -> Iterator[dict[
     rng = random.Random(seed)
     pairs = [pair for text in texts for pair in _pairs(text)]
     if len({ending for _, ending in pairs}) < CHOICES:
-        raise UserError(
-            f"{len(pairs)} pairs of context and ending are too few", hint="give more or longer texts"
-        )
+        raise UserError(f"{len(pairs)} pairs of context and ending are too few", hint="give more or longer texts")
     rng.shuffle(pairs)
     for number, (context, ending) in enumerate(pairs[:count]):
         others = rng.sample([other for _, other in pairs if other != ending], CHOICES - 1)

@@ -7,7 +7,7 @@ from pretrain.errors import UserError
 
 
 class GenerateOptions(NamedTuple):
-    """How to generate. None means not given."""
+    """Generation options. None means not given."""
 
     max_new_tokens: int
     temperature: float | None

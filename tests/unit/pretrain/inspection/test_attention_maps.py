@@ -105,7 +105,7 @@ def test_what_cannot_be_shown_is_refused(sentencepiece_model: Path) -> None:
     with pytest.raises(UserError, match="not valid UTF-8 from character 2 on"):
         attention_maps(memory_source(sentencepiece_model), "ab\udcff", 64)
     small = memory_source(sentencepiece_model, small_model(vocab_size=20))
-    with pytest.raises(DataError, match=r"gives the id \d+, the model has 20 rows"):
+    with pytest.raises(DataError, match=r"gives the id \d+; the embedding has 20 rows"):
         attention_maps(small, "import", 64)
     broken = memory_source(sentencepiece_model)
     broken.tensors["blocks.1.attention.key.weight"][0, 0] = float("nan")
