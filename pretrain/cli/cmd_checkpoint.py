@@ -15,6 +15,8 @@ from pretrain.checkpoint import layout
 from pretrain.checkpoint.retention import reasons_to_keep, validation_loss
 from pretrain.config.load import load_saved
 from pretrain.errors import CheckpointError, UserError
+from pretrain.report.numbers import format_age, format_megabytes
+from pretrain.report.terminal import transient_progress
 from pretrain.run_folder import RunFolder
 
 RUN = click.argument("run", type=click.Path(path_type=Path))
@@ -56,16 +58,14 @@ def list_(run: Path, as_json: bool) -> None:
 @click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="Threads.")
 def verify(run: Path, step: int | None, workers: int) -> None:
     """Check every file against its hash. Lists corrupt files and exits with code 1 if there are any."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import BarColumn, DownloadColumn, TimeRemainingColumn, TransferSpeedColumn
 
     folder = _open(run)
     places = (folder.checkpoints, folder.weights)
     layout.find_step(step, *places)
     saves = [save for place in places for save in _folders(place) if step in (None, layout.parse_name(save.name))]
-    console = Console(stderr=True)
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as progress:
+    with transient_progress(*columns) as progress:
         bar = progress.add_task("verify", total=None)
         damage = find_damage(saves, workers, lambda done, total: progress.update(bar, completed=done, total=total))
     count = f"{len(saves)} checkpoint{'s' if len(saves) != 1 else ''}"
@@ -203,18 +203,10 @@ def _row(save: Save, now: float) -> tuple[str, ...]:
     why = "weights only" if save.weights_only else ", ".join(save.kept)
     return (
         str(save.step),
-        _age(now - save.saved_at),
-        f"{save.bytes / 1e6:,.1f} MB",
+        format_age(now - save.saved_at),
+        format_megabytes(save.bytes),
         f"{state['tokens']:,}" if "tokens" in state else "–",
         *(str(state.get(key, "–")) for key in ("world_size", "zero_stage")),
         "–" if loss is None else f"{loss:.4f}",
         "corrupt" if save.damage else why or "–",
     )
-
-
-def _age(seconds: float) -> str:
-    """75 → 1 min, 7384 → 2 h."""
-    for size, unit in ((86_400, "d"), (3_600, "h"), (60, "min")):
-        if seconds >= size:
-            return f"{seconds // size:.0f} {unit}"
-    return f"{max(0.0, seconds):.0f} s"

@@ -1,22 +1,25 @@
-"""`pretrain data`: what shards hold, whether they are whole, and which sequence is read when."""
+"""`pretrain data`: contents and integrity of shards, and the order in which a run reads them."""
 
 import sys
 from pathlib import Path
 
 import click
 
+from pretrain.report.numbers import format_megabytes
+from pretrain.report.terminal import print_rows, transient_progress
+
 ADDRESS = click.argument("address", metavar="DIR|ADDRESS")
 
 
 @click.group()
 def data() -> None:
-    """Look into token shards."""
+    """Inspect and index token shards."""
 
 
 @data.command()
 @ADDRESS
 def info(address: str) -> None:
-    """Print what a manifest says."""
+    """Print the manifest."""
     from pretrain.shards.manifest_file import load_manifest
     from pretrain.storage.store import open_store
 
@@ -26,27 +29,23 @@ def info(address: str) -> None:
     rows = {
         "tokens": f"{manifest.tokens:,}",
         "documents": f"{manifest.documents:,}",
-        "text": f"{manifest.text_bytes / 1e6:,.1f} MB, {manifest.text_bytes / manifest.tokens:.2f} bytes a token"
+        "text": f"{format_megabytes(manifest.text_bytes)}, {manifest.text_bytes / manifest.tokens:.2f} bytes a token"
         if manifest.text_bytes
         else "of unknown size",
-        "shards": f"{len(manifest.shards):,}, {manifest.shards.bytes.sum() / 1e6:,.1f} MB",
+        "shards": f"{len(manifest.shards):,}, {format_megabytes(manifest.shards.bytes.sum())}",
         "blocks": f"{manifest.shards.blocks.sum():,} of {manifest.block_tokens:,} tokens",
         "ids": f"{manifest.dtype}, below {manifest.vocab_size:,}; documents {begin}end with {manifest.eos_id}",
         "tokenizer": f"sha256 {manifest.tokenizer_sha256[:16]}…, {version if ' ' in version else f'SentencePiece {version}'}",
         **{f"left out: {reason}": f"{count:,}" for reason, count in manifest.skipped.items()},
     }
-    width = max(map(len, rows))
-    click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+    print_rows(rows)
 
 
 @data.command()
 @ADDRESS
 @click.option("--workers", type=click.IntRange(1), default=4, show_default=True, help="Threads.")
 def verify(address: str, workers: int) -> None:
-    """Read every byte and hold it against manifest and index. Exit code 1 with a list of the damage."""
-    from rich.console import Console
-    from rich.progress import Progress
-
+    """Check every byte against manifest and index. If any is corrupt, list it and exit with code 1."""
     from pretrain.shards.integrity import verify_shards
     from pretrain.shards.manifest_file import load_manifest
     from pretrain.storage.store import open_store
@@ -55,26 +54,28 @@ def verify(address: str, workers: int) -> None:
     manifest = load_manifest(store)
     shards = len(manifest.shards)
     problems: list[str] = []
-    console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
-        task = progress.add_task("verify", total=shards)
+    with transient_progress() as progress:
+        bar = progress.add_task("verify", total=shards)
         for _, found in verify_shards(store, manifest, workers=workers):
             problems += found
-            progress.advance(task)
+            progress.advance(bar)
     if problems:
         click.echo("\n".join(sorted(problems)))
         click.echo(f"{store.address}: {len(problems)} problem{'s' if len(problems) > 1 else ''} in {shards} shards")
         sys.exit(1)
-    click.echo(f"{store.address}: {shards} shard{'s' if shards != 1 else ''} whole")
+    click.echo(f"{store.address}: {shards} shard{'s' if shards != 1 else ''} intact")
 
 
 @data.command()
 @click.argument("config", type=click.Path(path_type=Path))
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--start", default=0, show_default=True, type=click.IntRange(0), help="First global sample id.")
-@click.option("--count", default=10, show_default=True, type=click.IntRange(1), help="Samples.")
+@click.option("--start", default=0, show_default=True, type=click.IntRange(0), help="First global sample number.")
+@click.option("--count", default=10, show_default=True, type=click.IntRange(1), help="Number of samples.")
 def order(config: Path, overrides: tuple[str, ...], start: int, count: int) -> None:
-    """Print which sequences a run reads: `g source shard block row crc32` (of its tokens), a line each."""
+    """Print the sequences that a run reads, one a line: `g source shard block row crc32`.
+
+    g is the global sample number, crc32 that of its tokens.
+    """
     import zlib
 
     import numpy as np

@@ -1,4 +1,4 @@
-"""`pretrain evaluate`. Nothing heavy is imported before it runs."""
+"""`pretrain evaluate`. Heavy modules are imported when the command runs."""
 
 import os
 import signal
@@ -11,22 +11,22 @@ from typing import TYPE_CHECKING, NoReturn
 import click
 
 if TYPE_CHECKING:
-    from pretrain.evaluation.request import Request
+    from pretrain.evaluation.request import EvaluationRequest
 
-# For tasks, before anything reads them: what the harness loads data sets and shows progress with, at import. A person may
-# have set any to something else, e.g. HF_DATASETS_OFFLINE=0 HF_HUB_OFFLINE=0 to let it fetch.
+# For tasks. Set before the harness and datasets are imported, because they read these at import. Values of the user win, e.g.
+# HF_DATASETS_OFFLINE=0 HF_HUB_OFFLINE=0 to allow downloads.
 QUIET_AND_OFFLINE = {
     "HF_DATASETS_OFFLINE": "1",
     "HF_HUB_OFFLINE": "1",
     "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
     "TQDM_DISABLE": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "DISABLE_MULTIPROC": "1",  # it would fork processes that hold a model, to compute standard errors
+    "DISABLE_MULTIPROC": "1",  # or the harness forks processes with a copy of the model for standard errors
 }
 
 
 def _sources(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:
-    """NAME=SHARDS, several times."""
+    """Parse NAME=SHARDS, repeatable."""
     named: dict[str, str] = {}
     for value in values:
         name, _, path = value.partition("=")
@@ -39,7 +39,7 @@ def _sources(_context: click.Context, _option: click.Parameter, values: tuple[st
 
 
 def _names(_context: click.Context, _option: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """NAME,NAME,… or the option several times; each once."""
+    """Parse NAME,NAME,…, repeatable; duplicates are dropped."""
     return tuple(dict.fromkeys(name.strip() for value in values for name in value.split(",") if name.strip()))
 
 
@@ -50,21 +50,25 @@ def _names(_context: click.Context, _option: click.Parameter, values: tuple[str,
     multiple=True,
     callback=_sources,
     metavar="NAME=SHARDS",
-    help="Held-out shards; several times for several.  [default: data.valid of the run]",
+    help="Held-out shards. Repeatable.  [default: data.valid of the run]",
 )
 @click.option("--step", type=int, help="Checkpoint of a run.  [default: the newest]")
 @click.option(
-    "--nproc", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Processes; one a GPU."
+    "--nproc", type=click.IntRange(1), default=1, show_default=True, metavar="N", help="Processes, one per GPU."
 )
-@click.option("--max-sequences", type=click.IntRange(1), help="The first so many of all sources.  [default: all]")
-@click.option("--micro-batch-size", type=click.IntRange(1), default=8, show_default=True, help="Sequences a forward.")
-@click.option("--seq-len", type=click.IntRange(1), help="Tokens a sequence.  [default: as the model was trained]")
 @click.option(
-    "--document-mask/--no-document-mask", default=None, help="Attend within documents.  [default: as in training]"
+    "--max-sequences",
+    type=click.IntRange(1),
+    help="Sequences to read, split over the sources.  [default: all]",
+)
+@click.option("--micro-batch-size", type=click.IntRange(1), default=8, show_default=True, help="Sequences per forward.")
+@click.option("--seq-len", type=click.IntRange(1), help="Tokens per sequence.  [default: as in training]")
+@click.option(
+    "--document-mask/--no-document-mask", default=None, help="Attend within documents only.  [default: as in training]"
 )
 @click.option("--dtype", type=click.Choice(["fp32", "bf16"]), default="fp32", show_default=True)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Of each process, on CPU.")
+@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="CPU threads per process.")
 @click.option(
     "--tasks",
     multiple=True,
@@ -72,22 +76,22 @@ def _names(_context: click.Context, _option: click.Parameter, values: tuple[str,
     metavar="NAME,…",
     help="Tasks of lm-evaluation-harness, instead of the default data.",
 )
-@click.option("--tasks-path", metavar="DIR", help="Look for tasks there, and not among those of the harness.")
-@click.option("--json", "json_file", metavar="FILE", help="Write everything in full precision.")
+@click.option("--tasks-path", metavar="DIR", help="Folder of your own tasks, instead of those of the harness.")
+@click.option("--json", "json_file", metavar="FILE", help="Write all results in full precision.")
 def evaluate(nproc: int, **options: object) -> None:
-    """Measure the weights of a run, or of a Hugging Face directory.
+    """Evaluate the weights of a run or of a Hugging Face directory.
 
-    Loss, perplexity, bits per byte and token accuracy on held-out shards, the same to the last bit for any --nproc; and
-    tasks of lm-evaluation-harness.
+    Loss, perplexity, bits per byte and token accuracy on held-out shards, bitwise equal for any --nproc; and tasks of
+    lm-evaluation-harness.
     """
     if options["tasks"]:
         for name, value in QUIET_AND_OFFLINE.items():
             os.environ.setdefault(name, value)
     elif options["tasks_path"] is not None:
         raise click.UsageError("--tasks-path needs --tasks")
-    from pretrain.evaluation.request import Request, open_request
+    from pretrain.evaluation.request import EvaluationRequest, open_request
 
-    request = Request(**options)  # type: ignore[arg-type]
+    request = EvaluationRequest(**options)  # type: ignore[arg-type]
     if request.tasks:
         from pretrain.evaluation.tasks import check_tasks
 
@@ -100,13 +104,13 @@ def evaluate(nproc: int, **options: object) -> None:
     if nproc == 1:
         run(request, opened, load(request, opened, World()), World())
         return
-    # A run may save another checkpoint while the processes start.
+    # Pin the checkpoint: a run may save a newer one while the processes start.
     pinned = None if opened.checkpoint is None else str(opened.checkpoint)
     sys.exit(run_processes(replace(request, checkpoint=pinned), nproc))
 
 
-def run_processes(request: "Request", nproc: int) -> int:
-    """The same under torchrun. Returns its exit code."""
+def run_processes(request: "EvaluationRequest", nproc: int) -> int:
+    """Evaluate with `nproc` processes under torchrun. Returns its exit code."""
     from launch.processes import kill_tree
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
@@ -114,10 +118,10 @@ def run_processes(request: "Request", nproc: int) -> int:
 
     options = ["--standalone", "--nnodes=1", f"--nproc-per-node={nproc}", "--module", "--"]
     arguments = [*options, "pretrain.evaluation.worker", request.to_json()]
-    # Not set, torchrun warns and sets 1.
+    # Without it, torchrun warns and sets 1.
     environment = {**os.environ, "OMP_NUM_THREADS": str(request.threads)}
     command = [sys.executable, "-m", "torch.distributed.run", *arguments]
-    # In a session of its own: it has nothing to save, and would answer Ctrl-C with a page of tracebacks.
+    # In its own session, so that Ctrl-C reaches only this process: torchrun would print tracebacks of all ranks.
     child = subprocess.Popen(command, env=environment, start_new_session=True)
     previous = signal.signal(signal.SIGTERM, end)
     try:

@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from pretrain.report.numbers import format_megabytes
+from pretrain.report.terminal import print_rows, transient_progress
+
 if TYPE_CHECKING:
     from tokenizer.encoding.foreign.rewrite import RewriteProgress
 
@@ -73,7 +76,7 @@ def index(
             overwrite=overwrite,
             progress=progress,
         )
-    text = f"{manifest.text_bytes / 1e6:,.1f} MB" if manifest.text_bytes else "size unknown without --tokenizer"
+    text = format_megabytes(manifest.text_bytes) if manifest.text_bytes else "size unknown without --tokenizer"
     rows = {
         "members": f"{members:,}",
         "other members": f"{other_members:,}",
@@ -83,22 +86,18 @@ def index(
         **{f"left out: {reason}": f"{count:,}" for reason, count in manifest.skipped.items()},
         "shards": f"{len(manifest.shards)} in {output}",
     }
-    width = max(map(len, rows))
-    click.echo("\n".join(f"{name:<{width}}  {value}" for name, value in rows.items()))
+    print_rows(rows)
 
 
 @contextmanager
 def _progress_bar() -> Iterator[Callable[[RewriteProgress], None] | None]:
-    """Yields a callback that draws bytes and tokens on a terminal; None if stderr is not one."""
-    from rich.console import Console
+    """A callback that draws bytes and tokens on a terminal; None elsewhere."""
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import Progress as Bar
 
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
     columns = (BarColumn(), DownloadColumn(), TextColumn("{task.fields[tokens]:,} tokens"), TimeRemainingColumn())
-    with Bar(*columns, console=console, transient=True) as bar:
+    with transient_progress(*columns) as bar:
+        if bar.disable:
+            yield None
+            return
         task = bar.add_task("index", total=None, tokens=0)
         yield lambda done: bar.update(task, total=done.total_bytes, completed=done.bytes, tokens=done.tokens)

@@ -1,16 +1,19 @@
-"""`pretrain inspect`: attention maps of a text, and what the weights are like. Torch is imported when a command runs."""
+"""`pretrain inspect`: attention maps of a text, and statistics of the weights. Commands import torch when they run."""
 
 from pathlib import Path
 
 import click
 
+from pretrain.report.numbers import format_megabytes
+from pretrain.report.terminal import transient_progress
+
 WEIGHTS = click.argument("path", metavar="RUN|DIR", type=click.Path(path_type=Path))
-STEP = click.option("--step", type=int, help="Checkpoint to look at.  [default: the newest]")
+STEP = click.option("--step", type=int, help="Checkpoint to inspect.  [default: the newest]")
 
 
 @click.group()
 def inspect() -> None:
-    """Look inside a model: where it attends, and what its weights are like."""
+    """Inspect a model: attention maps and weight statistics."""
 
 
 @inspect.command()
@@ -25,10 +28,10 @@ def inspect() -> None:
     metavar="FILE",
 )
 @click.option(
-    "--max-tokens", type=click.IntRange(1, 512), default=64, show_default=True, help="What is beyond is left out."
+    "--max-tokens", type=click.IntRange(1, 512), default=64, show_default=True, help="Longer texts are truncated."
 )
 def attention(path: Path, text: str, step: int | None, out: Path, max_tokens: int) -> None:
-    """Write where each head looks in TEXT as an HTML page."""
+    """Write the attention maps of TEXT as an HTML page."""
     from pretrain.convert.weight_sources import open_weights
     from pretrain.inspection.attention_maps import attention_maps
     from pretrain.inspection.attention_page import attention_page
@@ -38,34 +41,37 @@ def attention(path: Path, text: str, step: int | None, out: Path, max_tokens: in
     page = attention_page(maps, str(path))
     write_page(page, out)
     layers, heads, tokens, _ = maps.weights_LHTT.shape
-    click.echo(f"{out}: {layers} layers × {heads} heads, {tokens} tokens, {len(page.encode()) / 1e6:.2f} MB")
+    click.echo(f"{out}: {layers} layers × {heads} heads, {tokens} tokens, {format_megabytes(len(page.encode()), 2)}")
     if maps.left_out:
-        click.echo(f"the last {maps.left_out} tokens of the text are left out; --max-tokens takes more")
+        click.echo(f"the last {maps.left_out} tokens of the text are left out; raise --max-tokens to include them")
 
 
 @inspect.command()
 @WEIGHTS
 @STEP
-@click.option("--against", type=int, metavar="STEP", help="Show how far each parameter went since this step.")
+@click.option("--against", type=int, metavar="STEP", help="Also show the change of each parameter since this step.")
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="An HTML page with charts."
+    "--out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="Write an HTML page with charts."
 )
 @click.option(
-    "--json", "json_out", type=click.Path(path_type=Path, dir_okay=False), metavar="FILE", help="All figures."
+    "--json",
+    "json_out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write all statistics as JSON.",
 )
 @click.option(
     "--exact-up-to",
     type=click.IntRange(1),
     default=2048,
     show_default=True,
-    help="Whole spectra where the shorter side is up to this; of others the first 16 values, with their error.",
+    help="Compute the full spectrum if the shorter side is at most this, else the 16 largest values with an error bound.",
 )
 def weights(
     path: Path, step: int | None, against: int | None, out: Path | None, json_out: Path | None, exact_up_to: int
 ) -> None:
-    """Show norms, spectra and dead units of each matrix."""
+    """Show norms, spectra and dead units of all matrices."""
     from rich.console import Console
-    from rich.progress import Progress
 
     from pretrain.convert.weight_sources import open_weights
     from pretrain.inspection.weight_stats import inspect_weights
@@ -75,8 +81,7 @@ def weights(
 
     source = open_weights(path, step)
     before = None if against is None else open_weights(path, against)
-    errors = Console(stderr=True)
-    with Progress(console=errors, disable=not errors.is_terminal, transient=True) as progress:
+    with transient_progress() as progress:
         bar = progress.add_task("weights", total=len(source.shapes))
         report = inspect_weights(source, before, exact_up_to=exact_up_to, progress=lambda name: progress.advance(bar))
     if out is not None:

@@ -122,7 +122,8 @@ def encode(
     The corpus is split into tasks, which run in parallel. After a kill, run the same command again to resume. On a cluster,
     run --plan, then a job array with --task-id, then --merge, all with the same options.
     """
-    from pretrain.cli.views.encode_table import corpus_rows, plan_rows, print_table, task_rows
+    from pretrain.cli.views.encode_table import corpus_rows, plan_rows, task_rows
+    from pretrain.report.terminal import print_rows
     from tokenizer.encoding.encode_options import EncodeOptions, make_encoding
     from tokenizer.encoding.run import EncodeRun, select_tasks, worker_count
 
@@ -131,14 +132,14 @@ def encode(
     run = EncodeRun(make_encoding(model, encode_options), inputs, output, overwrite=overwrite)
     _warn_of_losses(model)
     if only_plan:
-        print_table(plan_rows(run))
+        print_rows(plan_rows(run))
         return
     workers = worker_count(workers)
     tasks = run.plan.tasks if task_id is None else select_tasks(run.plan.tasks, task_id, num_tasks)
     if not only_merge:
         _work(run, tasks, workers)
     if task_id is not None:
-        print_table(task_rows(run, tasks))
+        print_rows(task_rows(run, tasks))
         return
     hashed = run.in_hash_pass
     run.finish_hash_pass()
@@ -147,7 +148,7 @@ def encode(
         return
     if hashed and not only_merge:
         _work(run, tasks, workers)
-    print_table(corpus_rows(run.merge(), output))
+    print_rows(corpus_rows(run.merge(), output))
 
 
 def _refuse_contradictions(

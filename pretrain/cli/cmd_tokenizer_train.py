@@ -13,12 +13,12 @@ from pretrain.cli.cmd_tokenizer import ManyInputs, max_bad_option, overwrite_opt
 from pretrain.cli.views.compression_table import (
     print_checks,
     print_pieces,
-    print_rows,
     print_sources,
-    progress_bar,
+    sample_progress,
     training_rows,
 )
 from pretrain.errors import DataError
+from pretrain.report.terminal import print_rows
 
 if TYPE_CHECKING:
     from tokenizer.training.compression_report import TokenizerReport
@@ -128,7 +128,7 @@ def train(
     from tokenizer.training.record import describe_record
     from tokenizer.training.train_bpe import train_tokenizer
 
-    with progress_bar() as progress:
+    with sample_progress() as progress:
         training = train_tokenizer(
             parse_sources(inputs),
             vocab_size,
@@ -198,7 +198,7 @@ def report(
         raise DataError(f"{folder / REPORT_NAME}: exists already", hint="use --overwrite, or another --output")
     opened, sources, problems = open_model(model), parse_sources(inputs), RejectionLog()
     record, digests = read_record(model, opened.sha256)
-    with progress_bar() as progress:
+    with sample_progress() as progress:
         samples = draw_samples(
             sources,
             ReadOptions(**reading),
@@ -277,13 +277,14 @@ def _notes(known: int, held_out: Mapping[str, Sequence[str]]) -> list[str]:
 
 
 def _publish(report: TokenizerReport, folder: Path) -> None:
-    """Write report.json and report.html, and print a summary."""
-    from tokenizer.training.compression_page import write_page
+    """Write report.json and report.html, and print their numbers."""
+    from pretrain.report.page import write_page
+    from tokenizer.training.compression_page import report_page
     from tokenizer.training.compression_report import write_report
     from tokenizer.training.inspect_sentencepiece import describe_round_trip
 
     write_report(report, folder / REPORT_NAME)
-    write_page(report, folder / PAGE_NAME)
+    write_page(report_page(report), folder / PAGE_NAME)
     click.echo()
     print_sources(report)
     vocabulary = report.vocabulary

@@ -1,4 +1,4 @@
-"""`pretrain doctor`: what this installation is, and what would go wrong with it."""
+"""`pretrain doctor`: checks of this installation."""
 
 import platform
 import shutil
@@ -14,14 +14,14 @@ OPTIONAL = {"transformers": "export", "tokenizers": "export"}
 
 
 class CheckResult(NamedTuple):
-    """One line: fine, a limit to know of, or a fault."""
+    """One line; `level` is ok, limit or fault."""
 
     level: str
     text: str
 
 
-def findings() -> Iterator[CheckResult]:
-    """Everything that is looked at."""
+def check_installation() -> Iterator[CheckResult]:
+    """Run all checks."""
     yield CheckResult("ok", f"Python {platform.python_version()} on {platform.platform()}")
     for name in REQUIRED:
         found = _version(name)
@@ -30,25 +30,25 @@ def findings() -> Iterator[CheckResult]:
         found = _version(name)
         hint = f"{name} is not installed: pip install '{OURS}[{extra}]' to use `pretrain {extra}`"
         yield CheckResult("ok", f"{name} {found}") if found else CheckResult("limit", hint)
-    yield from _packages_in_the_way()
+    yield from _package_conflicts()
     yield from _devices()
     compiler = shutil.which("c++") or shutil.which("g++")
     yield (
         CheckResult("ok", f"C++ compiler {compiler}")
         if compiler
-        else CheckResult("limit", "no C++ compiler: no engine.compile")
+        else CheckResult("limit", "no C++ compiler: engine.compile=true does not work")
     )
 
 
 def run_doctor() -> int:
-    """Print the findings; 1 where there is a fault."""
+    """Print all results. Returns 1 if one is a fault, else 0."""
     console = Console(highlight=False)
     marks = {"ok": "[green]✓", "limit": "[yellow]![/]", "fault": "[red]✗"}
-    all_findings = list(findings())
-    for finding in all_findings:
-        console.print(marks[finding.level], end=" ")
-        console.print(finding.text, markup=False, soft_wrap=True)
-    return int(any(finding.level == "fault" for finding in all_findings))
+    results = list(check_installation())
+    for result in results:
+        console.print(marks[result.level], end=" ")
+        console.print(result.text, markup=False, soft_wrap=True)
+    return int(any(result.level == "fault" for result in results))
 
 
 def _version(name: str) -> str | None:
@@ -58,16 +58,16 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _packages_in_the_way() -> Iterator[CheckResult]:
-    """`launch` and `tokenizer` are common names: with two owners, which one is imported is chance."""
+def _package_conflicts() -> Iterator[CheckResult]:
+    """`launch` and `tokenizer` are common names; with two owners, the import order decides which one runs."""
     owners = packages_distributions()
     for package in ("pretrain", "launch", "tokenizer"):
         others = sorted({owner for owner in owners.get(package, []) if owner != OURS})
         if others:
-            hint = f"pip uninstall {' '.join(others)}, or a virtual environment of its own"
+            hint = f"pip uninstall {' '.join(others)}, or use a separate virtual environment"
             yield CheckResult("fault", f"the package `{package}` is also installed by {', '.join(others)}: {hint}")
         else:
-            yield CheckResult("ok", f"the package `{package}` is ours alone")
+            yield CheckResult("ok", f"the package `{package}` has no conflict")
 
 
 def _devices() -> Iterator[CheckResult]:

@@ -1,4 +1,4 @@
-"""The `pretrain` command. Nothing heavy is imported here: each command imports what it needs when it runs."""
+"""The `pretrain` command. Each command imports heavy modules when it runs, so that --help stays fast."""
 
 import sys
 from pathlib import Path
@@ -29,7 +29,7 @@ CONTEXT = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 @click.group(context_settings=CONTEXT)
 @click.version_option(__version__, prog_name="pretrain")
 def cli() -> None:
-    """From a corpus and a cluster to a language model that others fine-tune."""
+    """Pretrain a language model, from corpus to Hugging Face export."""
 
 
 for command in (train_tokenizer, report, inspect_tokenizer):
@@ -46,10 +46,10 @@ for command in (
 @click.option("--out", type=click.Path(path_type=Path), default=Path("quickstart"), show_default=True, metavar="DIR")
 @OVERRIDES
 def quickstart(out: Path, overrides: tuple[str, ...]) -> None:
-    """Watch the whole path in a few minutes.
+    """Run the complete pipeline on a small corpus, in a few minutes.
 
-    Corpus, tokenizer, shards, training by two processes, kill -9, resume, export, and training on with transformers.
-    KEY=VALUE changes configs/quickstart.yaml, e.g. engine.device=auto.
+    Corpus, tokenizer, shards, training with two processes, kill -9, resume, export, fine-tuning with transformers.
+    KEY=VALUE overrides configs/quickstart.yaml, e.g. engine.device=auto.
     """
     from pretrain.cli.quickstart.walk import run_quickstart
 
@@ -60,7 +60,7 @@ def quickstart(out: Path, overrides: tuple[str, ...]) -> None:
 @click.argument("config", type=click.Path(path_type=Path))
 @OVERRIDES
 def train(config: Path, overrides: tuple[str, ...]) -> None:
-    """Train in this process; resumes by itself."""
+    """Train in this process. Resumes from the newest checkpoint of run.dir."""
     from pretrain.training.process import main as train_main
 
     train_main([str(config), *overrides])
@@ -68,14 +68,14 @@ def train(config: Path, overrides: tuple[str, ...]) -> None:
 
 @cli.group()
 def config() -> None:
-    """Look at configurations."""
+    """Inspect configurations."""
 
 
 @config.command("show")
 @click.argument("config", type=click.Path(path_type=Path))
 @OVERRIDES
 def config_show(config: Path, overrides: tuple[str, ...]) -> None:
-    """Print every resolved value with where it came from."""
+    """Print every value and its origin."""
     click.echo(show_config(load_config(config, overrides)))
 
 
@@ -83,7 +83,7 @@ def config_show(config: Path, overrides: tuple[str, ...]) -> None:
 def doctor() -> None:
     """Check this installation.
 
-    Versions, devices, a compiler, and packages that would be in the way.
+    Versions, devices, compiler, and conflicting packages.
     """
     from pretrain.cli.doctor import run_doctor
 
@@ -91,7 +91,7 @@ def doctor() -> None:
 
 
 def main() -> None:
-    """Run a command; a mistake of the user ends with one message and exit code 2, never with a traceback."""
+    """Run a command. A user error prints one message and exits with code 2, without a traceback."""
     try:
         cli(standalone_mode=False)
     except click.exceptions.Abort:
@@ -103,7 +103,7 @@ def main() -> None:
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
         click.echo(str(error), err=True)
         sys.exit(error.exit_code)
-    except OSError as error:  # a disk that is full, a folder that may not be written
+    except OSError as error:  # disk full, no permission, …
         click.secho("error: ", fg="red", bold=True, nl=False, err=True)
         click.echo(f"{error.filename}: {error.strerror}" if error.filename else str(error), err=True)
         wrong_place = PermissionError | FileNotFoundError | FileExistsError | NotADirectoryError | IsADirectoryError

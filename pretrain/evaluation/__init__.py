@@ -1,1 +1,1 @@
-"""How good a model is: loss on held-out text, during training and after it, and tasks of lm-evaluation-harness."""
+"""Evaluation: held-out loss, during and after training, and tasks of lm-evaluation-harness."""

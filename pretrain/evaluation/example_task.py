@@ -1,11 +1,9 @@
-"""A task to try: which of four texts goes on from the one before? `python -m pretrain.evaluation.example_task TEXTS DIR`.
+"""Example task: which of four texts continues the context? `python -m pretrain.evaluation.example_task TEXTS DIR`.
 
-It is cut from held-out texts, so there is nothing to download: from each place two pieces in a row, a beginning and what
-follows it there; what follows elsewhere are the wrong answers. Guessing gives 25 %.
+Made from held-out texts, without a download. The wrong endings are continuations of other contexts; chance is 25 %.
 
-Which ending is likely depends more on the ending than on the beginning: a model that has learned little takes the one that
-is likely anywhere. `acc_mutual_info` takes the one that the beginning makes likelier, log p(ending | beginning) - log
-p(ending), as in Holtzman et al. 2021, https://arxiv.org/abs/2104.08315.
+`acc` favors endings that are likely in any context. `acc_mutual_info` corrects for that: it picks the ending with the largest
+log p(ending | context) - log p(ending), as in Holtzman et al. 2021, https://arxiv.org/abs/2104.08315.
 """
 
 import json
@@ -17,7 +15,7 @@ from pathlib import Path
 from pretrain.errors import UserError
 
 NAME = "continuations"
-CONTEXT, ENDING, CHOICES = 400, 80, 4  # characters, characters, answers of a question
+CONTEXT, ENDING, CHOICES = 400, 80, 4  # characters, characters, answers per question
 YAML = """\
 task: {name}
 dataset_path: json
@@ -37,19 +35,19 @@ metadata: {{version: 1}}
 
 
 def questions(texts: Sequence[str], count: int, seed: int = 0) -> Iterator[dict[str, object]]:
-    """`count` questions, each with one right ending. Words are not cut."""
-    draw = random.Random(seed)
-    pieces = [piece for text in texts for piece in _pieces(text)]
-    if len({ending for _, ending in pieces}) < CHOICES:
-        raise UserError(f"{len(pieces)} pieces of text are too few for questions", hint="more or longer texts")
-    draw.shuffle(pieces)
-    for number, (context, ending) in enumerate(pieces[:count]):
-        others = draw.sample([other for _, other in pieces if other != ending], CHOICES - 1)
+    """Up to `count` questions with one right ending each. Words are not cut. Raises UserError for too little text."""
+    rng = random.Random(seed)
+    pairs = [pair for text in texts for pair in _pairs(text)]
+    if len({ending for _, ending in pairs}) < CHOICES:
+        raise UserError(f"{len(pairs)} pairs of context and ending are too few", hint="give more or longer texts")
+    rng.shuffle(pairs)
+    for number, (context, ending) in enumerate(pairs[:count]):
+        others = rng.sample([other for _, other in pairs if other != ending], CHOICES - 1)
         answer = number % CHOICES
         yield {"context": context, "endings": [*others[:answer], ending, *others[answer:]], "answer": answer}
 
 
-def _pieces(text: str) -> Iterator[tuple[str, str]]:
+def _pairs(text: str) -> Iterator[tuple[str, str]]:
     start = 0
     while start + CONTEXT + 2 * ENDING < len(text):
         middle = text.find(" ", start + CONTEXT)
@@ -61,13 +59,13 @@ def _pieces(text: str) -> Iterator[tuple[str, str]]:
 
 
 def write_task(texts: Path, folder: Path, count: int = 100) -> None:
-    """Write the questions and the file that tells the harness about them; `texts` is a .jsonl with the key `text`."""
+    """Write the questions and the YAML file of the task. `texts` is a .jsonl file with the key `text`."""
     folder.mkdir(parents=True, exist_ok=True)
     with texts.open(encoding="utf-8") as lines:
         try:
             documents = [str(json.loads(line)["text"]) for line in lines]
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{texts}: a line is no JSON object with `text`: {error!r}") from None
+            raise UserError(f"{texts}: a line is not a JSON object with `text`: {error!r}") from None
     found = list(questions(documents, count))
     data = folder / f"{NAME}.jsonl"
     data.write_text("".join(json.dumps(question) + "\n" for question in found), encoding="utf-8")

@@ -1,11 +1,11 @@
-"""Loss on held-out sequences: always the same ones, and the same number whatever the number of processes, to the last bit.
+"""Held-out loss: on the same sequences each time, and bitwise equal for any number of processes.
 
-    sequences of a source   batch k holds sequences k·b … k·b + b - 1, the last one filled up with IGNORE
-      → process k mod n     computes it, alone: the sums of a batch don't know how many processes there are
-      → Σ over processes    of a vector with a place for each batch, which is 0 in all processes but one: exact
-      → math.fsum           of all batches: rounded once, so in any order
+    sequences of a source   batch k has sequences k·b … k·b + b - 1; the last batch is padded with IGNORE
+      → process k mod n     computes batch k alone: its sums do not depend on n
+      → all-reduce          of a vector with one element per batch, 0 in all processes but one: exact
+      → math.fsum           over all batches: rounded once, so independent of the order
 
-Every process runs the same number of batches, because ZeRO-3 hangs otherwise.
+Every process runs the same number of batches, or ZeRO-3 would hang.
 """
 
 import math
@@ -21,19 +21,23 @@ from pretrain.distributed.engine import Batch
 from pretrain.distributed.world import World
 from pretrain.model.loss import IGNORE
 
-Add = Callable[[list[float]], list[float]]  # element-wise sum over all processes, in float64
-EXP_MAX = 700.0  # exp of more does not fit a float64
+# Element-wise sum over all processes, in float64.
+AllReduce = Callable[[list[float]], list[float]]
+EXP_MAX = 700.0  # math.exp overflows a float64 above 709
 
 
 class BatchSums(NamedTuple):
-    """Of a batch's targets: the cross-entropy in nats, and how many were predicted."""
+    """Sums over the targets of a batch: cross-entropy in nats, and correct predictions."""
 
     nats: float
     correct: float
 
 
 class Score(NamedTuple):
-    """Sums over held-out targets. `text_bytes` is the UTF-8 text that `text_targets` of them stand for."""
+    """Sums over held-out targets.
+
+    `text_nats` and `text_bytes` (of UTF-8) cover the sources whose text size is known.
+    """
 
     sequences: int
     targets: int
@@ -44,22 +48,22 @@ class Score(NamedTuple):
 
     @property
     def loss(self) -> float:
-        """Nats a target."""
+        """Nats per target."""
         return self.nats / self.targets
 
     @property
     def perplexity(self) -> float:
-        """Of a token."""
+        """exp(loss), per token."""
         return math.exp(self.loss) if not self.loss > EXP_MAX else math.inf
 
     @property
     def accuracy(self) -> float:
-        """Share of targets that are the likeliest token."""
+        """Share of targets that are the most likely token."""
         return self.correct / self.targets
 
     @property
     def bits_per_byte(self) -> float | None:
-        """Bits of each byte of text; None where no source knows its text."""
+        """Bits per byte of text; None if no source knows its text size."""
         return self.text_nats / math.log(2) / self.text_bytes if self.text_bytes else None
 
 
@@ -70,7 +74,7 @@ def score_sources(
     max_sequences: int | None,
     micro_batch_size: int,
     world: World,
-    add: Add,
+    add: AllReduce,
     document_mask: bool = False,
 ) -> dict[str, Score]:
     """The score of each source, by name. A collective.
@@ -80,17 +84,17 @@ def score_sources(
     """
     scores = {}
     for source in sources:
-        count = sequences_read(source, max_sequences, len(sources))
+        count = count_sequences(source, max_sequences, len(sources))
         scores[source.name] = _score(source, count, loss, micro_batch_size, world, add, document_mask)
     return scores
 
 
-def sequences_read(source: Source, max_sequences: int | None, sources: int) -> int:
-    """How many sequences of a source an evaluation of so many sources reads."""
+def count_sequences(source: Source, max_sequences: int | None, sources: int) -> int:
+    """Number of sequences that an evaluation of `sources` sources reads from this one."""
     return len(source) if max_sequences is None else min(len(source), max(1, max_sequences // sources))
 
 
-def together(scores: Sequence[Score]) -> Score:
+def combined_score(scores: Sequence[Score]) -> Score:
     """The score over all targets of several sources."""
     return Score(
         sum(score.sequences for score in scores),
@@ -103,8 +107,8 @@ def together(scores: Sequence[Score]) -> Score:
 
 
 def evaluation_values(scores: dict[str, Score]) -> dict[str, float]:
-    """What a training writes down: over all sources, and per source as `loss/NAME` where there are several."""
-    values = _values(together(list(scores.values())), "")
+    """Metrics for the log of a run: over all sources, and per source as `loss/NAME` if there are several."""
+    values = _values(combined_score(list(scores.values())), "")
     for name, score in scores.items() if len(scores) > 1 else []:
         values |= _values(score, f"/{name}")
     return values
@@ -113,11 +117,14 @@ def evaluation_values(scores: dict[str, Score]) -> dict[str, float]:
 def held_out_batches(
     source: Source, count: int, micro_batch_size: int, world: World, *, document_mask: bool = False
 ) -> Iterator[Batch]:
-    """This rank's share of sequences 0 … count - 1: as many batches on every rank. Places left over have IGNORE as targets."""
+    """This rank's share of sequences 0 … count - 1; every rank gets the same number of batches.
+
+    Padding rows have IGNORE as targets.
+    """
     items = _held_out_tokens(source, count, micro_batch_size, world)
     for item in split_targets([source], document_mask=document_mask)(items):
-        left_over = torch.from_numpy(item["sequence"] >= count)
-        targets = item["targets"].masked_fill(left_over[:, None], IGNORE)
+        is_padding = torch.from_numpy(item["sequence"] >= count)
+        targets = item["targets"].masked_fill(is_padding[:, None], IGNORE)
         yield Batch(item["inputs"], targets, item.get("documents"))
 
 
@@ -127,7 +134,7 @@ def _score(
     loss: Callable[[Batch], BatchSums],
     micro_batch_size: int,
     world: World,
-    add: Add,
+    add: AllReduce,
     document_mask: bool,
 ) -> Score:
     nats: list[float] = []
@@ -136,18 +143,18 @@ def _score(
         sums = loss(batch)
         nats += [sums.nats if rank == world.rank else 0.0 for rank in range(world.size)]
         correct += int(sums.correct)
-        targets += int((batch.targets != IGNORE).sum())  # fewer than seq_len a sequence where a corpus is padded
-    *of_batches, all_correct, all_targets = add([*nats, correct, targets])
-    total = math.fsum(of_batches)
-    text_bytes = all_targets * source.bytes_per_token  # 0 of foreign shards whose text is not known
+        targets += int((batch.targets != IGNORE).sum())  # packed corpora have padding
+    *batch_nats, all_correct, all_targets = add([*nats, correct, targets])
+    total = math.fsum(batch_nats)
+    text_bytes = all_targets * source.bytes_per_token  # 0 for foreign shards of unknown text size
     return Score(count, int(all_targets), int(all_correct), total, total if text_bytes else 0.0, text_bytes)
 
 
-def _values(score: Score, of: str) -> dict[str, float]:
-    values = {f"loss{of}": score.loss}
+def _values(score: Score, suffix: str) -> dict[str, float]:
+    values = {f"loss{suffix}": score.loss}
     if score.bits_per_byte is not None:
-        values[f"bits_per_byte{of}"] = score.bits_per_byte
-    return {**values, f"accuracy{of}": score.accuracy}
+        values[f"bits_per_byte{suffix}"] = score.bits_per_byte
+    return {**values, f"accuracy{suffix}": score.accuracy}
 
 
 def _held_out_tokens(source: Source, count: int, micro_batch_size: int, world: World) -> Iterator[Item]:

@@ -1,4 +1,4 @@
-"""What `pretrain evaluate` was asked for, and everything about it that can be known to be wrong before a process starts."""
+"""The options of `pretrain evaluate`, and their checks before any process starts."""
 
 import hashlib
 import json
@@ -16,12 +16,12 @@ from pretrain.data.source import Source, open_sources
 from pretrain.errors import DataError, UserError
 from tokenizer.models.base import SENTENCEPIECE_MODEL, TOKENIZER_JSON
 
-UNKNOWN_TOKENIZER = "0" * 64  # of foreign shards that were indexed without one
+UNKNOWN_TOKENIZER = "0" * 64  # in the manifest of foreign shards indexed without a tokenizer
 
 
 @dataclass(frozen=True)
-class Request:
-    """The options of the command. None stands for what the weights say, `data` empty for the run's own held-out sources."""
+class EvaluationRequest:
+    """Options of the command. None means as in training; an empty `data` means the held-out sources of the run."""
 
     path: str
     step: int | None = None
@@ -36,21 +36,21 @@ class Request:
     tasks: tuple[str, ...] = ()
     tasks_path: str | None = None
     json_file: str | None = None
-    checkpoint: str | None = None  # the folder that `path` and `step` mean, once that is known
+    checkpoint: str | None = None  # the folder of `path` and `step`, once resolved
 
     def to_json(self) -> str:
-        """For another process's command line."""
+        """For the command line of the workers."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_json(cls, text: str) -> "Request":
-        """From what `to_json` gave."""
+    def from_json(cls, text: str) -> "EvaluationRequest":
+        """Inverse of `to_json`."""
         values = json.loads(text)
         return cls(**{**values, "tasks": tuple(values["tasks"])})
 
 
-class Opened(NamedTuple):
-    """Weights that verify, and held-out sources that fit them; none where only tasks were asked for."""
+class OpenedEvaluation(NamedTuple):
+    """Verified weights and the held-out sources that match them; no sources for tasks only."""
 
     weights: WeightSource
     sources: list[Source]
@@ -59,61 +59,61 @@ class Opened(NamedTuple):
 
     @property
     def checkpoint(self) -> Path | None:
-        """The folder of a checkpoint of ours; None for a directory of Hugging Face."""
+        """The folder of our own checkpoint; None for a Hugging Face directory."""
         return self.weights.folder if isinstance(self.weights, CheckpointReader) else None
 
 
-def open_request(request: Request) -> Opened:
-    """Open and check all that the request names, but for the tasks. Raises UserError."""
-    _check_json_file(request)
-    opened = (request.path, request.step) if request.checkpoint is None else (request.checkpoint, None)
-    weights = open_weights(Path(opened[0]), opened[1])
+def open_request(request: EvaluationRequest) -> OpenedEvaluation:
+    """Open and check the weights and the data. Raises UserError."""
+    _check_json_path(request)
+    path, step = (request.path, request.step) if request.checkpoint is None else (request.checkpoint, None)
+    weights = open_weights(Path(path), step)
     data, model = weights.config.data, weights.config.model
-    # A directory of Hugging Face says how long its sequences may be, and not how long they were.
+    # A Hugging Face directory knows the longest sequence of the model, not the length used in training.
     seq_len = request.seq_len or (data.seq_len if data.train else model.max_seq_len)
     mask = data.document_mask if request.document_mask is None else request.document_mask
     if seq_len > model.max_seq_len:
         raise UserError(
-            f"--seq-len {seq_len} is longer than the model reads: its model.max_seq_len is {model.max_seq_len}",
-            hint=f"--seq-len {model.max_seq_len}, or less",
+            f"--seq-len {seq_len} is above the model's model.max_seq_len={model.max_seq_len}",
+            hint=f"--seq-len {model.max_seq_len}",
         )
     if request.tasks and weights.tokenizer is None:
         raise UserError(
-            f"{request.path} was saved without a tokenizer, and tasks are texts",
+            f"{request.path} was saved without a tokenizer, which tasks need",
             hint="train with data.tokenizer=FILE",
         )
     if request.tasks and not request.data:
-        return Opened(weights, [], mask, seq_len)
-    return Opened(weights, _open_sources(request, weights, seq_len), mask, seq_len)
+        return OpenedEvaluation(weights, [], mask, seq_len)
+    return OpenedEvaluation(weights, _open_sources(request, weights, seq_len), mask, seq_len)
 
 
-def _check_json_file(request: Request) -> None:
+def _check_json_path(request: EvaluationRequest) -> None:
     if request.json_file is None:
         return
     if Path(request.json_file).is_dir():
-        raise UserError(f"--json {request.json_file} is a folder", hint="name a file")
+        raise UserError(f"--json {request.json_file} is a folder", hint="give the path of a file")
     if not Path(request.json_file).parent.is_dir():
         raise UserError(f"--json {request.json_file}: its folder does not exist")
     if not os.access(Path(request.json_file).parent, os.W_OK | os.X_OK):
-        raise UserError(f"--json {request.json_file}: its folder cannot be written")
+        raise UserError(f"--json {request.json_file}: its folder is not writable")
 
 
-def _open_sources(request: Request, weights: WeightSource, seq_len: int) -> list[Source]:
+def _open_sources(request: EvaluationRequest, weights: WeightSource, seq_len: int) -> list[Source]:
     saved = weights.config.data
     wanted = {name: SourceConfig(path) for name, path in request.data.items()} or saved.valid
     if not wanted:
         raise UserError(
-            f"{request.path} names no held-out sources", hint="--data NAME=SHARDS, e.g. --data books=shards/books"
+            f"{request.path} has no held-out sources", hint="--data NAME=SHARDS, e.g. --data books=shards/books"
         )
     try:
         sources = open_sources(wanted, seq_len, saved.store)
     except DataError as error:
         raise DataError(error.message.replace("data.seq_len=", "--seq-len "), hint=_hint(error, request)) from error
     digests = tokenizer_digests(weights.tokenizer)
-    problems = [problem for source in sources if (problem := _misfit(source, weights, digests)) is not None]
+    problems = [problem for source in sources if (problem := _mismatch(source, weights, digests)) is not None]
     if problems:
         raise DataError(
-            "\n  - ".join([f"the held-out sources do not fit {request.path}:", *problems]),
+            "\n  - ".join([f"the held-out sources do not match {request.path}:", *problems]),
             hint="encode them with the tokenizer of the weights: pretrain tokenizer encode",
         )
     for source in sources:
@@ -121,30 +121,34 @@ def _open_sources(request: Request, weights: WeightSource, seq_len: int) -> list
     return sources
 
 
-def _hint(error: DataError, request: Request) -> str | None:
+def _hint(error: DataError, request: EvaluationRequest) -> str | None:
     if error.hint is not None and "data.seq_len=" in error.hint:
         return error.hint.replace("data.seq_len=", "--seq-len ")
-    # The paths of a run are those of the folder that it was started in.
-    return error.hint if request.data else "start it where the run was started, or name shards: --data NAME=SHARDS"
+    # Paths in a run's config are relative to the folder in which it was started.
+    return (
+        error.hint
+        if request.data
+        else "run it in the folder where the run was started, or give shards: --data NAME=SHARDS"
+    )
 
 
 def tokenizer_digests(tokenizer: Path | None) -> set[str]:
-    """SHA-256 of the tokenizer that lies with the weights, in each form: shards are made with one of them."""
+    """SHA-256 of each form of the tokenizer saved with the weights; shards name one of them."""
     if tokenizer is None:
         return set()
     files = (tokenizer, tokenizer.with_name(SENTENCEPIECE_MODEL), tokenizer.with_name(TOKENIZER_JSON))
     return {hashlib.sha256(file.read_bytes()).hexdigest() for file in files if file.is_file()}
 
 
-def _misfit(source: Source, weights: WeightSource, digests: set[str]) -> str | None:
-    """Why the model cannot be measured on a source. The rule of training (preflight.py)."""
+def _mismatch(source: Source, weights: WeightSource, digests: set[str]) -> str | None:
+    """Why a source does not match the model, if so. Same rule as training (`startup.preflight`)."""
     manifest, where = source.manifest, f"{source.name} ({source.folder})"
     vocab_size = weights.config.model.vocab_size
     if manifest.vocab_size > vocab_size:
-        return f"{where} was encoded with a vocabulary of {manifest.vocab_size}, and the model has {vocab_size}"
+        return f"{where} was encoded with a vocabulary of {manifest.vocab_size}; the model has {vocab_size}"
     if not digests or manifest.tokenizer_sha256 in digests:
         return None
     if manifest.tokenizer_sha256 == UNKNOWN_TOKENIZER:
-        return f"{where} was indexed without a tokenizer, and the weights have one: index it again with --tokenizer"
-    mine = " or ".join(f"{digest[:12]}…" for digest in sorted(digests))
-    return f"{where} was encoded with another tokenizer: sha256 {manifest.tokenizer_sha256[:12]}…, not {mine}"
+        return f"{where} was indexed without a tokenizer, but the weights have one: index it again with --tokenizer"
+    own = " or ".join(f"{digest[:12]}…" for digest in sorted(digests))
+    return f"{where} was encoded with another tokenizer: sha256 {manifest.tokenizer_sha256[:12]}…, not {own}"

@@ -1,4 +1,4 @@
-"""What an evaluation found, as JSON and as tables."""
+"""Results of an evaluation as JSON and as terminal tables."""
 
 import json
 import math
@@ -9,17 +9,17 @@ from rich.console import Console
 from rich.table import Table
 
 from pretrain.errors import UserError
-from pretrain.evaluation.held_out import Score, together
-from pretrain.evaluation.request import Opened, Request
+from pretrain.evaluation.held_out import Score, combined_score
+from pretrain.evaluation.request import EvaluationRequest, OpenedEvaluation
 from pretrain.storage.files import publish_file
 
 
 def describe(
-    request: Request, opened: Opened, device: str, scores: dict[str, Score], tasks: dict[str, Any]
+    request: EvaluationRequest, opened: OpenedEvaluation, device: str, scores: dict[str, Score], tasks: dict[str, Any]
 ) -> dict[str, Any]:
-    """Everything that was found, and what it depends on. The number of processes is not part of it."""
-    trained = opened.checkpoint is not None  # a directory of Hugging Face does not say how long
-    found: dict[str, Any] = {
+    """All results and the settings that they depend on; the number of processes is not one."""
+    trained = opened.checkpoint is not None  # a Hugging Face directory has no step
+    results: dict[str, Any] = {
         "model": request.path,
         "step": opened.weights.step if trained else None,
         "tokens": opened.weights.tokens if trained else None,
@@ -29,37 +29,37 @@ def describe(
         "micro_batch_size": request.micro_batch_size,
     }
     if scores:
-        found["held_out"] = {
+        results["held_out"] = {
             "seq_len": opened.seq_len,
             "document_mask": opened.document_mask,
-            **_numbers(together(list(scores.values()))),
+            **_metrics(combined_score(list(scores.values()))),
             "sources": {
-                source.name: {"shards": source.folder, **_numbers(scores[source.name])} for source in opened.sources
+                source.name: {"shards": source.folder, **_metrics(scores[source.name])} for source in opened.sources
             },
         }
-    return found | ({"tasks": tasks} if tasks else {})
+    return results | ({"tasks": tasks} if tasks else {})
 
 
-def write_json(found: dict[str, Any], path: Path) -> None:
-    """Write what was found, whole or not at all. Raises UserError."""
+def write_json(results: dict[str, Any], path: Path) -> None:
+    """Write the results atomically. Raises UserError."""
     try:
-        publish_file(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
+        publish_file(path, json.dumps(results, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"--json {path}: cannot be written: {error.strerror}") from None
 
 
-def show(found: dict[str, Any], console: Console) -> None:
-    """Print a table for people."""
-    step = "" if found["step"] is None else f", step {found['step']}"
-    how = f"{found['dtype']} on {found['device']}"
-    console.print(f"{found['model']}{step}, {how}", highlight=False, markup=False, soft_wrap=True)
-    if "held_out" in found:
-        console.print(_held_out(found["held_out"]))
-    if "tasks" in found:
-        console.print(_tasks(found["tasks"]))
+def print_results(results: dict[str, Any], console: Console) -> None:
+    """Print the results as tables."""
+    step = "" if results["step"] is None else f", step {results['step']}"
+    how = f"{results['dtype']} on {results['device']}"
+    console.print(f"{results['model']}{step}, {how}", highlight=False, markup=False, soft_wrap=True)
+    if "held_out" in results:
+        console.print(_held_out_table(results["held_out"]))
+    if "tasks" in results:
+        console.print(_tasks_table(results["tasks"]))
 
 
-def _numbers(score: Score) -> dict[str, Any]:
+def _metrics(score: Score) -> dict[str, Any]:
     values = {
         "loss": score.loss,
         "perplexity": score.perplexity,
@@ -72,11 +72,11 @@ def _numbers(score: Score) -> dict[str, Any]:
 
 
 def finite(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
+    """None for NaN and infinity, which JSON does not have."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _held_out(held_out: dict[str, Any]) -> Table:
+def _held_out_table(held_out: dict[str, Any]) -> Table:
     table = _table("source", "sequences", "targets", "loss", "perplexity", "bits/byte", "accuracy")
     rows = list(held_out["sources"].items())
     for name, values in [*rows, *([("together", held_out)] if len(rows) > 1 else [])]:
@@ -84,20 +84,20 @@ def _held_out(held_out: dict[str, Any]) -> Table:
             name,
             f"{values['sequences']:,}",
             f"{values['targets']:,}",
-            _shown(values["loss"], ".4f"),
-            _shown(values["perplexity"], ",.2f"),
-            _shown(values["bits_per_byte"], ".4f"),
-            _shown(values["accuracy"], ".2%"),
+            _format(values["loss"], ".4f"),
+            _format(values["perplexity"], ",.2f"),
+            _format(values["bits_per_byte"], ".4f"),
+            _format(values["accuracy"], ".2%"),
         )
     return table
 
 
-def _tasks(tasks: dict[str, Any]) -> Table:
+def _tasks_table(tasks: dict[str, Any]) -> Table:
     table = _table("task", "metric", "value", "± stderr", "samples")
     for task, values in tasks.items():
         for metric, value in values["metrics"].items():
             error = values["stderr"].get(metric)
-            table.add_row(task, metric, _shown(value, ".4f"), _shown(error, ".4f"), _shown(values["samples"], ","))
+            table.add_row(task, metric, _format(value, ".4f"), _format(error, ".4f"), _format(values["samples"], ","))
     return table
 
 
@@ -109,5 +109,5 @@ def _table(first: str, *others: str) -> Table:
     return table
 
 
-def _shown(value: Any, form: str) -> str:
-    return "–" if value is None else f"{value:{form}}"
+def _format(value: Any, spec: str) -> str:
+    return "–" if value is None else f"{value:{spec}}"

@@ -1,4 +1,4 @@
-"""Tasks of lm-evaluation-harness, from local files, without the network and without what it prints."""
+"""Tasks of lm-evaluation-harness, from local files, without network access or its console output."""
 
 import io
 import logging
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from pretrain.distributed.world import World
 from pretrain.errors import PretrainError, UserError
-from pretrain.evaluation.request import Opened, Request
+from pretrain.evaluation.request import EvaluationRequest, OpenedEvaluation
 from pretrain.evaluation.score_report import finite
 
 if TYPE_CHECKING:
@@ -20,31 +20,35 @@ if TYPE_CHECKING:
 
     from pretrain.model.decoder import Decoder
 
-RESAMPLED = 1_000  # draws for the standard error of metrics that have no formula for it
-FEWSHOT_SEED = 1234  # the harness's own
-SHOWN = 12
+BOOTSTRAP_ITERS = 1_000  # for the standard error of metrics without a formula for it
+FEWSHOT_SEED = 1234  # the harness's default
+LISTED_TASKS = 12
 
 
-def check_tasks(request: Request, *, data: bool) -> None:
-    """Raise UserError where the harness is missing or knows no task of a name; with `data`, also where they don't load."""
+def check_tasks(request: EvaluationRequest, *, data: bool) -> None:
+    """Raise UserError if the harness is missing or a task is unknown; with `data`, also if its data does not load."""
     if request.tasks_path is not None and not Path(request.tasks_path).is_dir():
         raise UserError(
-            f"--tasks-path {request.tasks_path}: no such folder", hint="the one with the YAML files of tasks"
+            f"--tasks-path {request.tasks_path}: no such folder", hint="give the folder of the tasks' YAML files"
         )
     manager = _manager(request)
     if data:
-        with _data_sets_apart(), _blamed(request), redirect_stdout(io.StringIO()):
+        with _temporary_dataset_cache(), _as_user_error(request), redirect_stdout(io.StringIO()):
             manager.load(list(request.tasks))
 
 
 def run_tasks(
-    request: Request, opened: Opened, model: "Decoder", world: World, gather: Callable[[Any], list[Any]]
+    request: EvaluationRequest,
+    opened: OpenedEvaluation,
+    model: "Decoder",
+    world: World,
+    gather: Callable[[Any], list[Any]],
 ) -> dict[str, Any]:
-    """Metrics of each task, by name. A collective."""
+    """Metrics per task. A collective."""
     from tokenizer.models.open_tokenizer import load_tokenizer
 
-    assert opened.weights.tokenizer is not None  # request.py
-    codec = load_tokenizer(opened.weights.tokenizer)
+    assert opened.weights.tokenizer is not None  # checked by open_request
+    tokenizer = load_tokenizer(opened.weights.tokenizer)
     manager = _manager(request)
     from lm_eval.evaluator import evaluate
 
@@ -52,25 +56,25 @@ def run_tasks(
 
     lm = DecoderLM(
         model,
-        codec,
+        tokenizer,
         max_length=opened.seq_len,
         batch_size=request.micro_batch_size,
         world=world,
         gather=gather,
     )
-    with _data_sets_apart(), _blamed(request), redirect_stdout(io.StringIO()):
+    with _temporary_dataset_cache(), _as_user_error(request), redirect_stdout(io.StringIO()):
         _seed()
         loaded = manager.load(list(request.tasks))
         for task in loaded["tasks"].values():
             if task.get_config("num_fewshot") is None:
                 task.set_config(key="num_fewshot", value=0)
             task.set_fewshot_seed(seed=FEWSHOT_SEED)
-        results = evaluate(lm, loaded, bootstrap_iters=RESAMPLED, log_samples=False)
+        results = evaluate(lm, loaded, bootstrap_iters=BOOTSTRAP_ITERS, log_samples=False)
     return tidy(results["results"], results["n-samples"])
 
 
 def _seed() -> None:
-    """The harness's own seeds. A task may draw while it loads, and every process has to draw the same."""
+    """The harness's default seeds: a task may sample while it loads, and all processes must agree."""
     import numpy as np
     import torch
 
@@ -80,23 +84,25 @@ def _seed() -> None:
 
 
 def tidy(results: dict[str, Any], samples: dict[str, Any]) -> dict[str, Any]:
-    """`{"acc,none": 0.5, "acc_stderr,none": 0.1, …}` → metrics and stderr apart, the filter named where there is one."""
-    found = {}
+    """Split `{"acc,none": 0.5, "acc_stderr,none": 0.1, …}` into metrics and stderr; a filter other than none is named."""
+    tidied = {}
     for task, values in results.items():
         metrics: dict[str, float] = {}
         errors: dict[str, float] = {}
         for key, value in values.items():
-            name, comma, kept = key.partition(",")
+            name, comma, filter_name = key.partition(",")
             if not comma or not isinstance(value, int | float):
                 continue
             into = errors if name.endswith("_stderr") else metrics
-            into[name.removesuffix("_stderr") + ("" if kept == "none" else f" ({kept})")] = finite(float(value))
-        found[task] = {"metrics": metrics, "stderr": errors, "samples": samples.get(task, {}).get("effective")}
-    return found
+            into[name.removesuffix("_stderr") + ("" if filter_name == "none" else f" ({filter_name})")] = finite(
+                float(value)
+            )
+        tidied[task] = {"metrics": metrics, "stderr": errors, "samples": samples.get(task, {}).get("effective")}
+    return tidied
 
 
-def _manager(request: Request) -> "TaskManager":
-    """The index of tasks, which holds all that were asked for. Raises UserError."""
+def _manager(request: EvaluationRequest) -> "TaskManager":
+    """The harness's index of tasks. Raises UserError if a requested task is not in it."""
     try:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
@@ -111,10 +117,12 @@ def _manager(request: Request) -> "TaskManager":
     if unknown:
         where = "lm-evaluation-harness" if path is None else path
         known = manager.all_tasks
-        few = ", ".join(known[:SHOWN]) + (f" and {len(known) - SHOWN} more" if len(known) > SHOWN else "")
+        few = ", ".join(known[:LISTED_TASKS]) + (
+            f" and {len(known) - LISTED_TASKS} more" if len(known) > LISTED_TASKS else ""
+        )
         raise UserError(
             f"{where} has no task {', '.join(unknown)}",
-            hint="--tasks-path DIR names a folder of your own"
+            hint="for your own tasks: --tasks-path DIR"
             if path is None
             else f"it has {few or 'none'}; a task is a .yaml file with the keys task and dataset_path",
         )
@@ -122,25 +130,25 @@ def _manager(request: Request) -> "TaskManager":
 
 
 @contextmanager
-def _data_sets_apart() -> Iterator[None]:
-    """Copies of data sets in a folder that goes away, unless the environment names one."""
+def _temporary_dataset_cache() -> Iterator[None]:
+    """Cache data sets in a temporary folder, unless HF_DATASETS_CACHE is set."""
     import datasets
 
     if "HF_DATASETS_CACHE" in os.environ:
         yield
         return
-    usual = datasets.config.HF_DATASETS_CACHE
+    previous = datasets.config.HF_DATASETS_CACHE
     with tempfile.TemporaryDirectory(prefix="pretrain-tasks-") as folder:
         datasets.config.HF_DATASETS_CACHE = Path(folder)
         try:
             yield
         finally:
-            datasets.config.HF_DATASETS_CACHE = usual
+            datasets.config.HF_DATASETS_CACHE = previous
 
 
 @contextmanager
-def _blamed(request: Request) -> Iterator[None]:
-    """What fails in the harness is a mistake in a task's file, or data that is not there."""
+def _as_user_error(request: EvaluationRequest) -> Iterator[None]:
+    """Errors in the harness are UserErrors: a mistake in a task's file, or missing data."""
     try:
         yield
     except Exception as error:
@@ -150,5 +158,5 @@ def _blamed(request: Request) -> Iterator[None]:
             raise
         raise UserError(
             f"tasks {', '.join(request.tasks)}: {type(error).__name__}: {error}",
-            hint="data sets are read from local files, whose paths begin at the folder that you are in",
+            hint="data sets are local files; relative paths start at the current folder",
         ) from error

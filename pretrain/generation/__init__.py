@@ -1,8 +1,8 @@
-"""Text from a model.
+"""Text generation with a KV cache.
 
-1. prompts become rows of ids, each begun as a document begins          prompts.py, text.py
-2. all rows are read at once, then a token a step with the cache        loop.py
-3. how a step's token is drawn                                          sampling.py, or beam.py
-4. ids become text, in whole characters, up to a stop text              stream.py
-5. the command, and the samples that a training shows                   cli.py, requests.py, samples.py
+1. prompts become ids, starting as a document does in the shards     prompts.py
+2. prefill: one forward reads all prompts; then a token a step       decode_loop.py
+3. the next token: greedy or sampled; or beam search                 sampling.py, beam.py
+4. ids become text, in complete characters, up to a stop text        detokenize.py, completion.py
+5. `pretrain generate`                                               options.py, session.py
 """

@@ -1,13 +1,13 @@
-"""Continuations as text, by the loop or by the beam search."""
+"""Completions as text, by sampling or by beam search."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from pretrain.generation.beam import EarlyStopping, beam_search
 from pretrain.generation.decode_loop import generate
-from pretrain.generation.detokenize import Continuation
-from pretrain.generation.prompts import room
-from pretrain.generation.sampling import Choose
+from pretrain.generation.detokenize import CompletionBuilder
+from pretrain.generation.prompts import new_token_limit
+from pretrain.generation.sampling import Sampler
 from pretrain.model.logits_fn import LogitsFn
 from tokenizer.models.base import Tokenizer
 
@@ -15,9 +15,8 @@ from tokenizer.models.base import Tokenizer
 class Completion(NamedTuple):
     """The continuation of a prompt.
 
-    `tokens` are all that were made, but for a stop token. `finish` is "stop" (a stop token or a stop text, neither of which
-    is in `text`), "length" (all new tokens were made) or "context" (the model reads no longer sequences). `score` is that
-    of a beam search.
+    `tokens` are all new tokens except a stop token. `finish` is "stop" (a stop token, or a stop text, which `text` excludes),
+    "length" (max_new_tokens) or "context" (the model's context is full). `score` is set by beam search.
     """
 
     text: str
@@ -28,30 +27,35 @@ class Completion(NamedTuple):
 
 def complete(
     logits_fn: LogitsFn,
-    codec: Tokenizer,
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
-    choose: Choose,
+    sample: Sampler,
     *,
     max_new_tokens: int,
     stop_ids: frozenset[int],
     stop_texts: Sequence[str] = (),
-    show: Callable[[str], None] = lambda _: None,
+    on_text: Callable[[str], None] = lambda _: None,
 ) -> list[Completion]:
-    """Continue all prompts in one batch. `show` gets the text of the first one as it is made. Raises as `loop.room`."""
-    made = [
-        Continuation(codec, prompt, stop_ids=stop_ids, stop_texts=stop_texts, show=(lambda _: None) if number else show)
-        for number, prompt in enumerate(prompts)
+    """Complete all prompts in one batch. `on_text` gets the text of the first one piece by piece.
+
+    Raises UserError like `new_token_limit`.
+    """
+    builders = [
+        CompletionBuilder(
+            tokenizer, prompt, stop_ids=stop_ids, stop_texts=stop_texts, on_text=(lambda _: None) if row else on_text
+        )
+        for row, prompt in enumerate(prompts)
     ]
-    generate(logits_fn, prompts, choose, lambda row, token: made[row].take(token), max_new_tokens=max_new_tokens)
+    generate(logits_fn, prompts, sample, lambda row, token: builders[row].add(token), max_new_tokens=max_new_tokens)
     return [
-        _completion(text, room(logits_fn.config, prompt, max_new_tokens) < max_new_tokens)
-        for text, prompt in zip(made, prompts, strict=True)
+        _completion(builder, new_token_limit(logits_fn.config, prompt, max_new_tokens) < max_new_tokens)
+        for builder, prompt in zip(builders, prompts, strict=True)
     ]
 
 
 def complete_by_beams(
     logits_fn: LogitsFn,
-    codec: Tokenizer,
+    tokenizer: Tokenizer,
     prompts: Sequence[Sequence[int]],
     *,
     beams: int,
@@ -60,7 +64,7 @@ def complete_by_beams(
     length_penalty: float = 1.0,
     early_stopping: EarlyStopping = False,
 ) -> list[list[Completion]]:
-    """Of each prompt the `beams` best continuations, the best first. Raises as `loop.room`."""
+    """The `beams` best completions of each prompt, best first. Raises UserError like `new_token_limit`."""
     found = beam_search(
         logits_fn,
         prompts,
@@ -71,19 +75,19 @@ def complete_by_beams(
         early_stopping=early_stopping,
     )
     results: list[list[Completion]] = []
-    for prompt, kept in zip(prompts, found, strict=True):
-        short = room(logits_fn.config, prompt, max_new_tokens) < max_new_tokens
+    for prompt, hypotheses in zip(prompts, found, strict=True):
+        truncated = new_token_limit(logits_fn.config, prompt, max_new_tokens) < max_new_tokens
         results.append([])
-        for finished in kept:
-            text = Continuation(codec, prompt, stop_ids=stop_ids)
-            for token in finished.tokens:
-                text.take(token)
-            results[-1].append(_completion(text, short)._replace(score=finished.score))
+        for hypothesis in hypotheses:
+            builder = CompletionBuilder(tokenizer, prompt, stop_ids=stop_ids)
+            for token in hypothesis.tokens:
+                builder.add(token)
+            results[-1].append(_completion(builder, truncated)._replace(score=hypothesis.score))
     return results
 
 
-def _completion(made: Continuation, short: bool) -> Completion:
-    """`short`: the context had room for fewer tokens than were wanted."""
-    made.close()
-    finish = "stop" if made.stopped else "context" if short else "length"
-    return Completion(made.text, made.tokens, finish)
+def _completion(builder: CompletionBuilder, truncated: bool) -> Completion:
+    """`truncated`: the context allows fewer than max_new_tokens."""
+    builder.finish()
+    finish = "stop" if builder.stopped else "context" if truncated else "length"
+    return Completion(builder.text, builder.tokens, finish)

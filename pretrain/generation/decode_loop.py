@@ -1,9 +1,9 @@
-"""The loop that makes tokens, for several prompts at once.
+"""Batched decoding with a KV cache.
 
-1. prompts are laid side by side so that they end together; what is missing in front is filling that nobody looks at
-2. one forward reads all of them, and fills the cache
-3. each forward after that reads the newest token of each row
-4. a row that is over leaves the batch: the others no longer pay for it, and no position is beyond the context
+1. Prompts are left-padded; padding is masked.
+2. Prefill: one forward reads all prompts and fills the cache.
+3. Each decode step reads the newest token of each row.
+4. Finished rows leave the batch, so they cost nothing and no position exceeds the context.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,64 +11,63 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from pretrain.generation.prompts import room
-from pretrain.generation.sampling import Choose
+from pretrain.generation.prompts import new_token_limit
+from pretrain.generation.sampling import Sampler
 from pretrain.model.kv_cache import KVCache
 from pretrain.model.logits_fn import LogitsFn
 
-# A row's new token → whether the row goes on.
-Take = Callable[[int, int], bool]
+# (row, new token) → True to continue the row.
+OnToken = Callable[[int, int], bool]
 
 
-def read_prompts(logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], new_tokens: int) -> tuple[Tensor, KVCache]:
-    """Logits (B, V) behind each prompt, and the cache with room for `new_tokens` more."""
+def prefill(logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], max_new_tokens: int) -> tuple[Tensor, KVCache]:
+    """Logits (B, V) of the first new tokens, and a cache sized for `max_new_tokens` per row."""
     longest = max(map(len, prompts))
-    missing = [longest - len(prompt) for prompt in prompts]
-    filled = [[0] * count + list(prompt) for count, prompt in zip(missing, prompts, strict=True)]
-    tokens_BT = torch.tensor(filled, device=logits_fn.device)
-    # The last token that is made is never read.
+    padding = [longest - len(prompt) for prompt in prompts]
+    padded = [[0] * count + list(prompt) for count, prompt in zip(padding, prompts, strict=True)]
+    tokens_BT = torch.tensor(padded, device=logits_fn.device)
     cache = KVCache(
         logits_fn.config,
         len(prompts),
-        longest + new_tokens - 1,
+        longest + max_new_tokens - 1,  # the last new token is never read
         dtype=logits_fn.dtype,
         device=logits_fn.device,
-        padding_B=torch.tensor(missing, device=logits_fn.device) if any(missing) else None,
+        padding_B=torch.tensor(padding, device=logits_fn.device) if any(padding) else None,
     )
-    return _last(logits_fn, tokens_BT, cache), cache
+    return _last_logits(logits_fn, tokens_BT, cache), cache
 
 
-def read_tokens(logits_fn: LogitsFn, tokens: Sequence[int], cache: KVCache) -> Tensor:
-    """Logits (B, V) behind one more token of each row."""
-    return _last(logits_fn, torch.tensor(tokens, device=logits_fn.device)[:, None], cache)
+def decode_step(logits_fn: LogitsFn, tokens: Sequence[int], cache: KVCache) -> Tensor:
+    """Read one token per row. Returns the logits (B, V) of the next."""
+    return _last_logits(logits_fn, torch.tensor(tokens, device=logits_fn.device)[:, None], cache)
 
 
-def _last(logits_fn: LogitsFn, tokens_BT: Tensor, cache: KVCache) -> Tensor:
+def _last_logits(logits_fn: LogitsFn, tokens_BT: Tensor, cache: KVCache) -> Tensor:
     return logits_fn.logits(tokens_BT, cache)[:, -1].float()
 
 
 @torch.no_grad()
 def generate(
-    logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], choose: Choose, take: Take, *, max_new_tokens: int
+    logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], sample: Sampler, on_token: OnToken, *, max_new_tokens: int
 ) -> None:
-    """Hand `take(row, token)` the tokens of each row, in order, until it says no or there is no room (see `room`).
+    """Call `on_token(row, token)` for each new token until it returns False or the row reaches `new_token_limit`.
 
-    Raises UserError as `room` does, before anything is computed.
+    Raises UserError like `new_token_limit`, before anything is computed.
     """
-    limits = [room(logits_fn.config, prompt, max_new_tokens) for prompt in prompts]
-    logits_BV, cache = read_prompts(logits_fn, prompts, max(limits))
-    rows, made = list(range(len(prompts))), 0
+    limits = [new_token_limit(logits_fn.config, prompt, max_new_tokens) for prompt in prompts]
+    logits_BV, cache = prefill(logits_fn, prompts, max(limits))
+    rows, new_tokens = list(range(len(prompts))), 0
     while True:
-        chosen = choose(rows, logits_BV)
-        made += 1
-        going = [
-            place
-            for place, (row, token) in enumerate(zip(rows, chosen, strict=True))
-            if take(row, token) and made < limits[row]
+        tokens = sample(rows, logits_BV)
+        new_tokens += 1
+        kept = [
+            i
+            for i, (row, token) in enumerate(zip(rows, tokens, strict=True))
+            if on_token(row, token) and new_tokens < limits[row]
         ]
-        if not going:
+        if not kept:
             return
-        if len(going) < len(rows):
-            cache.select(torch.tensor(going, device=logits_fn.device))
-            rows = [rows[place] for place in going]
-        logits_BV = read_tokens(logits_fn, [chosen[place] for place in going], cache)
+        if len(kept) < len(rows):
+            cache.select(torch.tensor(kept, device=logits_fn.device))
+            rows = [rows[i] for i in kept]
+        logits_BV = decode_step(logits_fn, [tokens[i] for i in kept], cache)

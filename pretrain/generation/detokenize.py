@@ -1,107 +1,107 @@
-"""Tokens to text, one by one. What was given out never changes.
+"""Incremental detokenization. Text is emitted once and never changes.
 
-So a character of several byte pieces is held back until it is whole, and what may be the beginning of a stop text until it is
-not.
+Bytes of an incomplete character, and text that may begin a stop text, are held back until they are decided.
 """
 
 from collections.abc import Callable, Sequence
 
 from tokenizer.models.base import Tokenizer
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"  # bytes that are no character, or none yet
-KEPT, LONG = 8, 32  # tokens that are decoded again with each new one, or text would cost the square of its length
+INCOMPLETE = "\N{REPLACEMENT CHARACTER}"  # decoding of bytes that are not, or not yet, a character
+# Each new token is decoded with up to MAX_CONTEXT before it, cut back to CONTEXT: decoding everything would be quadratic.
+CONTEXT, MAX_CONTEXT = 8, 32
 
 
-class TextStream:
-    """Decodes the tokens behind a prompt."""
+class IncrementalDetokenizer:
+    """Decodes the tokens behind a prompt one by one."""
 
-    def __init__(self, codec: Tokenizer, prompt: Sequence[int] = ()) -> None:
-        self._codec = codec
-        # The prompt belongs to it: a tokenizer may take a space away from the beginning of what it decodes.
-        self._ids = self._known(prompt)
-        self._settled, self._shown = len(self._ids), codec.decode(self._ids)
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        # Decoding starts with the prompt: some tokenizers strip a space from the beginning of a text.
+        self._ids = self._with_text(prompt)
+        self._emitted_ids, self._emitted = len(self._ids), tokenizer.decode(self._ids)
 
     def push(self, token: int) -> str:
-        """Characters that are whole by one more token."""
-        self._ids += self._known([token])
-        text = self._codec.decode(self._ids)
-        return "" if text.endswith(UNFINISHED) else self._settle(text)
+        """Characters that the token completes."""
+        self._ids += self._with_text([token])
+        text = self._tokenizer.decode(self._ids)
+        return "" if text.endswith(INCOMPLETE) else self._emit(text)
 
-    def rest(self) -> str:
-        """What is left at the end, whole or not."""
-        return self._settle(self._codec.decode(self._ids))
+    def flush(self) -> str:
+        """The remaining text, including incomplete characters."""
+        return self._emit(self._tokenizer.decode(self._ids))
 
-    def _settle(self, text: str) -> str:
-        new = text[len(self._shown) :]
-        if not text.startswith(self._shown):
-            # A byte that fits nothing may spoil characters before it, and those are out.
-            new = self._codec.decode(self._ids[self._settled :])
-        self._settled, self._shown = len(self._ids), text
-        if len(self._ids) > LONG:
-            self._forget(text)
+    def _emit(self, text: str) -> str:
+        new = text[len(self._emitted) :]
+        if not text.startswith(self._emitted):
+            # An invalid byte can change how the characters before it decode, but those are already out.
+            new = self._tokenizer.decode(self._ids[self._emitted_ids :])
+        self._emitted_ids, self._emitted = len(self._ids), text
+        if len(self._ids) > MAX_CONTEXT:
+            self._shorten_context(text)
         return new
 
-    def _forget(self, text: str) -> None:
-        """Go on with the last tokens only, where they say by themselves what they say in the whole."""
-        kept = self._ids[-KEPT:]
-        end = self._codec.decode(kept)
-        if end.strip() and UNFINISHED not in end and text.endswith(end):
-            self._ids, self._settled, self._shown = kept, len(kept), end
+    def _shorten_context(self, text: str) -> None:
+        """Keep the last tokens only, if they decode to the same text alone."""
+        kept = self._ids[-CONTEXT:]
+        end = self._tokenizer.decode(kept)
+        if end.strip() and INCOMPLETE not in end and text.endswith(end):
+            self._ids, self._emitted_ids, self._emitted = kept, len(kept), end
 
-    def _known(self, ids: Sequence[int]) -> list[int]:
-        """Without ids that the model has beyond its tokenizer's: they have no text."""
-        return [token for token in ids if token < self._codec.vocab_size()]
+    def _with_text(self, ids: Sequence[int]) -> list[int]:
+        # The model's vocabulary may be padded beyond the tokenizer's; those ids have no text.
+        return [token for token in ids if token < self._tokenizer.vocab_size()]
 
 
-class Continuation:
-    """One text while it is made. `show` gets each new piece of it."""
+class CompletionBuilder:
+    """Tokens and text of one row while it is generated. `on_text` gets each new piece of text."""
 
     def __init__(
         self,
-        codec: Tokenizer,
+        tokenizer: Tokenizer,
         prompt: Sequence[int],
         *,
         stop_ids: frozenset[int] = frozenset(),
         stop_texts: Sequence[str] = (),
-        show: Callable[[str], None] = lambda _: None,
+        on_text: Callable[[str], None] = lambda _: None,
     ) -> None:
         self.tokens: list[int] = []
-        self.text, self.stopped, self._cut = "", False, False
-        self._stream, self._show, self._held = TextStream(codec, prompt), show, ""
+        self.text, self.stopped, self._at_stop_text = "", False, False
+        self._detokenizer, self._on_text, self._held_back = IncrementalDetokenizer(tokenizer, prompt), on_text, ""
         self._stop_ids, self._stop_texts = stop_ids, stop_texts
 
-    def take(self, token: int) -> bool:
-        """Add a token; False where the text ends with it. A stop token is not a part of the text."""
+    def add(self, token: int) -> bool:
+        """Add a token; False if it ends the text. A stop token is not part of the text."""
         if token in self._stop_ids:
             self.stopped = True
             return False
         self.tokens.append(token)
-        self._add(self._stream.push(token))
+        self._add_text(self._detokenizer.push(token))
         return not self.stopped
 
-    def close(self) -> None:
-        """No more tokens will come."""
-        if not self._cut:
-            self._add(self._stream.rest())
-        self._give(len(self._held))
+    def finish(self) -> None:
+        """Emit everything that was held back."""
+        if not self._at_stop_text:
+            self._add_text(self._detokenizer.flush())
+        self._emit(len(self._held_back))
 
-    def _add(self, new: str) -> None:
-        self._held += new
-        at = min((at for stop in self._stop_texts if (at := self._held.find(stop)) >= 0), default=None)
-        if at is not None:
-            self.stopped, self._cut, self._held = True, True, self._held[:at]
-            self._give(at)
+    def _add_text(self, new: str) -> None:
+        self._held_back += new
+        stops = [at for stop in self._stop_texts if (at := self._held_back.find(stop)) >= 0]
+        if stops:
+            self.stopped, self._at_stop_text, self._held_back = True, True, self._held_back[: min(stops)]
+            self._emit(len(self._held_back))
         else:
-            self._give(len(self._held) - _beginning_at_end(self._held, self._stop_texts))
+            self._emit(len(self._held_back) - _stop_prefix_length(self._held_back, self._stop_texts))
 
-    def _give(self, count: int) -> None:
-        piece, self._held = self._held[:count], self._held[count:]
+    def _emit(self, count: int) -> None:
+        piece, self._held_back = self._held_back[:count], self._held_back[count:]
         self.text += piece
         if piece:
-            self._show(piece)
+            self._on_text(piece)
 
 
-def _beginning_at_end(text: str, stops: Sequence[str]) -> int:
-    """Length of the longest end of `text` that a stop text begins with."""
+def _stop_prefix_length(text: str, stops: Sequence[str]) -> int:
+    """Length of the longest suffix of `text` that is a proper prefix of a stop text."""
     lengths = (n for stop in stops for n in range(1, len(stop)) if text.endswith(stop[:n]))
     return max(lengths, default=0)

@@ -1,4 +1,4 @@
-"""What a person asks `pretrain generate` for, and what contradicts itself."""
+"""Options of `pretrain generate`, and the combinations that are refused."""
 
 import math
 from typing import NamedTuple
@@ -7,7 +7,7 @@ from pretrain.errors import UserError
 
 
 class GenerateOptions(NamedTuple):
-    """The options that say how a text goes on. None is what was not given."""
+    """Generation options. None means not given."""
 
     max_new_tokens: int
     temperature: float | None
@@ -22,43 +22,45 @@ class GenerateOptions(NamedTuple):
     stop_id: tuple[int, ...]
 
 
-def refuse_contradictions(wishes: GenerateOptions) -> None:
-    """Raise UserError for options that would have no effect, or none together."""
-    # Ranges of the command line let NaN through.
+def check_options(options: GenerateOptions) -> None:
+    """Raise UserError if an option has no effect or contradicts another."""
+    # click's FloatRange accepts NaN.
     for name, number in (
-        ("--temperature", wishes.temperature),
-        ("--top-p", wishes.top_p),
-        ("--length-penalty", wishes.length_penalty),
+        ("--temperature", options.temperature),
+        ("--top-p", options.top_p),
+        ("--length-penalty", options.length_penalty),
     ):
         if number is not None and not math.isfinite(number):
             raise UserError(f"{name} {number} is not a finite number")
-    sampled = {"--temperature": wishes.temperature, "--top-k": wishes.top_k, "--top-p": wishes.top_p}
-    given = [name for name, value in {**sampled, "--seed": wishes.seed}.items() if value is not None]
-    if wishes.beams > 1:
-        given += [name for name, value in (("--greedy", wishes.greedy), ("--stop", wishes.stop)) if value]
+    sampling = {"--temperature": options.temperature, "--top-k": options.top_k, "--top-p": options.top_p}
+    given = [name for name, value in {**sampling, "--seed": options.seed}.items() if value is not None]
+    if options.beams > 1:
+        given += [name for name, value in (("--greedy", options.greedy), ("--stop", options.stop)) if value]
         if given:
             raise UserError(
-                f"--beams {wishes.beams} with {', '.join(given)}: a beam search draws nothing, and ends at tokens only",
+                f"--beams {options.beams} with {', '.join(given)}: beam search does not sample and stops only at tokens",
                 hint=f"leave out {' or '.join(('--beams', *given))}",
             )
-        if wishes.num_samples > wishes.beams:
+        if options.num_samples > options.beams:
             raise UserError(
-                f"--num-samples {wishes.num_samples} is above --beams {wishes.beams}, which finds no more texts",
-                hint=f"--beams {wishes.num_samples}",
+                f"--num-samples {options.num_samples} is above --beams {options.beams}, the number of texts found",
+                hint=f"--beams {options.num_samples}",
             )
         return
-    if wishes.length_penalty is not None:
-        raise UserError(f"--length-penalty {wishes.length_penalty:g} has no meaning without --beams", hint="--beams 4")
-    if wishes.greedy and wishes.temperature:
-        raise UserError(f"--greedy and --temperature {wishes.temperature:g} contradict each other")
-    idle = [name for name in given if name != "--temperature"]
-    if idle and (wishes.greedy or wishes.temperature == 0):
+    if options.length_penalty is not None:
+        raise UserError(f"--length-penalty {options.length_penalty:g} has no effect without --beams", hint="--beams 4")
+    if options.greedy and options.temperature:
+        raise UserError(f"--greedy contradicts --temperature {options.temperature:g}", hint="leave out one of them")
+    unused = [name for name in given if name != "--temperature"]
+    if unused and (options.greedy or options.temperature == 0):
         raise UserError(
-            f"{', '.join(idle)}: greedy draws nothing", hint=f"leave out {' and '.join(idle)}, or --temperature 0.8"
+            f"{', '.join(unused)}: no effect on greedy decoding",
+            hint=f"leave out {' and '.join(unused)}, or --temperature 0.8",
         )
-    if wishes.num_samples > 1 and (wishes.greedy or wishes.temperature == 0):
+    if options.num_samples > 1 and (options.greedy or options.temperature == 0):
         raise UserError(
-            f"--num-samples {wishes.num_samples}: greedy makes the same text each time", hint="--temperature 0.8"
+            f"--num-samples {options.num_samples}: greedy decoding gives the same text each time",
+            hint="--temperature 0.8",
         )
-    if "" in wishes.stop:
-        raise UserError("--stop is empty, and every text begins with that")
+    if "" in options.stop:
+        raise UserError("--stop is empty: every text would end at once", hint="leave it out")

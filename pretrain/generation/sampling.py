@@ -1,4 +1,4 @@
-"""How the next token is drawn: greedy, temperature, top-k and top-p.
+"""Sampling of the next token: greedy, temperature, top-k, top-p.
 
 Top-p (nucleus) sampling: Holtzman et al. 2020, https://arxiv.org/abs/1904.09751
 """
@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-COLDEST = 1e-30  # below it, fp32 has no room for the quotient, and greedy is what remains
-# Numbers of the rows that still go on, and their logits (B, V) in fp32 → a token for each.
-Choose = Callable[[Sequence[int], Tensor], list[int]]
+# Logits divided by a lower temperature overflow fp32; treat it as greedy.
+MIN_TEMPERATURE = 1e-30
+# (numbers of the unfinished rows, their logits (B, V) in fp32) → one token per row.
+Sampler = Callable[[Sequence[int], Tensor], list[int]]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the next token is drawn. temperature 0 takes the likeliest; top_k 0 and top_p 1 cut nothing."""
+    """Sampling parameters. temperature=0 is greedy; top_k=0 and top_p=1 keep all tokens."""
 
     temperature: float = 0.8
     top_k: int = 0
@@ -24,40 +25,40 @@ class Sampling:
 
 
 def next_token_probabilities(logits_V: Tensor, sampling: Sampling) -> Tensor:
-    """Probabilities (V,) after temperature, then top-k, then top-p; never empty."""
-    if sampling.temperature < COLDEST:
+    """Probabilities (V,) after temperature, then top-k, then top-p; at least one is positive."""
+    if sampling.temperature < MIN_TEMPERATURE:
         return torch.nn.functional.one_hot(logits_V.argmax(), len(logits_V)).float()
-    logits_V = (logits_V.float() - logits_V.max()) / sampling.temperature  # the largest becomes 0: nothing overflows
+    logits_V = (logits_V.float() - logits_V.max()) / sampling.temperature  # max 0, so that nothing overflows
     if 0 < sampling.top_k < len(logits_V):
         threshold = logits_V.topk(sampling.top_k).values[-1]
         logits_V = logits_V.masked_fill(logits_V < threshold, float("-inf"))
     probabilities_V = logits_V.softmax(-1)
     if sampling.top_p < 1:
-        ordered, places = probabilities_V.sort(descending=True, stable=True)
-        before = ordered.cumsum(-1) - ordered  # the first token stays whatever its probability
-        probabilities_V = probabilities_V.index_fill(0, places[before >= sampling.top_p], 0.0)
+        sorted_V, order_V = probabilities_V.sort(descending=True, stable=True)
+        mass_before_V = sorted_V.cumsum(-1) - sorted_V  # 0 for the first, which is always kept
+        probabilities_V = probabilities_V.index_fill(0, order_V[mass_before_V >= sampling.top_p], 0.0)
     return probabilities_V / probabilities_V.sum()
 
 
 def greedy(rows: Sequence[int], logits_BV: Tensor) -> list[int]:
-    """The likeliest token of each row; the first of equals."""
+    """The most likely token of each row; the first of ties."""
     return logits_BV.argmax(-1).tolist()
 
 
-def sampler(sampling: Sampling, seeds: Sequence[int]) -> Choose:
-    """Draws the tokens of row i with a generator of its own, seeded with `seeds[i]`: the other rows do not matter to it.
+def seeded_sampler(sampling: Sampling, seeds: Sequence[int]) -> Sampler:
+    """Sample row i with its own generator, seeded with `seeds[i]`, so that a row does not depend on its batch.
 
-    The draws are made on the CPU whatever the device is.
+    Draws on the CPU, whatever the device.
     """
-    if sampling.temperature < COLDEST:
+    if sampling.temperature < MIN_TEMPERATURE:
         return greedy
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
-    def choose(rows: Sequence[int], logits_BV: Tensor) -> list[int]:
-        drawn = []
+    def sample(rows: Sequence[int], logits_BV: Tensor) -> list[int]:
+        tokens = []
         for row, logits_V in zip(rows, logits_BV.cpu(), strict=True):
             probabilities_V = next_token_probabilities(logits_V, sampling)
-            drawn.append(int(torch.multinomial(probabilities_V, 1, generator=generators[row])))
-        return drawn
+            tokens.append(int(torch.multinomial(probabilities_V, 1, generator=generators[row])))
+        return tokens
 
-    return choose
+    return sample

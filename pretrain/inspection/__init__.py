@@ -1,1 +1,1 @@
-"""Looking inside a model: where it attends, and what its weights are like."""
+"""Attention maps and weight statistics of a model."""

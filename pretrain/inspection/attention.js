@@ -1,12 +1,12 @@
 "use strict";
-// Tokens reach the page as text nodes and as text on a canvas, never as HTML.
+// Tokens become text nodes and canvas text, never HTML.
 const data = JSON.parse(document.getElementById("data").textContent);
 const { tokens, layers, heads } = data;
 const count = tokens.length, UNIT = 65535, MEAN = -1;
 const element = (id) => document.getElementById(id);
 const dark = matchMedia("(prefers-color-scheme: dark)");
-// What is shown: a layer, a head (MEAN for the mean of all), a query and perhaps a key; `kept` after a click.
-const state = { layer: 0, head: MEAN, query: count - 1, key: null, kept: false };
+// The selected layer, head (MEAN: mean of all heads), query and key (or null); `pinned` by a click.
+const state = { layer: 0, head: MEAN, query: count - 1, key: null, pinned: false };
 
 function decode(text) {
   const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
@@ -25,7 +25,7 @@ const mapOf = (layer, head) => (head === MEAN ? means[layer] : maps[layer][head]
 const at = (map, query, key) => map[query * (query + 1) / 2 + key];
 const nameOf = (layer, head) => `layer ${layer}, ${head === MEAN ? "mean of all heads" : `head ${head}`}`;
 
-// One hue from paper to ink; each stop is red, green, blue.
+// One hue from background to ink; each stop is [red, green, blue].
 const RAMPS = {
   light: [[255, 255, 255], [196, 219, 251], [98, 151, 232], [30, 84, 183], [10, 28, 84]],
   dark: [[23, 27, 33], [26, 52, 102], [44, 98, 190], [110, 172, 255], [232, 243, 255]],
@@ -40,7 +40,7 @@ function mixPalette() {
     return ramp[low].map((part, i) => Math.round(part + (ramp[low + 1][i] - part) * share));
   });
 }
-const colour = (weight) => palette[Math.round(Math.min(weight, 1) * STEPS)];
+const color = (weight) => palette[Math.round(Math.min(weight, 1) * STEPS)];
 const css = ([red, green, blue]) => `rgb(${red} ${green} ${blue})`;
 const readable = ([red, green, blue]) => (0.3 * red + 0.59 * green + 0.11 * blue > 135 ? "#111" : "#fff");
 const themed = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
@@ -50,7 +50,7 @@ function paintThumbnail(canvas, map) {
   const pixels = image.data;
   for (let query = 0, from = 0; query < count; from += ++query) {
     for (let key = 0; key < count; key++) {
-      const parts = key <= query ? colour(map[from + key]) : palette[0], to = 4 * (query * count + key);
+      const parts = key <= query ? color(map[from + key]) : palette[0], to = 4 * (query * count + key);
       pixels[to] = parts[0];
       pixels[to + 1] = parts[1];
       pixels[to + 2] = parts[2];
@@ -101,11 +101,11 @@ function figuresOf(layer, head) {
 function figureTexts(layer, head) {
   const found = figuresOf(layer, head);
   if (!found) return [];
-  return [`entropy ${found[0].toFixed(2)} bits`, `${percent(found[1])} on the first token`, `${percent(found[2])} on the token before`];
+  return [`entropy ${found[0].toFixed(2)} bits`, `${percent(found[1])} on the first token`, `${percent(found[2])} on the previous token`];
 }
 const percent = (share) => `${(100 * share).toFixed(1)}%`;
 
-// The large map: labels are drawn at least LABEL pixels apart, so that they never overlap.
+// The large map. Labels are at least LABEL pixels apart, so that they do not overlap.
 const FONT = '11px ui-monospace, "SF Mono", Menlo, Consolas, "Noto Sans Mono CJK SC", monospace';
 const LONGEST = 14, LABEL = 11;
 const shortened = (token) => (Array.from(token).length > LONGEST ? `${Array.from(token).slice(0, LONGEST - 1).join("")}…` : token);
@@ -116,7 +116,7 @@ function layout() {
   context.font = FONT;
   const labels = tokens.map(shortened);
   const margin = Math.ceil(Math.max(...labels.map((label) => context.measureText(label).width))) + 10;
-  // As large as the column allows, and no higher than a window where that leaves cells of some size.
+  // As wide as the column, and no higher than the window unless cells would be under 16 pixels.
   const wide = (Math.min(element("map").parentElement.clientWidth - 3, 840) - margin) / count;
   const high = Math.max((innerHeight - 120 - margin) / count, 16);
   const cell = Math.max(count <= 64 ? LABEL : 6, Math.min(34, Math.floor(Math.min(wide, high))));
@@ -131,12 +131,12 @@ function paintMap() {
   canvas.style.width = canvas.style.height = `${size}px`;
   context.setTransform(scale, 0, 0, scale, 0, 0);
   const ink = themed("--ink"), soft = themed("--soft"), line = themed("--line"), chosen = themed("--b");
-  context.fillStyle = css(colour(0));
+  context.fillStyle = css(color(0));
   context.fillRect(margin, margin, cell * count, cell * count);
   const gap = cell >= 16 ? 1 : 0;
   for (let query = 0; query < count; query++) {
     for (let key = 0; key <= query; key++) {
-      context.fillStyle = css(colour(at(map, query, key)));
+      context.fillStyle = css(color(at(map, query, key)));
       context.fillRect(margin + key * cell, margin + query * cell, cell - gap, cell - gap);
     }
   }
@@ -146,7 +146,7 @@ function paintMap() {
   context.textBaseline = "middle";
   for (let i = 0; i < count; i++) {
     const isQuery = i === state.query, isKey = i === state.key, middle = margin + (i + 0.5) * cell;
-    // Where not every label has room, those beside a chosen one make room for it.
+    // If not all labels fit, those beside the selected one are dropped.
     const shown = (active, is) => is || (i % every === 0 && (active === null || every === 1 || Math.abs(i - active) >= every));
     if (shown(state.query, isQuery)) {
       context.fillStyle = isQuery ? ink : soft;
@@ -175,7 +175,7 @@ function paintMap() {
 function paintRamp() {
   const canvas = element("ramp"), context = canvas.getContext("2d");
   for (let x = 0; x < canvas.width; x++) {
-    context.fillStyle = css(colour(x / (canvas.width - 1)));
+    context.fillStyle = css(color(x / (canvas.width - 1)));
     context.fillRect(x, 0, 1, canvas.height);
   }
 }
@@ -183,15 +183,15 @@ function paintRamp() {
 const strip = tokens.map((token, place) => {
   const span = add(element("text"), "span", "", token);
   span.title = `token ${place}`;
-  span.addEventListener("mouseenter", () => { if (!state.kept) point(place, null); });
-  span.addEventListener("click", () => { point(place, null); state.kept = true; });
+  span.addEventListener("mouseenter", () => { if (!state.pinned) point(place, null); });
+  span.addEventListener("click", () => { point(place, null); state.pinned = true; });
   return span;
 });
 
 function describe() {
   const map = mapOf(state.layer, state.head), { query, key } = state;
   strip.forEach((span, place) => {
-    const parts = place <= query ? colour(at(map, query, place)) : null;
+    const parts = place <= query ? color(at(map, query, place)) : null;
     span.style.background = parts ? css(parts) : "";
     span.style.color = parts ? readable(parts) : "";
     span.className = [place === query ? "query" : "", place === key ? "hover" : ""].join(" ").trim();
@@ -202,9 +202,9 @@ function describe() {
   cell.append(`token ${query} `);
   token(query);
   if (key === null) {
-    cell.append(" looks mostly at");
+    cell.append(" attends mostly to");
   } else {
-    cell.append(` looks at token ${key} `);
+    cell.append(` attends to token ${key} `);
     token(key);
     cell.append(" with weight ");
     add(cell, "b", "", at(map, query, key).toFixed(4)).id = "weight";
@@ -250,7 +250,7 @@ function choose(change, scroll) {
   if (scroll && innerWidth < 1180) element("detail").scrollIntoView({ behavior: "smooth" });
 }
 
-// #layer=1&head=2&query=5&key=3, or head=mean; what is not a number in range is left as it is.
+// #layer=1&head=2&query=5&key=3, or head=mean; values out of range are ignored.
 function readHash() {
   const given = new URLSearchParams(location.hash.slice(1));
   const number = (name, most, otherwise) => {
@@ -261,7 +261,7 @@ function readHash() {
   state.head = given.get("head") === "mean" ? MEAN : number("head", heads - 1, state.head);
   state.query = number("query", count - 1, state.query);
   state.key = number("key", state.query, null);
-  state.kept = given.has("query");
+  state.pinned = given.has("query");
   show();
 }
 
@@ -274,11 +274,11 @@ function cellAt(event) {
 
 element("map").addEventListener("mousemove", (event) => {
   const cell = cellAt(event);
-  if (cell && !state.kept) point(cell.query, cell.key);
+  if (cell && !state.pinned) point(cell.query, cell.key);
 });
 element("map").addEventListener("click", (event) => {
   const cell = cellAt(event);
-  state.kept = Boolean(cell) && !(state.kept && cell.query === state.query && cell.key === state.key);
+  state.pinned = Boolean(cell) && !(state.pinned && cell.query === state.query && cell.key === state.key);
   if (cell) point(cell.query, cell.key);
 });
 addEventListener("keydown", (event) => {
@@ -302,7 +302,7 @@ dark.addEventListener("change", repaint);
 addEventListener("hashchange", readHash);
 addEventListener("resize", () => paintMap());
 
-const more = data.leftOut ? ` · ${data.leftOut} more tokens of the text are left out` : "";
+const more = data.leftOut ? ` · ${data.leftOut} more tokens are left out` : "";
 element("about").textContent = `${data.origin} · ${layers} layers × ${heads} heads · ${count} tokens${more}`;
 buildOverview();
 repaint();

@@ -1,12 +1,12 @@
-"""Singular values of a matrix: all of them where it is small, the largest with a stated error where it is not.
+"""Singular values: all of a small matrix; the largest of a large one, with an error bound.
 
 - exact ...... eigenvalues of the Gram matrix of the shorter side, in fp64: errors below 1e-7 of the largest value
 - largest .... block subspace iteration from random vectors (Halko et al. 2011, https://arxiv.org/abs/0909.4061,
-               algorithm 4.4), in fp32. Each value found is a lower bound, and a singular value lies within its residual
-               ‖Aᵀu − σv‖ (Parlett 1998, "The Symmetric Eigenvalue Problem", theorem 4.5.1, for the Jordan–Wielandt matrix)
+               algorithm 4.4), in fp32. Each value is a lower bound, and a singular value lies within its residual ‖Aᵀu − σv‖
+               (Parlett 1998, "The Symmetric Eigenvalue Problem", theorem 4.5.1, for the Jordan–Wielandt matrix)
 
 Stable rank: ‖W‖²_F / σ₁² (Rudelson & Vershynin 2007, https://arxiv.org/abs/math/0503442). Effective rank: the exponential
-of the entropy of σ / Σσ (Roy & Vetterli 2007, "The effective rank: a measure of effective dimensionality"); it takes all
+of the entropy of σ / Σσ (Roy & Vetterli 2007, "The effective rank: a measure of effective dimensionality"); it needs all
 values.
 """
 
@@ -19,12 +19,12 @@ EXACT_UP_TO = 2048
 LARGEST = 16
 OVERSAMPLING = 16
 ITERATIONS = 12
-_ROWS = 8192  # rows of a long matrix that are in fp64 at once
+_ROWS = 8192  # rows converted to fp64 at a time
 
 
 @dataclass(frozen=True)
 class Spectrum:
-    """Singular values, the largest first. `error` is how far the first may be from a singular value, relative to it."""
+    """Singular values in descending order. `error` bounds the relative error of the first."""
 
     values: Tensor
     exact: bool
@@ -34,10 +34,10 @@ class Spectrum:
 
 
 def spectrum(weight: Tensor, exact_up_to: int = EXACT_UP_TO) -> Spectrum:
-    """Of a matrix (rows, columns) whose elements are finite; all values where its shorter side has up to `exact_up_to`."""
+    """Spectrum of a finite matrix; all values if its shorter side is at most `exact_up_to`."""
     tall = weight if weight.shape[0] >= weight.shape[1] else weight.T
     exact = tall.shape[1] <= exact_up_to
-    values, error = (_all(tall), 1e-7) if exact else _largest(tall)
+    values, error = (_exact_values(tall), 1e-7) if exact else _largest_values(tall)
     squares = float(torch.linalg.vector_norm(weight, dtype=torch.float64)) ** 2
     top = float(values[0])
     if top == 0.0:
@@ -45,7 +45,7 @@ def spectrum(weight: Tensor, exact_up_to: int = EXACT_UP_TO) -> Spectrum:
     return Spectrum(values, exact, error, squares / top**2, _effective_rank(values) if exact else None)
 
 
-def _all(tall: Tensor) -> Tensor:
+def _exact_values(tall: Tensor) -> Tensor:
     gram = torch.zeros(tall.shape[1], tall.shape[1], dtype=torch.float64)
     for rows in tall.split(_ROWS):
         part = rows.double()
@@ -53,14 +53,14 @@ def _all(tall: Tensor) -> Tensor:
     return torch.linalg.eigvalsh(gram).clamp_min(0).sqrt().flip(0)
 
 
-def _largest(tall: Tensor) -> tuple[Tensor, float]:
+def _largest_values(tall: Tensor) -> tuple[Tensor, float]:
     generator = torch.Generator().manual_seed(0)
     width = min(LARGEST + OVERSAMPLING, tall.shape[1])
     right = torch.randn(tall.shape[1], width, generator=generator).to(tall.dtype)
     for _ in range(ITERATIONS):
         left = torch.linalg.qr(tall @ right).Q
         right = torch.linalg.qr(tall.T @ left).Q
-    # Rayleigh-Ritz: the best values that the subspace holds.
+    # Rayleigh-Ritz: the best approximations within the subspace.
     projected = tall @ right
     left, values, small = torch.linalg.svd(projected, full_matrices=False)
     vectors = right @ small.mT

@@ -1,46 +1,46 @@
-"""The tokens of a text as a person can tell them apart: every space, line break and lone byte is seen."""
+"""Readable labels of tokens, with spaces, line breaks and single bytes visible."""
 
 from collections.abc import Sequence
 
 from tokenizer.models.base import SPACE_MARK, Tokenizer
 
-_UNFINISHED = "\ufffd"  # what decoding gives for a part of a character
+_INCOMPLETE = "\ufffd"  # decoding of a part of a character
 _SIGNS = {" ": "␣", "\n": "\\n", "\t": "\\t", "\r": "\\r"}
 
 
-def pieces(codec: Tokenizer, ids: Sequence[int]) -> list[str]:
-    """One string for each id: its text with signs for what is not seen, or `<0xE2>` for a byte of a character."""
-    if hasattr(codec, "id_to_piece"):  # SentencePiece: a piece is its text, with a mark for each space
-        return [seen(codec.id_to_piece(int(token)).replace(SPACE_MARK, " ")) for token in ids]
-    return [seen(_text_of(codec, ids, place)) for place in range(len(ids))]
+def token_labels(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """One label per id: its text with invisible characters escaped, or `<0xE2>` for a byte of a character."""
+    if hasattr(tokenizer, "id_to_piece"):  # SentencePiece: the text, with a mark for each space
+        return [escape_invisible(tokenizer.id_to_piece(int(token)).replace(SPACE_MARK, " ")) for token in ids]
+    return [escape_invisible(_text_at(tokenizer, ids, i)) for i in range(len(ids))]
 
 
-def seen(text: str) -> str:
-    """`text` with a sign for each space, and an escape for what does not print or would reorder its surroundings."""
+def escape_invisible(text: str) -> str:
+    """`text` with ␣ for spaces, and escapes for unprintable and bidirectional characters."""
     return "".join(
         _SIGNS.get(char) or (char if char.isprintable() else char.encode("unicode_escape").decode()) for char in text
     )
 
 
-def _text_of(codec: Tokenizer, ids: Sequence[int], place: int) -> str:
-    """What a token of a tokenizer.json adds to the text before it, since some decoders treat the first one apart."""
-    special: dict[int, str] = getattr(codec, "special_tokens", {})
-    if ids[place] in special:
-        return special[ids[place]]
-    before, after = codec.decode(ids[:place]), codec.decode(ids[: place + 1])
-    if after.startswith(before) and _UNFINISHED not in after[len(before) :] and after != before:
+def _text_at(tokenizer: Tokenizer, ids: Sequence[int], i: int) -> str:
+    """Text that a token of a tokenizer.json appends: some decoders treat the first token differently."""
+    special: dict[int, str] = getattr(tokenizer, "special_tokens", {})
+    if ids[i] in special:
+        return special[ids[i]]
+    before, after = tokenizer.decode(ids[:i]), tokenizer.decode(ids[: i + 1])
+    if after.startswith(before) and _INCOMPLETE not in after[len(before) :] and after != before:
         return after[len(before) :]
-    raw = str(codec.backend.id_to_token(ids[place]))  # type: ignore[attr-defined]
-    # Elsewhere than in a byte-level vocabulary, a lone byte is spelt `<0xE2>` already.
-    byte_level = "ByteLevel" in str(codec.tokenizer_json.get("decoder"))  # type: ignore[attr-defined]
+    raw = str(tokenizer.backend.id_to_token(ids[i]))  # type: ignore[attr-defined]
+    # Other vocabularies spell a single byte as `<0xE2>` already.
+    byte_level = "ByteLevel" in str(tokenizer.tokenizer_json.get("decoder"))  # type: ignore[attr-defined]
     in_bytes = byte_level and all(char in BYTES for char in raw)
     return "".join(f"<0x{BYTES[char]:02X}>" for char in raw) if in_bytes else raw
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """Which character of a byte-level vocabulary stands for which byte: GPT-2's `bytes_to_unicode`, the other way round.
+    """Character → byte of a byte-level vocabulary: the inverse of GPT-2's `bytes_to_unicode`.
 
-    Source: https://github.com/openai/gpt-2/blob/master/src/encoder.py
+    Source: `src/encoder` of https://github.com/openai/gpt-2
     """
     plain = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(0x100) if byte not in plain]

@@ -1,11 +1,10 @@
-"""What the weights of a model are like, parameter by parameter; one of them is in memory at a time, with what its spectrum
-takes.
+"""Statistics of a model's weights. One parameter is in memory at a time.
 
-- norms ............ root mean square, largest magnitude, how many elements are NaN or infinite
+- norms ............ root mean square, largest magnitude, number of NaN and infinite elements
 - spectra .......... spectrum.py
-- dead units ....... of a feed-forward network: its row of up or gate, or its column of down, is below DEAD of the median
-- untouched rows ... of an embedding of a run: they still point exactly where the run's seed put them. A row whose token
-                     never came only shrinks by weight decay, since its gradient is zero
+- dead units ....... feed-forward units whose row of up or gate, or column of down, has a norm below DEAD_BELOW of the median
+- untouched rows ... embedding rows with the direction of their random initialization: without its token in the data, a row has
+                     no gradient, and weight decay only shrinks it
 - change ........... ‖W − W₀‖ / ‖W₀‖ against another step
 """
 
@@ -23,19 +22,20 @@ from pretrain.errors import UserError
 from pretrain.inspection.spectrum import EXACT_UP_TO, spectrum
 from pretrain.model.init import init_weights
 
-DEAD = 0.01
-SAME_DIRECTION = 1 - 1e-8  # rounding of fp32 turns a row by less; a single small step turns it by more
-SHOWN_VALUES = 48
-ROWS = 8192  # of an embedding that are in fp64 at once
+DEAD_BELOW = 0.01
+SAME_DIRECTION = 1 - 1e-8  # cosine; between fp32 rounding and the smallest optimizer step
+SPECTRUM_POINTS = 48
+ROWS = 8192  # of an embedding, converted to fp64 at a time
+# Dimension to reduce for the norm of each unit.
 FEED_FORWARD = {"feed_forward.up.weight": 1, "feed_forward.gate.weight": 1, "feed_forward.down.weight": 0}
 
 
 @dataclass(frozen=True)
-class MatrixFigures:
-    """One matrix. Figures are None where its elements are not all finite.
+class MatrixStats:
+    """Statistics of a matrix; None unless all elements are finite.
 
-    `values` are singular values: (position in the spectrum, value), position 0 the largest and 1 the smallest. `error` is
-    that of the largest, relative; `effective_rank` is None where only the largest values are known.
+    `values` are (position in the spectrum, singular value), from position 0, the largest, to 1. `error` bounds the relative
+    error of the largest; `effective_rank` is None if only the largest values are known.
     """
 
     name: str
@@ -55,8 +55,8 @@ class MatrixFigures:
 
 
 @dataclass(frozen=True)
-class VectorFigures:
-    """Weights of a norm, or a bias."""
+class VectorStats:
+    """Statistics of a norm's weights, or of a bias."""
 
     name: str
     layer: int | None
@@ -71,15 +71,15 @@ class VectorFigures:
 
 @dataclass(frozen=True)
 class WeightsReport:
-    """All figures of one step; `against` is the step that changes are relative to, `dead` counts units by layer."""
+    """Statistics of one step. `against` is the step that changes are relative to; `dead` counts units per layer."""
 
     step: int
     against: int | None
     parameters: int
     units: int
     tied: bool
-    matrices: tuple[MatrixFigures, ...]
-    vectors: tuple[VectorFigures, ...]
+    matrices: tuple[MatrixStats, ...]
+    vectors: tuple[VectorStats, ...]
     dead: tuple[int | None, ...]
     notes: tuple[str, ...] = field(default=())
 
@@ -91,14 +91,14 @@ def inspect_weights(
     exact_up_to: int = EXACT_UP_TO,
     progress: Callable[[str], None] = lambda name: None,
 ) -> WeightsReport:
-    """All figures of `source`. `progress` is told each parameter before it is read.
+    """Statistics of all parameters. Calls `progress(name)` before reading each.
 
-    Raises UserError where `against` has parameters of other names or shapes.
+    Raises UserError if `against` has parameters of other names or shapes.
     """
     if against is not None and dict(source.shapes) != dict(against.shapes):
         raise UserError(f"steps {source.step} and {against.step} do not have the same parameters")
     model = source.config.model
-    matrices, vectors, strengths = [], [], _Strengths(model.n_layers)
+    matrices, vectors, dead_units = [], [], _DeadUnits(model.n_layers)
     for name, shape in source.shapes.items():
         progress(name)
         weight = source.tensor(name)
@@ -106,7 +106,7 @@ def inspect_weights(
         if len(shape) == 2:
             untouched = _untouched(source, name, weight)
             matrices.append(_matrix(name, weight, exact_up_to, untouched=untouched, change=change))
-            strengths.add(name, weight)
+            dead_units.add(name, weight)
         else:
             vectors.append(_vector(name, weight, change))
     return WeightsReport(
@@ -117,27 +117,27 @@ def inspect_weights(
         tied=model.tie_embeddings,
         matrices=tuple(matrices),
         vectors=tuple(vectors),
-        dead=strengths.dead(),
+        dead=dead_units.counts(),
         notes=tuple(_notes(matrices, vectors)),
     )
 
 
 def relative_change(weight: Tensor, before: Tensor) -> float | None:
-    """‖W − W₀‖ / ‖W₀‖ in fp64; None where it is not a number."""
+    """‖W − W₀‖ / ‖W₀‖ in fp64; None if it is not finite."""
     norm = torch.linalg.vector_norm(before, dtype=torch.float64)
     change = float(torch.linalg.vector_norm(weight - before, dtype=torch.float64) / norm)
     return change if math.isfinite(change) else None
 
 
 def untouched_rows(weight: Tensor, initial: Tensor) -> int:
-    """How many rows are a positive multiple of their initial ones. A row of zeros points nowhere."""
+    """Number of rows that are a positive multiple of their initial row. Rows of zeros do not count."""
     parts = zip(weight.split(ROWS), initial.split(ROWS), strict=True)
-    cosines = [nn.functional.cosine_similarity(now.double(), then.double(), dim=-1) for now, then in parts]
+    cosines = [nn.functional.cosine_similarity(now.double(), first.double(), dim=-1) for now, first in parts]
     return sum(int((cosine > SAME_DIRECTION).sum()) for cosine in cosines)
 
 
 def initial_embedding(name: str, shape: tuple[int, ...], config: Config) -> Tensor:
-    """The rows that the run began with; a function of its seed, the name and the shape (model/init.py)."""
+    """Random initialization of an embedding: a function of the run's seed, its name and shape (`model.init`)."""
     module: nn.Module = nn.Embedding(*shape)
     for part in reversed(name.split(".")[:-1]):
         module = nn.ModuleDict({part: module})
@@ -145,14 +145,14 @@ def initial_embedding(name: str, shape: tuple[int, ...], config: Config) -> Tens
     return next(module.parameters()).detach()
 
 
-class _Strengths:
-    """The weakest link of each feed-forward unit, by layer, relative to the median unit."""
+class _DeadUnits:
+    """Per layer and feed-forward unit: the smallest norm of its weights, relative to the median unit."""
 
     def __init__(self, layers: int) -> None:
         self._weakest: list[Tensor | None] = [None] * layers
 
     def add(self, name: str, weight: Tensor) -> None:
-        layer, part = place(name)
+        layer, part = split_layer(name)
         if layer is None or part not in FEED_FORWARD:
             return
         norms_F = torch.linalg.vector_norm(weight, dim=FEED_FORWARD[part], dtype=torch.float64)
@@ -160,31 +160,31 @@ class _Strengths:
         weakest = self._weakest[layer]
         self._weakest[layer] = relative_F if weakest is None else torch.minimum(weakest, relative_F)
 
-    def dead(self) -> tuple[int | None, ...]:
-        """None where a layer's weights are not finite, or all are zero."""
+    def counts(self) -> tuple[int | None, ...]:
+        """Dead units per layer; None if the weights are not finite or all zero."""
         return tuple(
-            None if weakest is None or weakest.isnan().any() else int((weakest < DEAD).sum())
+            None if weakest is None or weakest.isnan().any() else int((weakest < DEAD_BELOW).sum())
             for weakest in self._weakest
         )
 
 
-def place(name: str) -> tuple[int | None, str]:
-    """blocks.3.attention.query.weight → (3, attention.query.weight); outside of blocks (None, name)."""
+def split_layer(name: str) -> tuple[int | None, str]:
+    """blocks.3.attention.query.weight → (3, attention.query.weight); outside of blocks → (None, name)."""
     head, _, rest = name.partition(".")
     number, _, part = rest.partition(".")
     return (int(number), part) if head == "blocks" else (None, name)
 
 
-def _matrix(name: str, weight: Tensor, exact_up_to: int, **known: Any) -> MatrixFigures:
-    layer, part = place(name)
+def _matrix(name: str, weight: Tensor, exact_up_to: int, **known: Any) -> MatrixStats:
+    layer, part = split_layer(name)
     not_finite = weight.numel() - int(torch.isfinite(weight).sum())
     base = {"name": name, "layer": layer, "part": part.removesuffix(".weight"), "shape": tuple(weight.shape)}
     if not_finite:
-        return MatrixFigures(**base, not_finite=not_finite, **known)
+        return MatrixStats(**base, not_finite=not_finite, **known)
     found = spectrum(weight, exact_up_to)
     last = max(min(weight.shape) - 1, 1)
-    at = torch.linspace(0, len(found.values) - 1, min(SHOWN_VALUES, len(found.values))).round().long().unique()
-    return MatrixFigures(
+    at = torch.linspace(0, len(found.values) - 1, min(SPECTRUM_POINTS, len(found.values))).round().long().unique()
+    return MatrixStats(
         **base,
         not_finite=0,
         rms=float(torch.linalg.vector_norm(weight, dtype=torch.float64)) / math.sqrt(weight.numel()),
@@ -198,24 +198,24 @@ def _matrix(name: str, weight: Tensor, exact_up_to: int, **known: Any) -> Matrix
     )
 
 
-def _vector(name: str, weight: Tensor, change: float | None) -> VectorFigures:
-    layer, part = place(name)
+def _vector(name: str, weight: Tensor, change: float | None) -> VectorStats:
+    layer, part = split_layer(name)
     not_finite = weight.numel() - int(torch.isfinite(weight).sum())
-    figures = {} if not_finite else {"least": weight.min(), "median": weight.median(), "most": weight.max()}
-    plain = {key: float(value) for key, value in figures.items()}
-    return VectorFigures(name, layer, part, weight.numel(), not_finite, **plain, change=change)
+    values = {} if not_finite else {"least": weight.min(), "median": weight.median(), "most": weight.max()}
+    plain = {key: float(value) for key, value in values.items()}
+    return VectorStats(name, layer, part, weight.numel(), not_finite, **plain, change=change)
 
 
 def _untouched(source: WeightSource, name: str, weight: Tensor) -> int | None:
-    """None for what is no embedding, and where it is not known how it began: outside of runs, and with run.init_from."""
+    """Untouched rows; None unless it is an embedding of a run that started from random initialization."""
     state = getattr(source, "state", None)
-    drawn = isinstance(state, Mapping) and "ledger" in state and source.config.run.init_from is None
-    if not drawn or not name.startswith("embedding."):
+    random_init = isinstance(state, Mapping) and "ledger" in state and source.config.run.init_from is None
+    if not random_init or not name.startswith("embedding."):
         return None
     return untouched_rows(weight, initial_embedding(name, tuple(weight.shape), source.config))
 
 
-def _notes(matrices: list[MatrixFigures], vectors: list[VectorFigures]) -> Iterator[str]:
+def _notes(matrices: list[MatrixStats], vectors: list[VectorStats]) -> Iterator[str]:
     for found in (*matrices, *vectors):
         if found.not_finite:
             values = "value that is" if found.not_finite == 1 else "values that are"

@@ -1,4 +1,4 @@
-"""The figures of weights as rows of text, for a terminal and for the page, and as JSON for programs."""
+"""Weight statistics as rows for the terminal and the page, and as JSON."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from rich.console import Console
 from rich.table import Table
 
-from pretrain.inspection.weight_stats import DEAD, MatrixFigures, VectorFigures, WeightsReport
+from pretrain.inspection.weight_stats import DEAD_BELOW, MatrixStats, VectorStats, WeightsReport
 from pretrain.report.page import origin
 
 MATRIX_HEAD = ("layer", "matrix", "shape", "RMS", "largest", "σ₁", "stable rank", "effective rank")
@@ -16,7 +16,7 @@ VECTOR_HEAD = ("layer", "weights", "length", "min", "median", "max")
 
 
 def print_report(report: WeightsReport, name: str, console: Console) -> None:
-    """Tables of matrices and of norms and biases, then what is worth saying."""
+    """Print tables of matrices and of vectors, then the remarks."""
     about = f"{origin(name, report.step)} · {report.parameters:,} parameters"
     console.print(about, markup=False, highlight=False)
     changes = () if report.against is None else (f"change since {report.against}",)
@@ -30,37 +30,37 @@ def print_report(report: WeightsReport, name: str, console: Console) -> None:
 
 
 def report_json(report: WeightsReport) -> str:
-    """All figures as one JSON object; null where there is no number."""
+    """All statistics as one JSON object; null if there is no number."""
     return json.dumps(asdict(report), indent=1, allow_nan=False) + "\n"
 
 
 def remarks(report: WeightsReport) -> Iterator[str]:
-    """Sentences about what is out of order, what was not trained, and how exact the spectra are."""
+    """Notes on defects, untrained parts and the accuracy of the spectra."""
     yield from report.notes
     if any(count is not None for count in report.dead):
         listed = ", ".join(f"{count} in layer {layer}" for layer, count in enumerate(report.dead) if count)
         yield (
-            f"dead feed-forward units (a row of up or gate, or a column of down, below {DEAD:.0%} of the median): "
-            f"{listed or 'none'}, of {report.units:,} a layer"
+            f"dead feed-forward units (a row of up or gate, or a column of down, below {DEAD_BELOW:.0%} of the median): "
+            f"{listed or 'none'}, of {report.units:,} per layer"
         )
     for matrix in report.matrices:
         if matrix.untouched is not None:
             yield (
-                f"{matrix.name}: {matrix.untouched:,} of {matrix.shape[0]:,} rows still point where initialization put "
-                "them: they were never trained"
+                f"{matrix.name}: {matrix.untouched:,} of {matrix.shape[0]:,} rows still have the direction of their "
+                "random initialization: they were never trained"
             )
-    yield "input embedding and output head are " + ("one matrix (tied)" if report.tied else "two matrices (not tied)")
-    rough = [matrix for matrix in report.matrices if not matrix.exact]
-    if rough:
-        worst = max(matrix.error or 0.0 for matrix in rough)
+    yield "input embedding and output head are " + ("tied (one matrix)" if report.tied else "not tied (two matrices)")
+    approximate = [matrix for matrix in report.matrices if not matrix.exact]
+    if approximate:
+        worst = max(matrix.error or 0.0 for matrix in approximate)
         yield (
-            f"spectra of {len(rough)} large matrices: only the first values, by subspace iteration; a singular value lies "
-            f"within {worst:.1e} of each largest one (relative). --exact-up-to computes all"
+            f"spectra of {len(approximate)} large matrices: largest values only, by subspace iteration, relative error up "
+            f"to {worst:.1e}; raise --exact-up-to to compute all"
         )
 
 
-def matrix_row(matrix: MatrixFigures, report: WeightsReport, digits: int = 4) -> list[str]:
-    """Cells below MATRIX_HEAD, and the change where there is one."""
+def matrix_row(matrix: MatrixStats, report: WeightsReport, digits: int = 4) -> list[str]:
+    """Cells for MATRIX_HEAD, and the change if there is one."""
     sigma = matrix.values[0][1] if matrix.values else None
     rank = None if matrix.effective_rank is None else matrix.effective_rank / min(matrix.shape)
     return [
@@ -74,8 +74,8 @@ def matrix_row(matrix: MatrixFigures, report: WeightsReport, digits: int = 4) ->
     ]
 
 
-def vector_row(vector: VectorFigures, report: WeightsReport, digits: int = 4) -> list[str]:
-    """Cells below VECTOR_HEAD, and the change where there is one."""
+def vector_row(vector: VectorStats, report: WeightsReport, digits: int = 4) -> list[str]:
+    """Cells for VECTOR_HEAD, and the change if there is one."""
     return [
         "" if vector.layer is None else str(vector.layer),
         vector.part.removesuffix(".weight"),
@@ -97,12 +97,12 @@ def _short(value: float | None, digits: int) -> str:
 
 
 def _table(head: tuple[str, ...], rows: list[list[str]], layers: tuple[int | None, ...]) -> Table:
-    """Eighty columns are enough; a line of space stands between layers."""
+    """At most 80 columns wide, with a blank line between layers."""
     table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1, 0, 0))
-    for place, name in enumerate(head):
+    for column, name in enumerate(head):
         wraps = name.endswith("rank") or name.startswith("change")
         table.add_column(
-            name.replace(" ", "\n") if wraps else name, justify="left" if place == 1 else "right", no_wrap=True
+            name.replace(" ", "\n") if wraps else name, justify="left" if column == 1 else "right", no_wrap=True
         )
     for row, layer, following in zip(rows, layers, (*layers[1:], layers[-1] if layers else None), strict=True):
         table.add_row(*row, end_section=layer != following)

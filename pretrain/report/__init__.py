@@ -1,1 +1,1 @@
-"""The HTML kit of every page that the toolkit writes: one document, one stylesheet, SVG charts."""
+"""Reports: one HTML kit and stylesheet for all pages, SVG charts, number formats, terminal rows and progress bars."""

@@ -1,14 +1,15 @@
-"""Small charts as inline SVG: bars, columns, lines, and a curve on logarithmic scales. No scripts, no fonts, no library.
+"""Small charts as inline SVG: bars, columns, lines, and a log-log curve. No scripts, fonts or libraries.
 
-A chart is WIDTH units wide unless told otherwise, and scales with its column. Colours are classes of the page's style
-sheet, so that light and dark are one drawing; `<title>` holds what a pointer shows, and `aria-label` what a screen
-reader says.
+A chart is WIDTH units wide by default and scales with its column. Colors are classes of page.css, for light and dark mode.
+`<title>` is the tooltip, `aria-label` the text for screen readers.
 """
 
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import NamedTuple
+
+from pretrain.report.numbers import short_number
 
 WIDTH = 420
 _NAME_WIDTH, _VALUE_WIDTH, _ROW = 112, 64, 25
@@ -18,7 +19,7 @@ _LEGEND = 20
 
 
 class Bar(NamedTuple):
-    """A name, its value, and the value as it is shown."""
+    """A name, its value, and the formatted value."""
 
     name: str
     value: float
@@ -26,7 +27,7 @@ class Bar(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Points (x, y) with x rising, drawn in the colour of the class `kind`; `dots` marks each point."""
+    """Points (x, y) in ascending x, in the color of the CSS class `kind`; `dots` marks each point."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -35,13 +36,13 @@ class Line(NamedTuple):
 
 
 def bar_chart(bars: Sequence[Bar], label: str) -> str:
-    """Horizontal bars from zero, one below the other."""
+    """Horizontal bars from zero."""
     span = WIDTH - _NAME_WIDTH - _VALUE_WIDTH
     largest = max((bar.value for bar in bars), default=0.0) or 1.0
     rows = []
     for number, bar in enumerate(bars):
         y = number * _ROW
-        # Half a unit, so that what is small but not zero can be seen.
+        # At least half a unit, or small values would vanish.
         length = max(bar.value / largest * span, 0.5 if bar.value else 0.0)
         rows.append(
             f"<g><title>{escape(bar.name)}: {escape(bar.shown)}</title>"
@@ -54,7 +55,7 @@ def bar_chart(bars: Sequence[Bar], label: str) -> str:
 
 
 def column_chart(values: Mapping[int, int], label: str, x_title: str, height: int = 220) -> str:
-    """A column for each integer of `values`, on a linear scale."""
+    """One column per integer from the smallest to the largest key, on a linear scale."""
     first, last = min(values), max(values)
     step = (WIDTH - _LEFT - _RIGHT) / (last - first + 1)
     bottom, tall = height - _BOTTOM, height - _TOP - _BOTTOM
@@ -77,7 +78,7 @@ def column_chart(values: Mapping[int, int], label: str, x_title: str, height: in
 def log_curve(
     points: Sequence[tuple[int, int]], end: int, label: str, x_title: str, end_title: str, height: int = 220
 ) -> str:
-    """Counts over ranks, both logarithmic from 1 on; the stretch from the last point to rank `end` is shaded."""
+    """Counts over ranks on logarithmic axes; ranks beyond the last point, up to `end`, are shaded."""
     bottom, tall, wide = height - _BOTTOM, height - _TOP - _BOTTOM, WIDTH - _LEFT - _RIGHT
     x_decades = max(math.log10(max(end, points[-1][0])), 1e-9)
     y_decades = max(math.ceil(math.log10(max(points[0][1], 10))), 1)
@@ -112,9 +113,9 @@ def line_chart(
     log: bool = False,
     top: float | None = None,
 ) -> str:
-    """Lines over a common linear x axis, with their names above. What is above `top` is cut off.
+    """Lines over a linear x axis, with a legend. Points above `top` are cut off.
 
-    A value that is not finite, or with `log` not positive, is left out and breaks its line.
+    Values that are not finite, or not positive with `log`, break their line.
     """
     points = [(x, y) for line in lines for x, y in line.points if _drawable(y, log)]
     first, last = (f([x for x, _ in points], default=0.0) for f in (min, max))
@@ -128,8 +129,8 @@ def line_chart(
         return _LEFT + (x - first) / ((last - first) or 1.0) * wide, bottom - up * tall
 
     drawn = [_horizontal(place(first, tick)[1], short_number(tick), width) for tick in ticks]
-    whole = all(float(x).is_integer() for x, _ in points)  # layers and steps have nothing between them
-    below = [x for x in round_numbers(first, last, 6) if not whole or x.is_integer()]
+    integers = all(float(x).is_integer() for x, _ in points)  # no half layers or steps on the axis
+    below = [x for x in round_numbers(first, last, 6) if not integers or x.is_integer()]
     drawn += [_text(place(x, ticks[0])[0], bottom + 15, short_number(x), "middle") for x in below]
     drawn += [_axis(bottom, width), _text((width - _RIGHT + _LEFT) / 2, height - 4, x_title, "middle")]
     limit = ticks[-1] if top is None else top
@@ -138,7 +139,7 @@ def line_chart(
 
 
 def round_numbers(low: float, high: float, most: int) -> list[float]:
-    """At most `most` + 1 multiples of 1, 2 or 5 times a power of ten within [low, high]; whole where the ends are."""
+    """At most `most` + 1 multiples of 1, 2 or 5 times a power of ten within [low, high]."""
     span = high - low
     if span <= 0:
         return [float(low)]
@@ -148,28 +149,18 @@ def round_numbers(low: float, high: float, most: int) -> list[float]:
     return [_twelve_digits(number * step) for number in range(first, last + 1)]
 
 
-def short_number(value: float) -> str:
-    """1500 → 1.5k, 2000000 → 2M, 0.00012 → 1.2e-4."""
-    if value and abs(value) < 1e-3:
-        digits, power = f"{value:.1e}".split("e")
-        return f"{float(digits):g}e{int(power)}"
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
-
-
 def _twelve_digits(value: float) -> float:
     """0.30000000000000004 → 0.3."""
     return float(f"{value:.12g}")
 
 
 def _drawable(y: float, log: bool) -> bool:
-    return math.isfinite(y) and (y > 0 or not log)
+    # Not 0: a power of ten below the smallest float64 underflows.
+    return math.isfinite(y) and (y > 1e-300 or not log)
 
 
 def _scale(values: Sequence[float], log: bool) -> list[float]:
-    """Round numbers from at or below the least value to at or above the largest."""
+    """Round ticks that enclose all values."""
     low, high = min(values), max(values)
     if log:
         first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
@@ -230,7 +221,7 @@ def _axis(y: float, width: float = WIDTH) -> str:
 
 
 def _bar_path(x: float, y: float, length: float, height: float) -> str:
-    """A bar that begins square at its axis and ends round."""
+    """A bar with rounded corners at its end."""
     r = min(3.0, length / 2)
     return f"M{x} {y}h{length - r:.1f}q{r:.1f} 0 {r:.1f} {r:.1f}v{height - 2 * r:.1f}q0 {r:.1f} {-r:.1f} {r:.1f}H{x}z"
 
@@ -244,7 +235,7 @@ def _column_path(x: float, bottom: float, width: float, up: float) -> str:
 
 
 def _linear_ticks(largest: int) -> tuple[int, list[int]]:
-    """The top of a scale that begins at zero, and three to five round numbers on it."""
+    """Top of a scale from zero, and three to five round ticks."""
     size = 10 ** int(math.log10(max(largest, 1)))
     step = next(size * factor // 10 or 1 for factor in (2, 5, 10, 20, 50) if largest <= 4 * (size * factor // 10 or 1))
     top = step * math.ceil(max(largest, 1) / step)

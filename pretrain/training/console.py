@@ -10,6 +10,7 @@ from rich.text import Text
 
 from pretrain.config.schema import Config
 from pretrain.plan.counts import count_parameters, plan_batch
+from pretrain.report.numbers import format_count, format_seconds
 
 
 def headline(config: Config, world_size: int, device: str, step: int) -> str:
@@ -98,18 +99,3 @@ def _make_bar(console: Console) -> Progress:
         expand=True,
         refresh_per_second=4,
     )
-
-
-def format_count(value: float) -> str:
-    """1234 → 1.2k, 5600000 → 5.6M."""
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if value >= size * (1 - (0.0005 if unit == "k" else 0.00005)):  # or it is shown as 1000 of the smaller unit
-            return f"{value / size:.1f}{unit}"
-    return f"{value:.0f}"
-
-
-def format_seconds(seconds: float) -> str:
-    """75 → 1:15, 7384 → 2:03:04."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

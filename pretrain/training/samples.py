@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from pretrain.generation.decode_loop import generate
-from pretrain.generation.detokenize import Continuation
+from pretrain.generation.detokenize import CompletionBuilder
 from pretrain.generation.sampling import greedy
 from pretrain.model.kv_cache import KVCache
 from pretrain.model.logits_fn import LogitsFn
@@ -46,10 +46,10 @@ def describe_samples(
     codec = tokenizer_from_files(tokenizer)
     samples = []
     for text, prompt, tokens in zip(texts, prompts, made, strict=True):
-        row = Continuation(codec, prompt, stop_ids=frozenset({codec.eos_id()}))
+        row = CompletionBuilder(codec, prompt, stop_ids=frozenset({codec.eos_id()}))
         for token in tokens:
-            if not row.take(token):
+            if not row.add(token):
                 break
-        row.close()
+        row.finish()
         samples.append({"prompt": text, "text": row.text, "ended": row.stopped})
     return samples

@@ -26,7 +26,7 @@ from pretrain.convert.export_hf import export_hf
 from pretrain.convert.weight_sources import load_decoder
 from pretrain.data.documents import mark_documents
 from pretrain.data.source import Source
-from pretrain.evaluation.request import Request, open_request
+from pretrain.evaluation.request import EvaluationRequest, open_request
 from pretrain.training.metrics import read_lines
 from tests.support.chaos_run import wait_until
 from tests.support.processes import ENVIRONMENT, train
@@ -200,13 +200,13 @@ def test_a_checkpoint_that_is_saved_meanwhile_changes_nothing(trained: Path, tmp
     """All processes open what the command found."""
     run = tmp_path / "run"
     shutil.copytree(trained / "run", run)
-    request = Request(str(run))
+    request = EvaluationRequest(str(run))
     opened = open_request(request)
     assert opened.checkpoint is not None
     (run / "checkpoints" / "step-00000099").mkdir()
     pinned = open_request(replace(request, checkpoint=str(opened.checkpoint)))
     assert pinned.weights.step == opened.weights.step == 16
-    assert Request.from_json(request.to_json()) == request
+    assert EvaluationRequest.from_json(request.to_json()) == request
 
 
 def test_ended_from_outside_it_leaves_no_process_behind(trained: Path) -> None:

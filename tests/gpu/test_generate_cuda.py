@@ -5,7 +5,7 @@ import torch
 
 from pretrain.generation.beam import beam_search
 from pretrain.generation.decode_loop import generate
-from pretrain.generation.sampling import Choose, Sampling, greedy, sampler
+from pretrain.generation.sampling import Sampler, Sampling, greedy, seeded_sampler
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
 from tests.support.shapes import SHAPES, small_decoder
 
@@ -14,7 +14,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(),
 PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11]]
 
 
-def run(reader: LogitsFn, choose: Choose = greedy) -> list[list[int]]:
+def run(reader: LogitsFn, choose: Sampler = greedy) -> list[list[int]]:
     made: list[list[int]] = [[] for _ in PROMPTS]
 
     def take(row: int, token: int) -> bool:
@@ -37,7 +37,7 @@ def test_greedy_and_beams_find_what_the_cpu_finds(shape: dict) -> None:
 
 def test_a_seed_draws_alike_on_both() -> None:
     cpu, cuda = decoder_logits(small_decoder()), decoder_logits(small_decoder().cuda())
-    assert run(cuda, sampler(Sampling(1.0), [1, 2, 3])) == run(cpu, sampler(Sampling(1.0), [1, 2, 3]))
+    assert run(cuda, seeded_sampler(Sampling(1.0), [1, 2, 3])) == run(cpu, seeded_sampler(Sampling(1.0), [1, 2, 3]))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

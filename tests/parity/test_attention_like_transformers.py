@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from pretrain.convert.export_hf import export_hf
 from pretrain.convert.weight_sources import open_weights
-from pretrain.inspection.attention_maps import attention_maps, capture
+from pretrain.inspection.attention_maps import attention_maps, capture_attention
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
 
@@ -32,7 +32,7 @@ def test_each_head_looks_where_transformers_says(
     tokens_1T = torch.randint(1_009, (1, 40), generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         theirs = torch.stack(model(tokens_1T, output_attentions=True).attentions)[:, 0]
-    torch.testing.assert_close(capture(decoder_of(source), tokens_1T), theirs, atol=1e-6, rtol=0)
+    torch.testing.assert_close(capture_attention(decoder_of(source), tokens_1T), theirs, atol=1e-6, rtol=0)
     # A directory is as good as a run.
     text = "def read(path):\n    return open(path)"
     from_directory = attention_maps(open_weights(tmp_path / "out"), text, 64)

@@ -17,7 +17,7 @@ from pretrain.convert.weight_sources import load_decoder, open_weights
 from pretrain.distributed.world import World
 from pretrain.errors import UserError
 from pretrain.evaluation.harness import DecoderLM
-from pretrain.evaluation.request import Request, open_request
+from pretrain.evaluation.request import EvaluationRequest, open_request
 from pretrain.evaluation.tasks import run_tasks
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import memory_source
@@ -204,7 +204,7 @@ def test_local_tasks_have_the_metrics_that_the_harness_finds(
     exported: Path, tasks_path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
-    request = Request(str(exported), tasks=("everything",), tasks_path=str(tasks_path), seq_len=LENGTH)
+    request = EvaluationRequest(str(exported), tasks=("everything",), tasks_path=str(tasks_path), seq_len=LENGTH)
     opened = open_request(request)
     found = run_tasks(request, opened, load_decoder(opened.weights), World(), lambda value: [value])
     loaded = TaskManager(include_path=str(tasks_path), include_defaults=False).load(["everything"])

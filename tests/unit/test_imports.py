@@ -27,7 +27,7 @@ TABLE = {
     "pretrain.config": "pretrain.errors omegaconf yaml",
     "pretrain.run_folder": "pretrain.errors pretrain.storage",
     "pretrain.storage": "pretrain.config pretrain.errors fsspec numpy safetensors torch",
-    "pretrain.report": "pretrain.errors",
+    "pretrain.report": "pretrain.errors click rich",
     "pretrain.plan": "pretrain.config",
     "pretrain.optim": "pretrain.config torch",
     "pretrain.model": "pretrain.config torch",
@@ -68,8 +68,8 @@ TABLE = {
     "pretrain.generation": """pretrain.config pretrain.convert pretrain.distributed pretrain.errors pretrain.model
         tokenizer.models torch""",
     "pretrain.evaluation": """pretrain.checkpoint pretrain.config pretrain.convert pretrain.convert.files
-        pretrain.data pretrain.distributed pretrain.errors pretrain.generation pretrain.model pretrain.storage
-        tokenizer.models datasets lm_eval numpy rich torch""",
+        pretrain.data pretrain.distributed pretrain.errors pretrain.generation pretrain.model pretrain.report
+        pretrain.storage tokenizer.models datasets lm_eval numpy rich torch""",
     "pretrain.inspection": """pretrain.config pretrain.convert pretrain.convert.files pretrain.errors pretrain.model
         pretrain.report tokenizer.models numpy rich torch""",
     "pretrain.training.startup": """pretrain.checkpoint pretrain.config pretrain.convert pretrain.convert.families
@@ -77,15 +77,16 @@ TABLE = {
         pretrain.health pretrain.optim pretrain.run_folder pretrain.shards pretrain.storage tokenizer.models numpy""",
     "pretrain.training": """pretrain.checkpoint pretrain.config pretrain.data pretrain.distributed pretrain.errors
         pretrain.evaluation pretrain.generation pretrain.health pretrain.model pretrain.optim pretrain.plan
-        pretrain.run_folder pretrain.storage pretrain.training.startup tokenizer.models numpy rich torch""",
+        pretrain.report pretrain.run_folder pretrain.storage pretrain.training.startup tokenizer.models numpy rich
+        torch""",
     "pretrain.train": "pretrain.training",
     "pretrain.node_check": "pretrain.health.nodes",
     "launch.slurm": "pretrain.config pretrain.errors pretrain.plan pretrain.storage omegaconf",
     "launch": "launch.slurm pretrain.config pretrain.errors pretrain.plan pretrain.run_folder psutil",
-    "pretrain.cli.views": """launch pretrain.shards pretrain.training tokenizer.corpus.readers tokenizer.encoding
+    "pretrain.cli.views": """launch pretrain.report pretrain.shards tokenizer.corpus.readers tokenizer.encoding
         tokenizer.training click rich""",
-    "pretrain.cli.quickstart": """launch pretrain.config pretrain.errors pretrain.plan pretrain.run_folder
-        pretrain.training rich""",
+    "pretrain.cli.quickstart": """launch pretrain.config pretrain.errors pretrain.plan pretrain.report
+        pretrain.run_folder pretrain.training rich""",
     "pretrain.cli": """launch launch.slurm pretrain pretrain.checkpoint pretrain.cli.quickstart pretrain.cli.views
         pretrain.config pretrain.convert pretrain.convert.gguf pretrain.data pretrain.distributed pretrain.errors
         pretrain.evaluation pretrain.generation pretrain.inspection pretrain.report pretrain.run_folder

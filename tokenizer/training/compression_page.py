@@ -1,7 +1,6 @@
-"""A tokenizer report as one HTML file that needs nothing else: no script, no font, no address.
+"""A tokenizer report as one self-contained HTML file without scripts.
 
-Everything that comes from a corpus or a model is escaped, what does not print is shown as an escape, and a strict
-content security policy stands in the page: a document that spells HTML stays text.
+All text from the corpus or the model is escaped, and unprintable characters are shown as escapes.
 """
 
 from __future__ import annotations
@@ -9,79 +8,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 from html import escape
-from pathlib import Path
 
-from pretrain.errors import DataError
 from pretrain.report.charts import Bar, bar_chart, column_chart, log_curve
+from pretrain.report.page import document, figure, resource, table
 from tokenizer.models.base import SPACE_MARK
 from tokenizer.training.compression_report import SourceReport, TokenizerReport
 from tokenizer.training.inspect_sentencepiece import describe_round_trip, visible
 
-HUES = 6  # of neighbouring pieces
+HUES = 6  # classes h0 to h5 of compression.css
 FAILURES_SHOWN = 10
 SCRIPTS_SHOWN = 12
 _BYTE = re.compile("<0x([0-9A-F]{2})>")
 
-STYLE = """
-:root { color-scheme: light dark; --page: #f6f7f9; --card: #fff; --ink: #1c2128; --soft: #5d6673; --line: #e1e4e9;
-  --mark: #2f6fdb; --shade: #d0342c1f; --good: #1a7f37; --bad: #c4372b; --tint: 88%; --depth: 70%; }
-@media (prefers-color-scheme: dark) { :root { --page: #0f1216; --card: #171b21; --ink: #e6e9ee; --soft: #98a2b0;
-  --line: #2a3038; --mark: #5b9bff; --shade: #ff6b5e2b; --good: #4cc26a; --bad: #ff7b6e; --tint: 27%; --depth: 45%; } }
-* { box-sizing: border-box; }
-body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
-  font: 15px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, "Noto Sans", "Noto Sans CJK SC", sans-serif; }
-main { max-width: 1060px; margin: 0 auto; padding: 28px 16px 56px; }
-h1 { font-size: 25px; margin: 0 0 2px; letter-spacing: -.01em; }
-h2 { font-size: 18px; margin: 38px 0 10px; }
-h3 { font-size: 14px; margin: 0 0 10px; font-weight: 600; }
-p { margin: 6px 0; max-width: 75ch; }
-.soft, figcaption { color: var(--soft); font-size: 13.5px; }
-figcaption { margin-top: 8px; }
-.path { overflow-wrap: anywhere; }
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(155px, 1fr)); gap: 10px; margin: 20px 0 0; }
-.charts { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 420px), 1fr)); gap: 12px; }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; margin: 0;
-  min-width: 0; }
-.card + .wide, .charts + .wide, .wide + .charts { margin-top: 12px; } .charts > .wide { margin: 0 !important; }
-.figure b { display: block; font-size: 23px; font-weight: 600; letter-spacing: -.01em; }
-svg { display: block; width: 100%; height: auto; overflow: visible; }
-svg text { font-size: 12px; fill: var(--soft); }
-svg .name, svg .value { fill: var(--ink); }
-svg .value { font-variant-numeric: tabular-nums; }
-.mark { fill: var(--mark); } .curve { fill: none; stroke: var(--mark); stroke-width: 2; stroke-linejoin: round; }
-.shade { fill: var(--shade); } .axis { stroke: var(--soft); stroke-width: 1; }
-.grid { stroke: var(--line); stroke-width: 1; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { text-align: right; padding: 5px 0 5px 18px; white-space: nowrap; border-bottom: 1px solid var(--line); }
-th { color: var(--soft); font-weight: 500; font-size: 13.5px; white-space: normal; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; padding-left: 0; }
-tr:last-child td { border-bottom: 0; } tr.total td { font-weight: 600; }
-table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; vertical-align: top; }
-table.facts td:first-child { color: var(--soft); white-space: nowrap; width: 1%; }
-code, .pieces, .text { font: 13.5px/1.75 ui-monospace, "SF Mono", Menlo, Consolas, "Noto Sans Mono CJK SC", monospace; }
-.pieces { display: flex; flex-wrap: wrap; gap: 6px 8px; }
-.pieces span { white-space: pre-wrap; overflow-wrap: anywhere; }
-.pieces small { color: var(--soft); margin-left: 4px; font-size: 11.5px; }
-.text { white-space: pre-wrap; overflow-wrap: anywhere; }
-mark { color: inherit; border-radius: 3px; padding: 1.5px 0; background: hsl(var(--hue) var(--depth) var(--tint)); }
-.pieces mark { padding: 2px 5px; }
-mark.byte { font-size: 11px; outline: 1px dashed var(--soft); outline-offset: -1px; padding: 2px; }
-.good { color: var(--good); } .bad { color: var(--bad); }
-ul { margin: 6px 0; padding-left: 20px; }
-""" + "".join(f".h{i} {{ --hue: {(210 + i * 137) % 360}; }}\n" for i in range(HUES))
-
-
-def write_page(report: TokenizerReport, path: Path) -> None:
-    """Write the page. Raises DataError where that cannot be."""
-    try:
-        path.write_text(report_page(report), encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be written: {error.strerror}") from None
-
 
 def report_page(report: TokenizerReport) -> str:
-    """The whole page: the same report, the same bytes."""
+    """The complete page. The same report gives the same bytes."""
     parts = [
         _heading(report),
         _sources(report),
@@ -91,12 +32,8 @@ def report_page(report: TokenizerReport) -> str:
         _excerpts(report.sources),
         _training(report),
     ]
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>Tokenizer report</title><style>{STYLE}</style></head>\n<body><main>{''.join(parts)}</main></body></html>\n"
-    )
+    style = resource("tokenizer.training", "compression.css")
+    return document("Tokenizer report", f"<main>{''.join(parts)}</main>", style=style)
 
 
 def _heading(report: TokenizerReport) -> str:
@@ -105,9 +42,9 @@ def _heading(report: TokenizerReport) -> str:
     figures = {
         "pieces": f"{report.vocab_size:,}",
         "bytes per token": f"{report.total.bytes_per_token:.2f}",
-        "of the tokens are bytes": _percent(report.total.byte_share),
+        "of tokens are bytes": _percent(report.total.byte_share),
         "of the vocabulary used": _percent(used.used / used.pieces if used.pieces else 0.0),
-        "nasty texts come back": f"{trip.texts - len(trip.failures):,} of {trip.texts:,}"
+        "stress texts round-trip": f"{trip.texts - len(trip.failures):,} of {trip.texts:,}"
         if trip.failures
         else f"all {trip.texts:,}",
     }
@@ -124,27 +61,25 @@ def _heading(report: TokenizerReport) -> str:
 def _sources(report: TokenizerReport) -> str:
     head = ("source", "bytes per token", "characters per token", "byte tokens", "tokens", "MB", "documents")
     rows = [_source_row(source) for source in report.sources]
-    total = f'<tr class="total">{_cells(_source_row(report.total))}</tr>' if len(rows) > 1 else ""
-    body = "".join(f"<tr>{_cells(row)}</tr>" for row in rows) + total
-    table = f"<table><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr>{body}</table>"
+    total = _source_row(report.total) if len(rows) > 1 else None
     length = [Bar(visible(s.name), s.bytes_per_token, f"{s.bytes_per_token:.2f}") for s in report.sources]
     bytes_ = [Bar(visible(s.name), s.byte_share, _percent(s.byte_share)) for s in report.sources]
-    figures = _figure(
+    figures = figure(
         "Bytes per token",
         bar_chart(length, "bytes per token by source"),
-        "The more, the shorter are sequences. A Latin letter takes one byte, a Cyrillic one two, a Han character three, so "
-        "compare within a script.",
-    ) + _figure(
+        "More is better: shorter sequences. In UTF-8 a Latin letter takes one byte, a Cyrillic letter two, a Han character "
+        "three, so compare within a script.",
+    ) + figure(
         "Byte tokens",
         bar_chart(bytes_, "share of byte tokens by source"),
-        "Of characters that have no piece of their own.",
+        "Share of tokens that are bytes of characters without a piece.",
     )
     left_out = ", ".join(f"{count:,} {reason}" for reason, count in report.left_out.items())
-    said = [*report.notes, *([f"Left out: {left_out}."] if left_out else [])]
+    notes = [*report.notes, *([f"Left out: {left_out}."] if left_out else [])]
     return (
-        f'<h2>Held-out text by source</h2><div class="card wide scroll">{table}</div>'
+        f'<h2>Held-out text by source</h2><div class="card wide scroll">{table(head, rows, total)}</div>'
         f'<div class="charts">{figures}</div>'
-        + "".join(f'<p class="soft">{escape(visible(note))}</p>' for note in said)
+        + "".join(f'<p class="soft">{escape(visible(note))}</p>' for note in notes)
     )
 
 
@@ -167,27 +102,27 @@ def _vocabulary(report: TokenizerReport) -> str:
         vocabulary.curve,
         vocabulary.pieces,
         "uses of pieces by rank",
-        "pieces, the most frequent first",
+        "pieces by rank",
         f"{never:,} never",
     )
     scripts = [Bar(name, count, f"{count:,}") for name, count in list(vocabulary.scripts.items())[:SCRIPTS_SHOWN]]
     if rest := list(vocabulary.scripts.values())[SCRIPTS_SHOWN:]:
-        scripts.append(Bar(f"{len(rest)} others", sum(rest), f"{sum(rest):,}"))
+        scripts.append(Bar(f"{len(rest)} other scripts", sum(rest), f"{sum(rest):,}"))
     lengths = column_chart(vocabulary.lengths, "pieces by length", "characters of a piece")
     unused = f"{never:,} of {vocabulary.pieces:,} pieces do not occur in the held-out text (shaded)."
     return (
         '<h2>Vocabulary</h2><div class="charts">'
-        + _figure("How often pieces occur", curve, unused)
-        + _figure("Length of the pieces", lengths, "The special ones and the 256 bytes are not counted.")
-        + _figure("Script of the pieces", bar_chart(scripts, "pieces by script"), "By the first letter of each.")
+        + figure("Frequency of pieces", curve, unused)
+        + figure("Length of pieces", lengths, "Without control symbols and the 256 byte pieces.")
+        + figure("Script of pieces", bar_chart(scripts, "pieces by script"), "By the first letter of each piece.")
         + (
-            _list("Never used, the first learned first", _pieces((p, None) for p in vocabulary.never_used))
+            _list("Never used, in the order of merges", _pieces((p, None) for p in vocabulary.never_used))
             if never
             else ""
         )
         + "</div>"
         + _list("Most frequent", _pieces(vocabulary.most_frequent))
-        + _list("Longest of those that occur", _pieces(vocabulary.longest))
+        + _list("Longest pieces in use", _pieces(vocabulary.longest))
     )
 
 
@@ -203,7 +138,7 @@ def _fallback(report: TokenizerReport) -> str:
 def _round_trip(report: TokenizerReport) -> str:
     trip = report.round_trip
     shown = "".join(
-        f"<li><code>{escape(ascii(text))}</code> comes back as <code>{escape(ascii(back))}</code></li>"
+        f"<li><code>{escape(ascii(text))}</code> decodes to <code>{escape(ascii(back))}</code></li>"
         for text, back in trip.failures[:FAILURES_SHOWN]
     )
     kind, sign = ("bad", "✘") if trip.failures else ("good", "✔")
@@ -214,17 +149,15 @@ def _round_trip(report: TokenizerReport) -> str:
 def _excerpts(sources: Sequence[SourceReport]) -> str:
     cards = "".join(
         f'<div class="card wide"><h3>{escape(visible(source.name))}</h3>'
-        f'<div class="text">{_coloured(source.excerpt)}</div></div>'
+        f'<div class="text">{_colored(source.excerpt)}</div></div>'
         for source in sources
         if source.excerpt
     )
-    return (
-        f'<h2>What it makes of them</h2><p class="soft">The beginning of a held-out document of each source.</p>{cards}'
-    )
+    return f'<h2>Examples</h2><p class="soft">The beginning of one held-out document per source.</p>{cards}'
 
 
-def _coloured(pieces: Sequence[tuple[str, int]]) -> str:
-    """Text in pieces of changing colours; a byte is its two hexadecimal digits, and a line break stays one, after its sign."""
+def _colored(pieces: Sequence[tuple[str, int]]) -> str:
+    """Pieces in alternating colors. A byte shows as two hexadecimal digits, a line break as ⏎ and a break."""
     marks = []
     for number, (piece, token) in enumerate(pieces):
         byte = _BYTE.fullmatch(piece)
@@ -241,11 +174,7 @@ def _training(report: TokenizerReport) -> str:
         f"<tr><td>{escape(visible(name))}</td><td>{escape(visible(str(value)))}</td></tr>"
         for name, value in report.trained_on.items()
     )
-    return f'<h2>How it was trained</h2><div class="card wide"><table class="facts">{rows}</table></div>'
-
-
-def _figure(title: str, chart: str, caption: str) -> str:
-    return f'<figure class="card"><h3>{title}</h3>{chart}<figcaption>{escape(caption)}</figcaption></figure>'
+    return f'<h2>Training</h2><div class="card wide"><table class="facts">{rows}</table></div>'
 
 
 def _list(title: str, content: str) -> str:
@@ -262,14 +191,10 @@ def _pieces(pieces: Iterable[tuple[str, int | None]]) -> str:
 
 
 def _shown(piece: str) -> str:
-    """A run of one character, such as the spaces of an indentation, as the character and how many."""
+    """A run of one character, e.g. an indentation, as the character and its count."""
     if len(piece) > 3 and len(set(piece)) == 1:
         return f"{visible(piece[0])} × {len(piece)}"
     return visible(piece)
-
-
-def _cells(values: Iterable[str]) -> str:
-    return "".join(f"<td>{escape(value)}</td>" for value in values)
 
 
 def _percent(share: float) -> str:

@@ -1,7 +1,7 @@
-"""The quickstart's corpus: the Python standard library of this machine, so that nothing is downloaded.
+"""The quickstart's corpus: the local Python standard library, so nothing is downloaded.
 
-Sources: every module of the standard library. Documentation strings: of the modules that are written in C, whose
-documentation is in no source file. One document in `HELD_OUT` is kept out of training, chosen by a hash of its name.
+Source files of all modules, and docstrings of the built-in modules, which have no source files. One document in `HELD_OUT`
+is held out, by a hash of its name.
 """
 
 import hashlib
@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 HELD_OUT = 25
-# Installed packages are not the standard library; test data holds files that are broken on purpose.
-LEFT_OUT = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
+# Installed packages, and tests, whose data has files that are invalid on purpose.
+EXCLUDED = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
 @dataclass(frozen=True)
-class Written:
-    """What became of the corpus."""
+class CorpusStats:
+    """Size of the corpus; `unreadable` counts files that are not UTF-8."""
 
     root: Path
     files: int
@@ -31,8 +31,8 @@ class Written:
     unreadable: int
 
 
-def write_corpus(folder: Path) -> Written:
-    """Write train.jsonl and valid.jsonl, a document {"text", "path"} a line."""
+def write_corpus(folder: Path) -> CorpusStats:
+    """Write train.jsonl and valid.jsonl, one document {"text", "path"} per line."""
     folder.mkdir(parents=True)
     root = Path(sysconfig.get_paths()["stdlib"])
     sources, unreadable = _sources(root)
@@ -43,14 +43,14 @@ def write_corpus(folder: Path) -> Written:
             held_out = hashlib.sha256(path.encode()).digest()[0] % HELD_OUT == 0
             (valid if held_out else train).write(json.dumps({"text": text, "path": path}) + "\n")
             written += len(text.encode())
-    return Written(root, len(sources), len(docstrings), written, unreadable)
+    return CorpusStats(root, len(sources), len(docstrings), written, unreadable)
 
 
 def _sources(root: Path) -> tuple[list[tuple[str, str]], int]:
-    """(name, text) of each source, and the number of files that are not UTF-8 text."""
+    """(name, text) of each source file, and the number of unreadable files."""
     found, unreadable = [], 0
     for path in sorted(root.rglob("*.py")):
-        if LEFT_OUT.intersection(path.relative_to(root).parts):
+        if EXCLUDED.intersection(path.relative_to(root).parts):
             continue
         try:
             text = path.read_text(encoding="utf-8")
@@ -63,7 +63,7 @@ def _sources(root: Path) -> tuple[list[tuple[str, str]], int]:
 
 
 def _docstrings() -> Iterator[tuple[str, str]]:
-    """A document a module: what it says of itself, of its classes and functions, and of their methods."""
+    """(name, text) of each built-in module: its docstring and those of its classes, functions and methods."""
     for name in sorted(sys.builtin_module_names):
         if name.startswith("__"):
             continue

@@ -1,10 +1,10 @@
-"""`pretrain quickstart`: the whole path on real text, through the same commands that a user types.
+"""`pretrain quickstart`: the complete pipeline on real text, with the commands that a user types.
 
-DIR/corpus/      train.jsonl, valid.jsonl: the Python standard library of this machine
+DIR/corpus/      train.jsonl, valid.jsonl: the Python standard library
 DIR/tokenizer/   tokenizer.model
 DIR/shards/      train/, valid/
-DIR/run/         a run; killed with kill -9 after its first checkpoint, and resumed
-DIR/export/      a Hugging Face directory, trained on for three steps by transformers
+DIR/run/         a run, killed with kill -9 after its first checkpoint and resumed
+DIR/export/      a Hugging Face directory, fine-tuned for three steps with transformers
 """
 
 import json
@@ -21,10 +21,11 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.processes import kill_tree
-from pretrain.cli.quickstart.stdlib_corpus import Written, write_corpus
+from pretrain.cli.quickstart.stdlib_corpus import CorpusStats, write_corpus
 from pretrain.config import load_config
 from pretrain.errors import PretrainError, UserError
 from pretrain.plan.counts import count_parameters
+from pretrain.report.numbers import format_megabytes
 from pretrain.run_folder import RunFolder
 from pretrain.training.metrics import read_lines
 
@@ -35,7 +36,7 @@ PROMPT = "def read_text(path"
 
 
 class Quickstart:
-    """One walk through everything, in DIR."""
+    """All steps of the quickstart, in DIR."""
 
     def __init__(self, out: Path, overrides: Sequence[str]) -> None:
         self.out, self.overrides = out, overrides
@@ -46,16 +47,16 @@ class Quickstart:
         self.config = load_config(CONFIG, overrides).config
         self.killed_at = 0
         self.sample = ""
-        self.tuned: list[str] = []
+        self.fine_tuning: list[str] = []
 
-    def walk(self) -> None:
-        """All steps, then the table."""
+    def run_all(self) -> None:
+        """Run all steps and print the summary."""
         started = time.monotonic()
-        self._title("1  Corpus: the Python standard library of this machine")
+        self._title("1  Corpus: the Python standard library")
         corpus = write_corpus(self.out / "corpus")
         self.console.print(
-            f"{corpus.files} source files below {corpus.root} and the documentation strings of {corpus.docstrings} "
-            f"built-in modules: {corpus.bytes / 1e6:.1f} MB",
+            f"{corpus.files} source files in {corpus.root} and the docstrings of {corpus.docstrings} built-in modules: "
+            f"{format_megabytes(corpus.bytes)}",
             soft_wrap=True,
         )
         self._title("2  Tokenizer: SentencePiece BPE, lossless")
@@ -73,14 +74,14 @@ class Quickstart:
             self._pretrain("tokenizer", "encode", "--tokenizer", model, "--input", text, "--output", shards, *workers)
         self._title(f"4  Training: {PROCESSES} processes under DeepSpeed ZeRO-{self.config.engine.zero_stage}, killed")
         self._train_and_kill()
-        self._title("5  The same command again: it resumes")
+        self._title("5  Resume: the same command again")
         self._pretrain(*self._train_command())
-        self._title("6  Export: a Hugging Face directory that proves itself")
+        self._title("6  Export: a verified Hugging Face directory")
         self._pretrain("export", str(self.run.path), str(self.out / "export"))
-        self._title("7  Used by others: transformers trains it on")
+        self._title("7  Fine-tuning with transformers")
         fine_tune = [sys.executable, "-m", "pretrain.convert.fine_tune", str(self.out / "export"), valid_text]
-        self.tuned = self._command(fine_tune, "python -m " + " ".join(fine_tune[2:])).splitlines()
-        self._title("8  A sample")
+        self.fine_tuning = self._command(fine_tune, "python -m " + " ".join(fine_tune[2:])).splitlines()
+        self._title("8  Sample")
         self.sample = self._pretrain("generate", str(self.run.path), PROMPT, "--max-new-tokens", "60")
         self._summary(corpus, time.monotonic() - started)
 
@@ -97,16 +98,16 @@ class Quickstart:
         return ["launch", "local", config, "--nproc", str(PROCESSES), *keys]
 
     def _train_and_kill(self) -> None:
-        """Start, wait until some steps after a checkpoint are done, and kill -9 every process."""
+        """Start the run, and kill -9 every process some steps after the first checkpoint."""
         command = self._train_command()
         self.console.print(f"[bold]$ pretrain {' '.join(command)}", soft_wrap=True)
         child = subprocess.Popen([sys.executable, "-m", "pretrain.cli", *command])
-        # Some steps beyond the first checkpoint, which are lost and done again.
-        goal = self.config.checkpoint.every_steps * 4 // 3
-        while child.poll() is None and _last_step(self.run.metrics) < goal:
+        # Some steps after the first checkpoint are lost, and repeated after the resume.
+        kill_step = self.config.checkpoint.every_steps * 4 // 3
+        while child.poll() is None and _last_step(self.run.metrics) < kill_step:
             time.sleep(0.2)
         if child.poll() is not None:
-            raise PretrainError(f"the training ended with exit code {child.returncode}", hint=f"see {self.run.logs}")
+            raise PretrainError(f"training exited with code {child.returncode}", hint=f"see {self.run.logs}")
         kill_tree(child.pid)
         child.wait()
         self.killed_at = _last_step(self.run.metrics)
@@ -117,9 +118,9 @@ class Quickstart:
         return self._command([sys.executable, "-m", "pretrain.cli", *arguments], shown)
 
     def _command(self, command: list[str], shown: str) -> str:
-        """Run it where the user sees it; returns what it printed."""
+        """Print and run a command. Returns its output, except of a training run."""
         self.console.print(f"[bold]$ {shown}", soft_wrap=True)
-        # Only short outputs are read here; a training keeps the terminal to itself, for its progress bar.
+        # A training run keeps the terminal, for its progress bar.
         if "launch" in command:
             code, output = subprocess.run(command, check=False).returncode, ""
         else:
@@ -127,26 +128,26 @@ class Quickstart:
             code, output = done.returncode, done.stdout.rstrip("\n")
             self.console.print(output, markup=False, soft_wrap=True)
         if code:
-            raise PretrainError(f"`{shown}` ended with exit code {code}")
+            raise PretrainError(f"`{shown}` exited with code {code}")
         return output
 
     def _title(self, text: str) -> None:
         self.console.print()
         self.console.rule(f"[bold cyan]{text}", align="left")
 
-    def _summary(self, corpus: Written, seconds: float) -> None:
+    def _summary(self, corpus: CorpusStats, seconds: float) -> None:
         evaluations, steps = read_lines(self.run.evaluations), read_lines(self.run.metrics)
         first, last = evaluations[0]["bits_per_byte"], evaluations[-1]["bits_per_byte"]
         manifest = json.loads((self.out / "shards" / "train" / "manifest.json").read_text())
         proof = json.loads((self.out / "export" / "proof.json").read_text())
         resumed = self.config.checkpoint.every_steps
         trained = sum(step["seconds"] for step in steps)
-        table = Table(title=f"What happened in {seconds:.0f} seconds", title_justify="left", show_header=False)
+        table = Table(title=f"Results after {seconds:.0f} seconds", title_justify="left", show_header=False)
         table.add_column(style="bold")
         table.add_column()
         table.add_column(style="cyan")
         for row in (
-            ("corpus", f"{corpus.files} files, {corpus.bytes / 1e6:.1f} MB", "corpus/"),
+            ("corpus", f"{corpus.files} files, {format_megabytes(corpus.bytes)}", "corpus/"),
             ("tokenizer", f"{self.config.model.vocab_size} pieces", "tokenizer/tokenizer.model"),
             ("shards", f"{manifest['tokens']:,} tokens of {manifest['documents']} documents", "shards/"),
             ("model", f"{count_parameters(self.config.model):,} parameters", "run/config.yaml"),
@@ -160,10 +161,14 @@ class Quickstart:
             (
                 "export",
                 f"logits differ by {proof['logits']['max_abs_difference']:.1e}, "
-                f"0 of {proof['tokenizer']['strings']} texts tokenize differently",
+                f"token ids equal on {proof['tokenizer']['strings']} texts",
                 "export/",
             ),
-            ("transformers", "trains it on: loss " + " → ".join(line.rsplit(" ", 1)[-1] for line in self.tuned), ""),
+            (
+                "fine-tuning",
+                "with transformers: loss " + " → ".join(line.rsplit(" ", 1)[-1] for line in self.fine_tuning),
+                "",
+            ),
             ("sample", Text(self.sample), ""),
         ):
             table.add_row(*row)
@@ -183,20 +188,20 @@ class Quickstart:
 
 
 def run_quickstart(out: Path, overrides: Sequence[str] = ()) -> None:
-    """Walk through everything in `out`; an earlier quickstart there is replaced. `overrides` go to the training.
+    """Run the quickstart in `out`, replacing an earlier one. `overrides` go to the training run.
 
-    Raises UserError where `out` holds anything else.
+    Raises UserError if `out` contains anything else.
     """
     if not CONFIG.is_file():
         raise UserError(f"{CONFIG} does not exist", hint="run the quickstart from a clone: pip install -e .")
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / MARKER).is_file())):
-        raise UserError(f"{out} exists and is not an earlier quickstart", hint="--out DIR with a new name")
+        raise UserError(f"{out} exists and is not an earlier quickstart", hint="give a new folder: --out DIR")
     quickstart = Quickstart(out, overrides)
     if out.exists():
         shutil.rmtree(out)
     out.mkdir(parents=True)
     (out / MARKER).touch()
-    quickstart.walk()
+    quickstart.run_all()
 
 
 def _last_step(metrics: Path) -> int:

@@ -4,11 +4,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import click
-from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 
+from pretrain.report.numbers import format_megabytes
+from pretrain.report.terminal import transient_progress
 from pretrain.shards.manifest import PACKED, Manifest
 from pretrain.shards.writer import PROBLEMS_NAME
 from tokenizer.corpus.readers import CorpusTask
@@ -22,8 +21,8 @@ def plan_rows(run: EncodeRun) -> dict[str, str]:
     """Rows for --plan: inputs, estimated text, tasks, and the path of the written plan."""
     tasks = len(run.plan.tasks)
     return {
-        **{source.input: f"{source.files:,} files, {source.bytes / 1e6:,.1f} MB" for source in run.plan.sources},
-        "text": f"about {run.plan.text_bytes / 1e6:,.1f} MB",
+        **{source.input: f"{source.files:,} files, {format_megabytes(source.bytes)}" for source in run.plan.sources},
+        "text": f"about {format_megabytes(run.plan.text_bytes)}",
         "tasks": f"{tasks:,}, numbered 0 to {tasks - 1:,}, in {run.write_plan()}",
     }
 
@@ -43,7 +42,7 @@ def corpus_rows(manifest: Manifest, output: Path) -> dict[str, str]:
     """Rows for a finished corpus."""
     rows = {
         "documents": f"{manifest.documents:,}",
-        "text": f"{manifest.text_bytes / 1e6:,.1f} MB",
+        "text": format_megabytes(manifest.text_bytes),
         "tokens": f"{manifest.tokens:,}",
         "bytes per token": f"{manifest.text_bytes / manifest.tokens:.2f}",
         **(_packing_rows(manifest) if manifest.layout == PACKED else {}),
@@ -62,28 +61,20 @@ def _packing_rows(manifest: Manifest) -> dict[str, str]:
     }
 
 
-def print_table(rows: dict[str, str]) -> None:
-    """Print names and values, one per line. Not with rich's table: it wraps long paths, even when piped."""
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        click.echo(f"{name:<{width}}  {value}")
-
-
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[EncodeProgress], None] | None]:
-    """Yields a callback that draws tasks, documents, MB/s, tokens, problems and the time left; None without a terminal."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield None
-        return
+def progress_bar(what: str) -> Iterator[Callable[[EncodeProgress], None] | None]:
+    """A callback that draws tasks, documents, MB/s, tokens, problems and the time left on a terminal; None elsewhere."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.fields[counts]}"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns, console=console, transient=True) as bar:
-        drawn = bar.add_task(title, total=_BAR_STEPS, counts="")
+    with transient_progress(*columns) as bar:
+        if bar.disable:
+            yield None
+            return
+        drawn = bar.add_task(what, total=_BAR_STEPS, counts="")
 
         def show(progress: EncodeProgress) -> None:
             seconds = max(bar.tasks[0].elapsed or 0.0, 1e-9)

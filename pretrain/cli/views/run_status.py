@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from launch.status import RunStatus, read_status
-from pretrain.training.console import format_count, format_seconds
+from pretrain.report.numbers import format_count, format_seconds
 
 STYLES = {"running": "green", "done": "bold green", "failed": "bold red"}
 EVERY_S = 5.0

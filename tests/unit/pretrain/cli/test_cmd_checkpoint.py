@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from pretrain.checkpoint import layout
-from pretrain.cli.cmd_checkpoint import _age, find_damage
+from pretrain.cli.cmd_checkpoint import find_damage
 from pretrain.cli.main import cli
 from pretrain.config import Config
 from pretrain.config.load import save_config
@@ -103,13 +103,6 @@ def test_ls_before_the_first_save(tmp_path: Path) -> None:
     assert json.loads(call("ls", tmp_path, "--json").output) == []
     with pytest.raises(UserError, match="does not exist"):
         raise call("ls", tmp_path / "none").exception or AssertionError
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(-5, "0 s"), (59, "59 s"), (60, "1 min"), (7_384, "2 h"), (86_399, "23 h"), (200_000, "2 d")]
-)
-def test_an_age_is_short(seconds: float, text: str) -> None:
-    assert _age(seconds) == text
 
 
 def test_whole_checkpoints_verify(run: RunFolder) -> None:

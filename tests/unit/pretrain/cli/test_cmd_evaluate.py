@@ -87,7 +87,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     "no such step": (["@run", "--step", "8"], ["no step 8", "hint: saved steps: 7"]),
     "a step of a directory": (["@export", "--step", "8", "--data", "b=@valid"], ["8", "no other steps"]),
     "another architecture": (["@bert", "--data", "b=@valid"], ["bert"]),
-    "a directory without data": (["@export"], ["names no held-out sources", "hint: --data NAME=SHARDS"]),
+    "a directory without data": (["@export"], ["has no held-out sources", "hint: --data NAME=SHARDS"]),
     "no name": (["@run", "--data", "@valid"], ["is not NAME=SHARDS"]),
     "a name that is a path": (["@run", "--data", "a/b=@valid"], ["is not NAME=SHARDS"]),
     "a name twice": (["@run", "--data", "b=@valid", "--data", "b=@foreign"], ["'b' is given twice"]),
@@ -112,7 +112,7 @@ MISTAKES: dict[str, tuple[list[str], list[str]]] = {
     ),
     "longer than the model reads": (
         ["@run", "--seq-len", "256"],
-        ["--seq-len 256", "max_seq_len is 128", "hint: --seq-len 128"],
+        ["--seq-len 256", "max_seq_len=128", "hint: --seq-len 128"],
     ),
     "blocks that are not divided": (["@run", "--seq-len", "48"], ["--seq-len 48", "64", "hint: --seq-len"]),
     "no processes": (["@run", "--nproc", "0"], ["--nproc", "0"]),
@@ -152,7 +152,7 @@ def test_a_mistake_is_one_error_before_anything_starts(
         raise AssertionError("something was started")
 
     monkeypatch.setattr(evaluate_command, "run_processes", started)
-    monkeypatch.setattr("pretrain.evaluation.worker._held_out", started)
+    monkeypatch.setattr("pretrain.evaluation.worker._score_held_out", started)
     monkeypatch.chdir(tmp_path)
     arguments, expected = MISTAKES[mistake]
     message = refused(place, arguments)

@@ -132,7 +132,7 @@ def test_the_end_of_the_context_is_said_beside_the_text(folder: Path) -> None:
     result = ran(folder, "def f", "--greedy", "--max-new-tokens", "1000", "--json")
     (line,) = [json.loads(line) for line in result.stdout.splitlines()]
     assert line["finish"] == "context"
-    assert "text 1 ends with the model's context: model.max_seq_len=128" in result.stderr
+    assert "text 1 is cut at the model's context: model.max_seq_len=128" in result.stderr
 
 
 def test_text_that_spells_the_end_of_a_document_is_text(folder: Path) -> None:
@@ -156,12 +156,12 @@ def test_bf16_computes_something_else(folder: Path) -> None:
         (["--beams", "2", "--temperature", "0.5"], "--beams 2 with --temperature"),
         (["--beams", "2", "--seed", "0", "--stop", "x"], "--beams 2 with --seed, --stop"),
         (["--beams", "2", "--num-samples", "3"], "--num-samples 3 is above --beams 2"),
-        (["--length-penalty", "2"], "--length-penalty 2 has no meaning without --beams"),
-        (["--greedy", "--temperature", "0.5"], "contradict"),
-        (["--greedy", "--num-samples", "2"], "greedy makes the same text each time"),
+        (["--length-penalty", "2"], "--length-penalty 2 has no effect without --beams"),
+        (["--greedy", "--temperature", "0.5"], "--greedy contradicts --temperature 0.5"),
+        (["--greedy", "--num-samples", "2"], "greedy decoding gives the same text each time"),
         (["--stop", ""], "--stop is empty"),
         (["--step", "3"], "step 3: "),
-        (["--greedy", "--top-k", "5", "--seed", "4"], "--top-k, --seed: greedy draws nothing"),
+        (["--greedy", "--top-k", "5", "--seed", "4"], "--top-k, --seed: no effect on greedy decoding"),
         (["--temperature", "nan"], "--temperature nan is not a finite number"),
         (["--beams", "2", "--length-penalty", "nan"], "--length-penalty nan is not a finite number"),
         (["--stop-id", "9999999"], "--stop-id 9999999: the model has the ids 0 to"),
@@ -204,8 +204,8 @@ def test_weights_without_a_tokenizer_are_refused(source: MemorySource, monkeypat
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("p.jsonl", b"", "holds no prompts"),
-        ("p.jsonl", b'"a"\n{"text": 3}\n', "p.jsonl:2: holds no prompt"),
+        ("p.jsonl", b"", "has no prompts"),
+        ("p.jsonl", b'"a"\n{"text": 3}\n', "p.jsonl:2: not a prompt"),
         ("p.jsonl", b'"a"\n"b\n', "p.jsonl:2: not JSON"),
         ("p.jsonl", b"[" * 100_000, "p.jsonl:1: not JSON"),
         ("p.txt", b"a\xff", "not UTF-8 at byte 1"),

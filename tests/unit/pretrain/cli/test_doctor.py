@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from pretrain.cli.doctor import findings, run_doctor
+from pretrain.cli.doctor import check_installation, run_doctor
 
 
 def test_this_installation_has_no_fault(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_doctor() == 0
     shown = capsys.readouterr().out
-    assert "torch 2." in shown and "the package `launch` is ours alone" in shown
+    assert "torch 2." in shown and "the package `launch` has no conflict" in shown
 
 
 def test_another_owner_of_our_packages_is_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -21,6 +21,6 @@ def test_another_owner_of_our_packages_is_a_fault(tmp_path: Path, monkeypatch: p
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: rocket\nVersion: 1.0\n")
     (info / "top_level.txt").write_text("launch\n")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    faults = [finding.text for finding in findings() if finding.level == "fault"]
+    faults = [finding.text for finding in check_installation() if finding.level == "fault"]
     assert len(faults) == 1
     assert "`launch` is also installed by rocket" in faults[0] and "pip uninstall rocket" in faults[0]

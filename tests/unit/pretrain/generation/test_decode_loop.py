@@ -1,4 +1,4 @@
-"""The loop with its cache and its batch, held against the loop that a person would write first."""
+"""Batched decoding with a cache against a plain loop without either."""
 
 import pytest
 import torch
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from pretrain.errors import UserError
 from pretrain.generation.decode_loop import generate
-from pretrain.generation.prompts import room
-from pretrain.generation.sampling import Choose, Sampling, greedy, sampler
+from pretrain.generation.prompts import new_token_limit
+from pretrain.generation.sampling import Sampler, Sampling, greedy, seeded_sampler
 from pretrain.model.decoder import Decoder
 from pretrain.model.kv_cache import KVCache
 from pretrain.model.logits_fn import LogitsFn, decoder_logits
@@ -20,7 +20,7 @@ PROMPTS = [[1, 2, 3], [4], [5, 6, 7, 8, 9, 10, 11], [12, 13, 14], [15] * 20]
 
 @torch.no_grad()
 def plain_greedy(model: Decoder, prompt: list[int], count: int) -> list[int]:
-    """No cache, no batch: everything is computed again for each token, up to the end of the context."""
+    """No cache, no batch: recomputes everything for each token, up to the end of the context."""
     ids = list(prompt)
     while len(ids) < min(len(prompt) + count, model.config.max_seq_len):
         ids.append(int(model(torch.tensor([ids]))[0, -1].argmax()))
@@ -28,15 +28,15 @@ def plain_greedy(model: Decoder, prompt: list[int], count: int) -> list[int]:
 
 
 def run(
-    model: Decoder, prompts: list[list[int]], count: int, choose: Choose = greedy, ends: tuple[int, ...] = ()
+    model: Decoder, prompts: list[list[int]], count: int, sample: Sampler = greedy, ends: tuple[int, ...] = ()
 ) -> list[list[int]]:
     made: list[list[int]] = [[] for _ in prompts]
 
-    def take(row: int, token: int) -> bool:
+    def on_token(row: int, token: int) -> bool:
         made[row].append(token)
         return token not in ends
 
-    generate(decoder_logits(model), prompts, choose, take, max_new_tokens=count)
+    generate(decoder_logits(model), prompts, sample, on_token, max_new_tokens=count)
     return made
 
 
@@ -71,41 +71,41 @@ MODEL = small_decoder()
 
 def test_a_sampled_row_does_not_depend_on_the_others() -> None:
     seeds = [3, 1, 4, 1, 5]
-    together = run(MODEL, PROMPTS, 12, sampler(Sampling(1.0), seeds))
+    together = run(MODEL, PROMPTS, 12, seeded_sampler(Sampling(1.0), seeds))
     for prompt, seed, made in zip(PROMPTS, seeds, together, strict=True):
-        assert run(MODEL, [prompt], 12, sampler(Sampling(1.0), [seed])) == [made]
-    assert run(MODEL, PROMPTS[:1], 12, sampler(Sampling(1.0), [4])) != together[:1]
+        assert run(MODEL, [prompt], 12, seeded_sampler(Sampling(1.0), [seed])) == [made]
+    assert run(MODEL, PROMPTS[:1], 12, seeded_sampler(Sampling(1.0), [4])) != together[:1]
 
 
 def test_the_work_of_a_token_is_one_position_of_each_row_that_goes_on() -> None:
     seen: list[tuple[int, ...]] = []
-    reader = decoder_logits(MODEL)
+    logits_fn = decoder_logits(MODEL)
 
     def counting(tokens_BT: Tensor, cache: KVCache) -> Tensor:
         seen.append(tuple(tokens_BT.shape))
-        return reader.logits(tokens_BT, cache)
+        return logits_fn.logits(tokens_BT, cache)
 
     made = [0, 0]
 
-    def take(row: int, token: int) -> bool:
+    def on_token(row: int, token: int) -> bool:
         made[row] += 1
         return row == 0 or made[row] < 2
 
-    generate(LogitsFn(counting, *reader[1:]), [[1, 2, 3], [4]], greedy, take, max_new_tokens=4)
+    generate(LogitsFn(counting, *logits_fn[1:]), [[1, 2, 3], [4]], greedy, on_token, max_new_tokens=4)
     assert seen == [(2, 3), (2, 1), (1, 1), (1, 1)]
     assert made == [4, 2]
 
 
 def test_no_gradient_is_recorded() -> None:
-    reader = decoder_logits(MODEL)
+    logits_fn = decoder_logits(MODEL)
     grads: list[bool] = []
 
     def logits(tokens_BT: Tensor, cache: KVCache) -> Tensor:
-        found = reader.logits(tokens_BT, cache)
+        found = logits_fn.logits(tokens_BT, cache)
         grads.append(found.requires_grad)
         return found
 
-    generate(LogitsFn(logits, *reader[1:]), [[1]], greedy, lambda row, token: True, max_new_tokens=2)
+    generate(LogitsFn(logits, *logits_fn[1:]), [[1]], greedy, lambda row, token: True, max_new_tokens=2)
     assert grads == [False, False]
 
 
@@ -113,9 +113,9 @@ def test_no_gradient_is_recorded() -> None:
     ("prompt", "said"),
     [
         ([], "has no tokens"),
-        ([1] * 24, "24 tokens, and must leave room for one more in model.max_seq_len=24"),
-        ([1, 50], "holds the id 50, and the model has model.vocab_size=50"),
-        ([-1], "holds the id -1"),
+        ([1] * 24, "24 tokens; at most 23 leave room for a new one in model.max_seq_len=24"),
+        ([1, 50], "has the id 50, outside model.vocab_size=50"),
+        ([-1], "has the id -1"),
     ],
 )
 def test_a_prompt_that_cannot_be_continued_is_refused_before_anything_runs(prompt: list[int], said: str) -> None:
@@ -127,4 +127,4 @@ def test_a_prompt_that_cannot_be_continued_is_refused_before_anything_runs(promp
 
 
 def test_prompt_and_text_together_fit_the_context() -> None:
-    assert [room(MODEL.config, [1] * length, 10) for length in (1, 14, 15, 23)] == [10, 10, 9, 1]
+    assert [new_token_limit(MODEL.config, [1] * length, 10) for length in (1, 14, 15, 23)] == [10, 10, 9, 1]

@@ -1,4 +1,4 @@
-"""Text that comes token by token: whole characters, nothing that changes later, and an end at a stop text."""
+"""Incremental detokenization: complete characters, nothing that changes later, and stop texts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.errors import UserError
-from pretrain.generation.detokenize import Continuation, TextStream
+from pretrain.generation.detokenize import CompletionBuilder, IncrementalDetokenizer
 from pretrain.generation.prompts import encode_prompt
 from tests.support.tokenizers import sentencepiece_model_fixture, train_sentencepiece  # noqa: F401
 from tokenizer.models.base import Tokenizer
@@ -46,13 +46,13 @@ class Bytes:
 
 def pieces(
     codec: Tokenizer, prompt: list[int], tokens: Sequence[int], **options: object
-) -> tuple[Continuation, list[str]]:
+) -> tuple[CompletionBuilder, list[str]]:
     shown: list[str] = []
-    row = Continuation(codec, prompt, show=shown.append, **options)  # type: ignore[arg-type]
+    row = CompletionBuilder(codec, prompt, on_text=shown.append, **options)  # type: ignore[arg-type]
     for token in tokens:
-        if not row.take(token):
+        if not row.add(token):
             break
-    row.close()
+    row.finish()
     assert "".join(shown) == row.text
     return row, shown
 
@@ -137,7 +137,7 @@ class Runs(Bytes):
 
 
 def test_a_byte_that_spoils_what_was_shown_does_not_change_it() -> None:
-    stream = TextStream(Runs(), [BOS, *b"x"])
+    stream = IncrementalDetokenizer(Runs(), [BOS, *b"x"])
     given_out = [stream.push(token) for token in [*"漢".encode(), 0xE6, *b"ab"]]
     assert given_out == ["", "", "漢", "", "\N{REPLACEMENT CHARACTER}a", "b"]
 

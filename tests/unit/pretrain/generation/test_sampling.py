@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pretrain.generation.sampling import Sampling, greedy, next_token_probabilities, sampler
+from pretrain.generation.sampling import Sampling, greedy, next_token_probabilities, seeded_sampler
 
 LOGITS = st.lists(st.floats(-50, 50, width=32), min_size=1, max_size=20).map(torch.tensor)
 TEMPERATURES = st.floats(0.01, 10)
@@ -90,8 +90,8 @@ def test_greedy_takes_the_first_of_equals() -> None:
 
 
 def draws(rows: list[int], seeds: list[int], count: int = 30) -> list[list[int]]:
-    choose = sampler(Sampling(1.0), seeds)
-    return [choose(rows, ROWS[rows]) for _ in range(count)]
+    sample = seeded_sampler(Sampling(1.0), seeds)
+    return [sample(rows, ROWS[rows]) for _ in range(count)]
 
 
 def test_what_a_row_draws_depends_on_its_own_seed_only() -> None:
@@ -102,8 +102,8 @@ def test_what_a_row_draws_depends_on_its_own_seed_only() -> None:
 
 
 def test_a_row_draws_on_where_it_was_when_others_have_left() -> None:
-    choose, alone = sampler(Sampling(1.0), [5, 6, 7]), sampler(Sampling(1.0), [0, 0, 7])
-    found = [choose([0, 1, 2], ROWS)[2] for _ in range(5)] + [choose([2], ROWS[2:])[0] for _ in range(5)]
+    sample, alone = seeded_sampler(Sampling(1.0), [5, 6, 7]), seeded_sampler(Sampling(1.0), [0, 0, 7])
+    found = [sample([0, 1, 2], ROWS)[2] for _ in range(5)] + [sample([2], ROWS[2:])[0] for _ in range(5)]
     assert found == [alone([2], ROWS[2:])[0] for _ in range(10)]
 
 
@@ -115,4 +115,4 @@ def test_the_generator_of_the_process_is_left_alone() -> None:
 
 
 def test_temperature_zero_needs_no_generator() -> None:
-    assert sampler(Sampling(0.0), [1, 2]) is greedy
+    assert seeded_sampler(Sampling(0.0), [1, 2]) is greedy

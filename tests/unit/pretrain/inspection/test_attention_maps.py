@@ -8,8 +8,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
 
 from pretrain.errors import DataError, UserError
-from pretrain.inspection.attention_maps import attention_maps, capture, figures
-from pretrain.inspection.token_labels import pieces, seen
+from pretrain.inspection.attention_maps import attention_maps, capture_attention, head_stats
+from pretrain.inspection.token_labels import escape_invisible, token_labels
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 from tests.support.weight_source import decoder_of, memory_source, small_model
 from tokenizer.models.open_tokenizer import load_tokenizer
@@ -35,7 +35,7 @@ def test_the_weights_give_the_output_of_the_model_s_attention(changes: dict[str,
 
     for block in decoder.blocks:
         block.attention.register_forward_hook(after)
-    weights_LHTT = capture(decoder, TOKENS_1T)
+    weights_LHTT = capture_attention(decoder, TOKENS_1T)
     assert weights_LHTT.shape == (2, 4, 48, 48) and weights_LHTT.dtype == torch.float32
     for block, weights_HTT, (v_1KTC, output_1TD) in zip(decoder.blocks, weights_LHTT, outputs, strict=True):
         v_HTC = v_1KTC[0].repeat_interleave(4 // v_1KTC.shape[1], dim=0)
@@ -50,11 +50,11 @@ def test_the_weights_give_the_output_of_the_model_s_attention(changes: dict[str,
 def test_looking_leaves_nothing_behind() -> None:
     decoder = decoder_of(memory_source(None))
     before = decoder(TOKENS_1T)
-    capture(decoder, TOKENS_1T)
+    capture_attention(decoder, TOKENS_1T)
     assert not any(module._forward_pre_hooks for module in decoder.modules())
     assert torch.equal(before, decoder(TOKENS_1T))
     with pytest.raises(IndexError):
-        capture(decoder, TOKENS_1T + 10_000)
+        capture_attention(decoder, TOKENS_1T + 10_000)
     assert not any(module._forward_pre_hooks for module in decoder.modules())
 
 
@@ -65,13 +65,13 @@ def test_figures_of_heads_that_are_known() -> None:
     previous[0, 0] = 1
     previous += torch.ones(count - 1).diag(-1)
     even = torch.ones(count, count).tril() / torch.arange(1, count + 1)[:, None]
-    assert figures(first) == (0.0, 1.0, pytest.approx(1 / 8))
-    assert figures(previous) == (0.0, pytest.approx(1 / 8), 1.0)
-    assert figures(torch.eye(count)) == (0.0, 0.0, 0.0)
+    assert head_stats(first) == (0.0, 1.0, pytest.approx(1 / 8))
+    assert head_stats(previous) == (0.0, pytest.approx(1 / 8), 1.0)
+    assert head_stats(torch.eye(count)) == (0.0, 0.0, 0.0)
     rows = range(2, count + 1)
     expected = sum(torch.log2(torch.tensor(float(n))).item() for n in rows) / 8
-    assert figures(even) == pytest.approx((expected, sum(1 / n for n in rows) / 8, sum(1 / n for n in rows) / 8))
-    assert all(value != value for value in figures(torch.ones(1, 1)))
+    assert head_stats(even) == pytest.approx((expected, sum(1 / n for n in rows) / 8, sum(1 / n for n in rows) / 8))
+    assert all(value != value for value in head_stats(torch.ones(1, 1)))
 
 
 def test_a_text_is_read_as_a_document_begins(sentencepiece_model: Path) -> None:
@@ -80,7 +80,7 @@ def test_a_text_is_read_as_a_document_begins(sentencepiece_model: Path) -> None:
     assert maps.tokens[0] == "<s>" and "".join(maps.tokens[1:]) == "def␣f(x):\\n␣␣␣␣return␣x"
     assert maps.step == 7 and maps.left_out == 0
     ids = [1, *load_tokenizer(sentencepiece_model).encode("def f(x):\n    return x")]
-    assert torch.equal(maps.weights_LHTT, capture(decoder_of(source), torch.tensor([ids])))
+    assert torch.equal(maps.weights_LHTT, capture_attention(decoder_of(source), torch.tensor([ids])))
 
 
 def test_what_is_beyond_the_limit_is_left_out_and_counted(sentencepiece_model: Path) -> None:
@@ -105,7 +105,7 @@ def test_what_cannot_be_shown_is_refused(sentencepiece_model: Path) -> None:
     with pytest.raises(UserError, match="not valid UTF-8 from character 2 on"):
         attention_maps(memory_source(sentencepiece_model), "ab\udcff", 64)
     small = memory_source(sentencepiece_model, small_model(vocab_size=20))
-    with pytest.raises(DataError, match=r"gives the id \d+, the model has 20 rows"):
+    with pytest.raises(DataError, match=r"gives the id \d+; the embedding has 20 rows"):
         attention_maps(small, "import", 64)
     broken = memory_source(sentencepiece_model)
     broken.tensors["blocks.1.attention.key.weight"][0, 0] = float("nan")
@@ -115,10 +115,10 @@ def test_what_cannot_be_shown_is_refused(sentencepiece_model: Path) -> None:
 
 def test_spaces_bytes_and_what_does_not_print_are_seen(sentencepiece_model: Path) -> None:
     codec = load_tokenizer(sentencepiece_model)
-    shown = pieces(codec, codec.encode("a  b\n\t漢\u202e"))
+    shown = token_labels(codec, codec.encode("a  b\n\t漢\u202e"))
     text = "".join(shown)
     assert "␣␣" in text and "\\n" in text and "<0xE6><0xBC><0xA2>" in text and "\u202e" not in text
-    assert seen("\u202e\x1b\u00a0") == "\\u202e\\x1b\\xa0"
+    assert escape_invisible("\u202e\x1b\u00a0") == "\\u202e\\x1b\\xa0"
 
 
 def test_tokens_of_a_byte_level_vocabulary_are_text_too(tmp_path: Path) -> None:
@@ -133,6 +133,6 @@ def test_tokens_of_a_byte_level_vocabulary_are_text_too(tmp_path: Path) -> None:
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "<|end|>"}))
     codec = load_tokenizer(tmp_path / "tokenizer.json")
-    shown = pieces(codec, [*codec.encode("the cat é漢\n"), codec.eos_id()])
+    shown = token_labels(codec, [*codec.encode("the cat é漢\n"), codec.eos_id()])
     assert shown[-1] == "<|end|>" and shown[-2] == "\\n"
     assert "".join(shown[:-2]) == "the␣cat␣<0xC3><0xA9><0xE6><0xBC><0xA2>"

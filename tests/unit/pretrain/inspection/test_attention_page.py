@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pretrain.errors import UserError
-from pretrain.inspection.attention_maps import AttentionMaps, figures
+from pretrain.inspection.attention_maps import AttentionMaps, head_stats
 from pretrain.inspection.attention_page import (
     LARGEST_PAGE,
     attention_page,
@@ -60,9 +60,7 @@ def test_a_page_of_twelve_layers_and_heads_stays_small() -> None:
 
 def test_a_page_that_would_be_too_large_is_refused_with_what_fits() -> None:
     maps = AttentionMaps(0, tuple("x" * 512), 0, torch.empty(()).expand(32, 32, 512, 512))
-    with pytest.raises(
-        UserError, match=r"32 × 32 maps of 512 tokens would take 35\d MB, and a page may have 64 MB"
-    ) as e:
+    with pytest.raises(UserError, match=r"32 × 32 maps of 512 tokens take 35\d MB; the largest page has 64 MB") as e:
         attention_page(maps, "run")
     assert e.value.hint is not None
     most = int(e.value.hint.removeprefix("--max-tokens "))
@@ -121,8 +119,8 @@ def test_a_browser_shows_the_head_and_the_weight_that_the_address_names(
     chromium.open(page, "#layer=1&head=2&query=9&key=4")
     assert chromium.text("#head-name") == "layer 1, head 2"
     weights_TT = maps.weights_LHTT[1, 2]
-    assert chromium.text("#cell") == f"token 9 t9 looks at token 4 t4 with weight {shown_weight(weights_TT, 9, 4)}"
-    found = figures(weights_TT)
+    assert chromium.text("#cell") == f"token 9 t9 attends to token 4 t4 with weight {shown_weight(weights_TT, 9, 4)}"
+    found = head_stats(weights_TT)
     assert chromium.text("#entropy") == f"{found.entropy:.2f}"
     assert chromium.text("#sink") == f"{100 * found.sink:.1f}%"
     assert chromium.text("#previous") == f"{100 * found.previous:.1f}%"
@@ -179,7 +177,7 @@ def test_hovering_spells_out_the_cell_and_a_click_keeps_it(
 
     def said(query: int, key: int) -> str:
         weight = shown_weight(weights_TT, query, key)
-        return f"token {query} t{query} looks at token {key} t{key} with weight {weight}"
+        return f"token {query} t{query} attends to token {key} t{key} with weight {weight}"
 
     chromium.hover(*middle_of(chromium, 12, 5))
     assert chromium.text("#cell") == said(12, 5)
@@ -192,7 +190,7 @@ def test_hovering_spells_out_the_cell_and_a_click_keeps_it(
     assert chromium.text("#cell") == said(6, 5)
     # Above the diagonal there is a row, and no key.
     chromium.hover(*middle_of(chromium, 6, 9))
-    assert chromium.text("#cell") == "token 6 t6 looks mostly at"
+    assert chromium.text("#cell") == "token 6 t6 attends mostly to"
     assert chromium.problems == []
 
 

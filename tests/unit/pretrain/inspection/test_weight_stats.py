@@ -17,11 +17,11 @@ from pretrain.config.schema import RunConfig
 from pretrain.errors import UserError
 from pretrain.inspection.spectrum import LARGEST, spectrum
 from pretrain.inspection.weight_stats import (
-    MatrixFigures,
+    MatrixStats,
     WeightsReport,
     initial_embedding,
     inspect_weights,
-    place,
+    split_layer,
     untouched_rows,
 )
 from pretrain.inspection.weights_page import weights_page
@@ -80,7 +80,7 @@ def test_ranks_of_matrices_that_are_known() -> None:
         assert (nothing.stable_rank, nothing.effective_rank, nothing.error) == (0.0, 0.0, 0.0)
 
 
-def matrix(report: WeightsReport, name: str) -> MatrixFigures:
+def matrix(report: WeightsReport, name: str) -> MatrixStats:
     [found] = [matrix for matrix in report.matrices if matrix.name == name]
     return found
 
@@ -122,7 +122,7 @@ def test_dead_units_are_counted_by_layer_whichever_link_is_broken(ffn: str) -> N
     source.tensors[f"blocks.1.feed_forward.{first}.weight"][[3, 11]] *= 1e-4
     report = inspect_weights(source)
     assert report.dead == (0, 3)
-    assert any("3 in layer 1, of 160 a layer" in line for line in remarks(report))
+    assert any("3 in layer 1, of 160 per layer" in line for line in remarks(report))
 
 
 def as_run(source: MemorySource, seed: int) -> MemorySource:
@@ -202,9 +202,7 @@ def test_changes_are_relative_to_the_other_step() -> None:
     assert {vector.name: vector.change for vector in report.vectors}["final_norm.weight"] == pytest.approx(0.5)
     assert matrix(report, "embedding.tokens.weight").change == 0.0
     assert "since" in terminal(report) and "25.00%" in terminal(report)
-    assert "W₀ that of step 3" in weights_page(report, "run") and "change" not in weights_page(
-        inspect_weights(now), "run"
-    )
+    assert "W₀ from step 3" in weights_page(report, "run") and "change" not in weights_page(inspect_weights(now), "run")
     with pytest.raises(UserError, match="do not have the same parameters"):
         inspect_weights(now, memory_source(None, small_model(d_ff=96)))
 
@@ -236,8 +234,8 @@ def test_large_matrices_are_said_to_be_inexact() -> None:
 
 
 def test_names_say_where_a_parameter_is() -> None:
-    assert place("blocks.31.attention.query.weight") == (31, "attention.query.weight")
-    assert place("final_norm.weight") == (None, "final_norm.weight")
+    assert split_layer("blocks.31.attention.query.weight") == (31, "attention.query.weight")
+    assert split_layer("final_norm.weight") == (None, "final_norm.weight")
 
 
 class Tags(HTMLParser):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pretrain.report.charts import Line, line_chart, round_numbers, short_number
+from pretrain.report.charts import Line, line_chart, round_numbers
 
 
 def lines(svg: str) -> list[list[tuple[float, float]]]:
@@ -64,11 +64,3 @@ def test_round_numbers_lie_within_and_are_few(low: float, span: float, most: int
     found = round_numbers(low, low + span, most)
     assert len(found) <= most + 1
     assert all(low - span * 1e-6 <= number <= low + span * (1 + 1e-6) for number in found)
-
-
-@pytest.mark.parametrize(
-    ("value", "shown"),
-    [(0, "0"), (1500, "1.5k"), (2e6, "2M"), (0.00012, "1.2e-4"), (-3e9, "-3G"), (0.25, "0.25"), (1e15, "1000T")],
-)
-def test_numbers_are_short(value: float, shown: str) -> None:
-    assert short_number(value) == shown

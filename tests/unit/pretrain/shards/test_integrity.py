@@ -261,7 +261,7 @@ def test_the_commands_take_addresses(shards: Path, memory_address: str) -> None:
     upload(shards, memory_address)
     assert invoke("info", memory_address).stdout == invoke("info", str(shards)).stdout != ""
     result = invoke("verify", memory_address)
-    assert (result.exit_code, result.stdout) == (0, f"{memory_address}: 6 shards whole\n")
+    assert (result.exit_code, result.stdout) == (0, f"{memory_address}: 6 shards intact\n")
     fsspec.filesystem("memory").rm(f"{memory_address}/shard-000002.tar")
     result = invoke("verify", memory_address)
     assert result.exit_code == 1

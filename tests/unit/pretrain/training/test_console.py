@@ -1,12 +1,9 @@
 import io
 from pathlib import Path
 
-import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from rich.console import Console
 
-from pretrain.training.console import ConsoleReporter, format_count, format_seconds
+from pretrain.training.console import ConsoleReporter
 
 
 def reporter(
@@ -85,50 +82,3 @@ def test_one_slow_step_does_not_double_the_time_left(tmp_path: Path) -> None:
     first, second = screen.getvalue().splitlines()
     assert first.endswith("1.0k tok/s  left 1:39")
     assert second.endswith(" 900 tok/s  left 3:16")  # 98 steps of 0.9 · 1 + 0.1 · 11 seconds
-
-
-@pytest.mark.parametrize(
-    ("value", "text"),
-    [
-        (0, "0"),
-        (7.4, "7"),
-        (999, "999"),
-        (1_000, "1.0k"),
-        (1_234, "1.2k"),
-        (5_600_000, "5.6M"),
-        (6.74e9, "6.7B"),
-        (2e12, "2.0T"),
-        (3e15, "3000.0T"),
-    ],
-)
-def test_counts_are_short(value: float, text: str) -> None:
-    assert format_count(value) == text
-
-
-@pytest.mark.parametrize("value", [999.5, 999_950, 999_999_999])
-def test_counts_never_show_a_thousand_of_a_unit(value: float) -> None:
-    assert "1000" not in format_count(value)
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (0, "0:00"),
-        (59.4, "0:59"),
-        (59.6, "1:00"),
-        (75, "1:15"),
-        (3_599.6, "1:00:00"),
-        (7_384, "2:03:04"),
-        (360_000, "100:00:00"),
-    ],
-)
-def test_seconds_are_a_clock(seconds: float, text: str) -> None:
-    assert format_seconds(seconds) == text
-
-
-@given(st.floats(0, 1e7))
-def test_a_clock_can_be_read_back(seconds: float) -> None:
-    total = 0
-    for part in format_seconds(seconds).split(":"):
-        total = 60 * total + int(part)
-    assert total == round(seconds)

@@ -68,7 +68,7 @@ def open_for(folder: Path) -> str:
 def test_what_is_written_is_whole_and_can_be_trained_on(tmp_path: Path) -> None:
     manifest = index(good_tar(tmp_path / "a.tar"), tmp_path / "out").manifest
     assert manifest == read_manifest(tmp_path / "out")
-    assert "whole" in run("verify", tmp_path / "out")
+    assert "intact" in run("verify", tmp_path / "out")
     source = Source("web", SourceConfig(str(tmp_path / "out")), 16)
     tokens = np.empty((len(source), 17), np.int64)
     source.read(np.arange(len(source)), tokens)
