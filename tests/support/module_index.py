@@ -21,7 +21,9 @@ def module_index() -> str:
         name = room.parent.relative_to(ROOT).as_posix()
         lines += [f"## {name}", "", summary(room), ""]
         modules = [path for path in sorted(room.parent.glob("*.py")) if path != room]
-        lines += [f"- [`{path.name}`](../{name}/{path.name}): {summary(path)}" for path in modules] + [""] * bool(modules)
+        lines += [f"- [`{path.name}`](../{name}/{path.name}): {summary(path)}" for path in modules] + [""] * bool(
+            modules
+        )
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

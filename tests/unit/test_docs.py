@@ -10,8 +10,7 @@ from tests.support.module_index import module_index
 from tests.support.repository import ROOT
 from tests.unit.test_imports import TABLE, wing_of
 
-DOCS = [*sorted((ROOT / "docs").rglob("*.md")), *(ROOT / name for name in ("README.md", "CONTRIBUTING.md"))]
-PAGES = [page for page in DOCS if page.is_file()]
+PAGES = [*ROOT.glob("*.md"), *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "benchmarks").rglob("*.md"))]
 TOUR = ROOT / "docs" / "tour.md"
 
 
@@ -60,7 +59,9 @@ def test_a_broken_link_is_found(tmp_path: Path) -> None:
 
 
 def test_the_index_of_modules_is_up_to_date() -> None:
-    assert (ROOT / "docs" / "modules.md").read_text() == module_index(), "docs/modules.md is stale; hint: make reference"
+    assert (ROOT / "docs" / "modules.md").read_text() == module_index(), (
+        "docs/modules.md is stale; hint: make reference"
+    )
 
 
 def test_the_spine_has_the_stated_number_of_files_and_lines() -> None:
