@@ -27,6 +27,7 @@ chaos: $(VENV)/.installed-dev
 
 reference: $(VENV)/.installed
 	$(BIN)/python -m pretrain.config.reference > docs/reference/config.md
+	$(BIN)/python -m tests.support.module_index > docs/modules.md
 
 # torch comes first and alone: the other packages then find it, whatever build of it this machine's index offers.
 $(VENV)/.torch: constraints.txt
