@@ -54,7 +54,8 @@ def test_kill_9_at_a_random_step_changes_no_loss(
 def test_a_signal_saves_and_ends_and_the_same_command_goes_on(
     number: signal.Signals, config: Path, undisturbed: dict[int, dict[int, float]], tmp_path: Path
 ) -> None:
-    process = start(config, 2, f"run.dir={tmp_path}", "checkpoint.every_steps=0")
+    cold = number == signal.SIGTERM
+    process = start(config, 2, f"run.dir={tmp_path}", "checkpoint.every_steps=0", cold=cold)
     wait_for_step(tmp_path / "metrics.jsonl", 6, process)
     process.send_signal(number)
     assert process.wait(60) == 0
@@ -161,7 +162,7 @@ def test_a_stop_file_saves_and_ends(config: Path, tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_leaves_no_process_behind(config: Path, tmp_path: Path) -> None:
     """Workers that hang (here: are stopped) cannot save; torchrun's agent alone would leave them running."""
-    process = start(config, 2, f"run.dir={tmp_path}", "schedule.total_steps=100000")
+    process = start(config, 2, f"run.dir={tmp_path}", "schedule.total_steps=100000", cold=True)
     wait_for_step(tmp_path / "metrics.jsonl", 2, process)
     below = descendants(process.pid)
     workers = [pid for pid in below if b"pretrain.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
