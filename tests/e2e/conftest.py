@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import ENVIRONMENT, python
 from tests.support.repository import ROOT
 
 SHORT = ("schedule.total_steps=24", "schedule.warmup_steps=4", "checkpoint.every_steps=6", "eval.every_steps=12")
@@ -18,16 +19,17 @@ def workplace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("workplace")
     for name in ("configs", "docs", "pretrain", "launch", "tokenizer", "benchmarks", "Makefile", "constraints.txt"):
         (folder / name).symlink_to(ROOT / name)
-    done = run_in(folder, " ".join(["pretrain quickstart", *SHORT]))
+    done = run_in(folder, " ".join(["pretrain quickstart", *SHORT]), cold=True)
     assert done.returncode == 0, done.stdout + done.stderr
     (folder / "quickstart.log").write_text(done.stdout)
     return folder
 
 
-def run_in(folder: Path, command: str) -> subprocess.CompletedProcess[str]:
-    """A line as a user types it, with the virtual environment's commands on the path."""
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    environment = {**os.environ, "PATH": path, "OMP_NUM_THREADS": "1"}
+def run_in(folder: Path, command: str, *, cold: bool = False) -> subprocess.CompletedProcess[str]:
+    """A line as a user types it, with the virtual environment's commands on the path, or the prefork's in their place."""
+    bin_folder = Path(sys.executable).parent
+    first = bin_folder if cold or python() == sys.executable else Path(python()).parent
+    environment = {**ENVIRONMENT, "PATH": f"{first}:{bin_folder}:{os.environ['PATH']}"}
     return subprocess.run(
         command, shell=True, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
     )
