@@ -1,18 +1,18 @@
-"""What a run is on disk, and how far it has come.
+"""The folder of a run, and its progress.
 
 RUN/config.yaml                the resolved configuration of the last start
 RUN/status                     running | unfinished (stopped, resumable) | done | failed
 RUN/metrics.jsonl              one line an optimizer step
 RUN/evaluations.jsonl          one line an evaluation
-RUN/samples.jsonl              with eval.prompts, one line an evaluation: what the model writes behind them
+RUN/samples.jsonl              with eval.prompts, one line an evaluation: completions of the prompts
 RUN/audit.jsonl                with data.audit, one line a step: a digest of the sequences that it consumed
 RUN/tensorboard/               the same, for TensorBoard
 RUN/checkpoints/step-00000100/ complete checkpoints; checkpoint/layout.py
-RUN/weights/step-00000100/     the same with the weights alone, for evaluation
-RUN/attempt                    number of the newest start; an older one that still lives may not write any more
-RUN/jumps.json                 batches that were jumped over after a rollback
-RUN/heartbeats/                what each process is doing; heartbeat.py
-RUN/logs/                      what was printed, and metrics that a resume replaced
+RUN/weights/step-00000100/     the weights alone, for evaluation
+RUN/attempt                    number of the newest start; an older one that is still alive must not write any more
+RUN/jumps.json                 samples that are skipped after a rollback
+RUN/heartbeats/                state of each process; health/heartbeat.py
+RUN/logs/                      console output, and metrics that a resume replaced
 """
 
 import fcntl
@@ -25,12 +25,13 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from pretrain.errors import UserError
+from pretrain.storage.files import publish_file
 
 STATUSES = ("running", "unfinished", "done", "failed")
 
 
 class SkippedRange(NamedTuple):
-    """`samples` samples from `first` on are not read: something went wrong at `step`."""
+    """`samples` samples from `first` on are not read, because of `reason` at `step`."""
 
     first: int
     samples: int
@@ -40,31 +41,31 @@ class SkippedRange(NamedTuple):
 
 @dataclass(frozen=True)
 class Progress:
-    """Everything that the trainer itself must remember: the order needs one integer, the schedule another."""
+    """Progress of training: the data order needs `samples`, the schedule `step`."""
 
     step: int = 0
     samples: int = 0
     tokens: int = 0
 
     def advanced(self, samples: int, tokens: int) -> "Progress":
-        """After one more step."""
+        """Progress after one more step."""
         return Progress(self.step + 1, self.samples + samples, self.tokens + tokens)
 
-    def jumped(self, jumps: Sequence[SkippedRange]) -> "Progress":
-        """Behind whatever is to be jumped over from here."""
+    def after_skipped(self, skipped: Sequence[SkippedRange]) -> "Progress":
+        """Progress after the ranges that start here."""
         progress = self
-        for jump in sorted(jumps):
-            if jump.first == progress.samples:
-                progress = replace(progress, samples=jump.first + jump.samples)
+        for gap in sorted(skipped):
+            if gap.first == progress.samples:
+                progress = replace(progress, samples=gap.first + gap.samples)
         return progress
 
     def to_json(self) -> dict[str, int]:
-        """As plain values."""
+        """Plain values for JSON."""
         return asdict(self)
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> "Progress":
-        """From what `to_json` gave."""
+        """Inverse of `to_json`."""
         return cls(int(values["step"]), int(values["samples"]), int(values["tokens"]))
 
 
@@ -115,8 +116,8 @@ class RunFolder:
         return self.path / "weights"
 
     @property
-    def jumps(self) -> Path:
-        """What was jumped over."""
+    def skipped(self) -> Path:
+        """Samples skipped after rollbacks."""
         return self.path / "jumps.json"
 
     @property
@@ -135,18 +136,20 @@ class RunFolder:
         return self.path / "stop"
 
     def make(self) -> None:
-        """Create what is missing. Raises UserError where a file is in the way or the place cannot be written."""
+        """Create missing folders. Raises UserError if that fails."""
         try:
             for folder in (self.path, self.checkpoints, self.logs):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"run folder {self.path} cannot be made: {error.strerror}", hint="run.dir=DIR") from error
+            raise UserError(
+                f"run folder {self.path} cannot be created: {error.strerror}", hint="run.dir=DIR"
+            ) from error
 
     def claim(self) -> IO[str]:
-        """Keep others out of this run until the returned file is closed or the process dies, however it dies.
+        """Lock the run until the returned file is closed or the process dies.
 
-        Two trainings of one run would delete each other's checkpoints. Raises UserError where another one is at work. (The
-        lock is the kernel's: across machines it holds where the file system carries flock.)
+        Two trainings of one run would delete each other's checkpoints. The lock is flock's: it holds across machines if the
+        file system supports that. Raises UserError if another process holds it.
         """
         lock = self._lock(fcntl.LOCK_EX)
         lock.truncate(0)
@@ -155,7 +158,7 @@ class RunFolder:
         return lock
 
     def check_free(self) -> None:
-        """Raise UserError where another process has claimed the run. Ranks that ask at once don't disturb each other."""
+        """Raise UserError if another process has claimed the run. Ranks may ask at the same time."""
         if self.path.is_dir():
             self._lock(fcntl.LOCK_SH).close()
 
@@ -174,65 +177,58 @@ class RunFolder:
             lock.close()
             raise UserError(
                 f"run folder {self.path} is in use by {owner}",
-                hint=f"`touch {self.stop_file}` makes it save and end; another run.dir starts another run",
+                hint=f"`touch {self.stop_file}` makes it save and exit; a new run.dir starts another run",
             ) from None
         except OSError as error:  # Lustre without -o flock, some NFS
             if kind == fcntl.LOCK_EX:
                 print(
-                    f"{self.path}: no locks here ({error.strerror}); a second launch would not be noticed", flush=True
+                    f"{self.path}: no file locks here ({error.strerror}); a second launch would not be noticed",
+                    flush=True,
                 )
         return lock
 
     def clean(self) -> None:
-        """Remove small files that a killed process had not finished. For whoever holds the lock."""
-        for leftover in self.path.glob(".*.tmp"):
-            leftover.unlink(missing_ok=True)
+        """Remove temporary files of killed processes. Only for the holder of the lock."""
+        for folder in (self.path, self.heartbeats):
+            for leftover in folder.glob(".*.tmp"):
+                leftover.unlink(missing_ok=True)
 
     def attempt(self) -> int:
-        """The newest start of this run; 0 where it never started."""
+        """Number of the newest start; 0 if there was none."""
         try:
             return int((self.path / "attempt").read_text())
         except (FileNotFoundError, ValueError):
             return 0
 
     def begin_attempt(self) -> int:
-        """The number of this start. From now on, what an earlier one saves is not published."""
+        """Begin a start and return its number. From now on, earlier ones publish nothing."""
         number = self.attempt() + 1
-        self._replace("attempt", f"{number}\n")
+        publish_file(self.path / "attempt", f"{number}\n")
         return number
 
-    def read_jumps(self) -> list[SkippedRange]:
-        """What was jumped over until now. Raises UserError for a file that is not what `write_jumps` writes."""
+    def read_skipped(self) -> list[SkippedRange]:
+        """Samples skipped so far. Raises UserError for a corrupt file."""
         try:
-            return [SkippedRange(**entry) for entry in json.loads(self.jumps.read_text())]
+            return [SkippedRange(**entry) for entry in json.loads(self.skipped.read_text())]
         except FileNotFoundError:
             return []
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{self.jumps} is damaged: {error}", hint="remove it to read those batches again"
+                f"{self.skipped} is corrupt: {error}", hint="remove it to read the skipped batches again"
             ) from error
 
-    def write_jumps(self, jumps: Sequence[SkippedRange]) -> None:
-        """Before the batches are jumped over: a kill must not bring them back."""
-        self._replace(self.jumps.name, json.dumps([jump._asdict() for jump in jumps], indent=1) + "\n")
+    def write_skipped(self, skipped: Sequence[SkippedRange]) -> None:
+        """Write all skipped ranges; call it before a range is skipped, so that a kill does not bring it back."""
+        publish_file(self.skipped, json.dumps([gap._asdict() for gap in skipped], indent=1) + "\n")
 
     def status(self) -> str | None:
-        """The last status, None where the run never started."""
+        """The last status; None if the run never started."""
         try:
             return (self.path / "status").read_text().strip()
         except FileNotFoundError:
             return None
 
     def set_status(self, status: str) -> None:
-        """Replace the status in one go, so that a reader never sees half a word."""
+        """Replace the status atomically."""
         assert status in STATUSES
-        self._replace("status", status + "\n")
-
-    def _replace(self, name: str, text: str) -> None:
-        # Of this process: ranks that fail together each say so.
-        temporary = self.path / f".{name}-{socket.gethostname()}-{os.getpid()}.tmp"
-        with temporary.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.path / name)
+        publish_file(self.path / "status", status + "\n")

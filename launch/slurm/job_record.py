@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from pretrain.errors import UserError
+from pretrain.storage.files import publish_file
 
 _SCRIPT = re.compile(r"job-(\d+)\.sbatch")
 
@@ -92,9 +93,7 @@ class LaunchFolder:
 
     def write_record(self, record: JobRecord) -> None:
         """Replace it in one go."""
-        temporary = self.record.with_suffix(".tmp")
-        temporary.write_text(json.dumps(asdict(record), indent=1) + "\n")
-        temporary.replace(self.record)
+        publish_file(self.record, json.dumps(asdict(record), indent=1) + "\n")
 
     def read_history(self) -> list[Event]:
         """All events, the oldest first; a line that is no event is left out: a batch script may be killed while it writes."""

@@ -14,7 +14,6 @@ the folder. A kill at any moment leaves either the whole checkpoint or none. Not
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import CheckpointError
+from pretrain.storage.files import publish_folder, write_synced
 
 FORMAT = "pretrain-checkpoint/1"
 MANIFEST = "manifest.json"
@@ -75,10 +75,7 @@ def json_bytes(value: Any) -> bytes:
 
 def write_file(path: Path, data: bytes) -> FileEntry:
     """Write a small file, flushed to the disk."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    write_synced(path, data)
     return FileEntry(path.name, len(data), hashlib.sha256(data).hexdigest())
 
 
@@ -90,18 +87,7 @@ def commit(checkpoints: Path, step: int, files: list[FileEntry], attempt: int) -
     staging, final = staging_folder(checkpoints, step, attempt), checkpoints / checkpoint_name(step)
     manifest = {"format": FORMAT, "step": step, "files": [vars(file) for file in files]}
     write_file(staging / MANIFEST, json_bytes(manifest))
-    sync_folder(staging)
-    replaced = checkpoints / f".replaced-{final.name}"
-    if final.exists():  # saved before, and passed over since because it was damaged
-        final.rename(replaced)
-    try:
-        staging.rename(final)
-    except OSError:
-        if replaced.exists():  # not damaged, but a later attempt's
-            replaced.rename(final)
-        raise
-    sync_folder(checkpoints)
-    shutil.rmtree(replaced, ignore_errors=True)
+    publish_folder(staging, final)
     return final
 
 
@@ -234,12 +220,3 @@ def find_step(step: int | None, *places: Path) -> Path:
             hint=f"saved steps: {', '.join(map(str, sorted(found)))}",
         )
     return found[step] / checkpoint_name(step)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside a folder survive a power cut, or what was written to a file."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -110,7 +110,7 @@ def _progress_bar() -> Iterator[Callable[[RewriteProgress], None] | None]:
     """A callback that draws bytes and tokens on a terminal; None elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, TextColumn, TimeRemainingColumn
-    from rich.progress import RewriteProgress as Bar
+    from rich.progress import Progress as Bar
 
     console = Console(stderr=True)
     if not console.is_terminal:

@@ -9,14 +9,12 @@
 
 import json
 import os
-import shutil
 import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pretrain.checkpoint import layout
 from pretrain.convert.card.curve import training_history
 from pretrain.convert.card.facts import CardFacts, ledger_of
 from pretrain.convert.card.model_card import CARD_FILES, write_card
@@ -28,7 +26,7 @@ from pretrain.convert.verify.logits import LogitProof, prove_logits
 from pretrain.convert.verify.token_ids import TokenizerProof, settle_tokenizer
 from pretrain.convert.verify.transformers_library import import_transformers
 from pretrain.errors import UserError
-from pretrain.storage.staging import staging_folder
+from pretrain.storage.files import publish_folder, staging_folder, sync
 from tokenizer.models.base import BESIDE, SENTENCEPIECE_MODEL, TOKENIZER_JSON
 from tokenizer.models.sentencepiece_to_hf import SpecialTokens
 
@@ -187,19 +185,8 @@ def _token_ids(tokens: SpecialTokens) -> dict[str, int | None]:
 
 def _publish(folder: Path, output: Path) -> None:
     for file in folder.iterdir():
-        layout.sync_folder(file)
-    layout.sync_folder(folder)
-    replaced = output.with_name(f".{output.name}.replaced-{os.getpid()}")
-    if output.exists():
-        output.rename(replaced)
-    try:
-        folder.rename(output)
-    except OSError:
-        if replaced.exists():
-            replaced.rename(output)
-        raise
-    layout.sync_folder(output.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+        sync(file)
+    publish_folder(folder, output)
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:

@@ -26,7 +26,7 @@ from pretrain.convert.files.tokenizer_files import check_tokenizer, tokenizer_no
 from pretrain.convert.files.weight_files import plan_shards
 from pretrain.errors import UserError
 from pretrain.run_folder import RunFolder
-from pretrain.storage.staging import staging_folder
+from pretrain.storage.files import publish_folder, staging_folder, sync, write_synced
 from tokenizer.models.base import read_tokenizer
 
 FILE_BYTES = 500_000_000  # of tensors that are in memory at once, or one tensor where that is larger
@@ -89,12 +89,10 @@ def import_hf(directory: Path, run: Path, *, tokenizer: Path | None = None) -> I
         _write_checkpoint(staging, source, config, files)
         (staging / named.parent.name).mkdir()
         for name, data in files.items():
-            layout.write_file(staging / named.parent.name / name, data)
-        layout.sync_folder(staging / named.parent.name)
-        layout.write_file(staging / layout.CONFIG, config_text(config).encode())
-        layout.sync_folder(staging)
-        staging.rename(run)
-        layout.sync_folder(run.parent)
+            write_synced(staging / named.parent.name / name, data)
+        sync(staging / named.parent.name)
+        write_synced(staging / layout.CONFIG, config_text(config).encode())
+        publish_folder(staging, run)
     return ImportReport(
         run=run,
         architecture=source.family.architecture,

@@ -11,6 +11,7 @@ from rich.table import Table
 from pretrain.errors import UserError
 from pretrain.evaluation.held_out import Score, together
 from pretrain.evaluation.request import Opened, Request
+from pretrain.storage.files import publish_file
 
 
 def describe(
@@ -41,10 +42,8 @@ def describe(
 
 def write_json(found: dict[str, Any], path: Path) -> None:
     """Write what was found, whole or not at all. Raises UserError."""
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(json.dumps(found, indent=1, allow_nan=False) + "\n")
-        temporary.replace(path)
+        publish_file(path, json.dumps(found, indent=1, allow_nan=False) + "\n")
     except OSError as error:
         raise UserError(f"--json {path}: cannot be written: {error.strerror}") from None
 

@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from pretrain.storage.files import publish_file
+
 SHOWN = 8  # suspects that are described; a thousand that wait for one are not
 
 
@@ -60,9 +62,7 @@ class Suspect(NamedTuple):
 def write_beat(folder: Path, beat: Heartbeat) -> None:
     """Replace this rank's file in one go; not flushed, since it is of no use after a power cut. Raises OSError."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".rank-{beat.rank:05d}.tmp"
-    temporary.write_text(json.dumps(asdict(beat)) + "\n")
-    temporary.replace(beat_file(folder, beat.rank))
+    publish_file(beat_file(folder, beat.rank), json.dumps(asdict(beat)) + "\n", durable=False)
 
 
 def read_beats(folder: Path, size: int) -> dict[int, Heartbeat | None]:

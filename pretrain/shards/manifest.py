@@ -10,7 +10,6 @@ where sequences lie from these numbers, and a flipped digit would move them all 
 
 import hashlib
 import json
-import os
 import typing
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from pretrain.shards.manifest_rules import (
     show,
 )
 from pretrain.shards.table import TABLE_NAME, ShardTable, parse_table, table_bytes, table_file
+from pretrain.storage.files import publish_file
 from pretrain.storage.store import LocalStore, Store
 
 FORMAT = "pretrain-shards/2"
@@ -113,13 +113,8 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     """
     check_manifest(manifest, where="the new manifest")
     for name, data in ((TABLE_NAME, table_file(manifest.shards)), (MANIFEST_NAME, manifest_text(manifest).encode())):
-        temporary = folder / f"{name}.tmp"
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(folder / name)
-        sync_folder(folder)  # before the next: a manifest without its table must not survive a power cut
+        # Durable before the next: a manifest without its table must not survive a power cut.
+        publish_file(folder / name, data)
 
 
 def manifest_text(manifest: Manifest) -> str:
@@ -134,15 +129,6 @@ def manifest_text(manifest: Manifest) -> str:
     return (
         "{\n " + ",\n ".join(f"{json.dumps(name)}: {json.dumps(value)}" for name, value in document.items()) + "\n}\n"
     )
-
-
-def sync_folder(folder: Path) -> None:
-    """Make renames inside `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_manifest(folder: Path) -> Manifest:

@@ -19,8 +19,9 @@ import numpy as np
 
 from pretrain.errors import DataError, PretrainError
 from pretrain.shards.format import BLOCK_TOKENS, ENDS_MEMBER, TOKENS_MEMBER, block_key, index_name
-from pretrain.shards.manifest import MANIFEST_NAME, sync_folder, token_dtype
+from pretrain.shards.manifest import MANIFEST_NAME, token_dtype
 from pretrain.shards.table import TABLE_NAME, ShardEntry, shard_name
+from pretrain.storage.files import move_into_place, publish_file, sync
 
 SHARD_BYTES = 256 << 20
 MOST_BLOCKS = 1_000_000  # six digits in a key
@@ -162,15 +163,8 @@ class _OpenShard:
         self.file.close()
         index = np.array(self.rows, dtype="<i8")
         sha256 = _verify(self.temporary, index, itemsize=self.itemsize)
-        index_path = self.path.with_name(index_name(self.path.name))
-        index_temporary = index_path.with_name(f"{index_path.name}.tmp")
-        with index_temporary.open("wb") as file:
-            file.write(_npy(index))
-            file.flush()
-            os.fsync(file.fileno())
-        index_temporary.replace(index_path)
-        self.temporary.replace(self.path)
-        sync_folder(self.path.parent)
+        publish_file(self.path.with_name(index_name(self.path.name)), _npy(index))
+        move_into_place(self.temporary, self.path)
         return ShardEntry(
             name=self.path.name,
             bytes=self.path.stat().st_size,
@@ -198,8 +192,9 @@ def clear_output(folder: Path, *, problems: bool = False) -> None:
     if problems or (folder / MANIFEST_NAME).exists():
         (folder / PROBLEMS_NAME).unlink(missing_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
-    sync_folder(folder)
-    rest = (TABLE_NAME, f"{TABLE_NAME}.tmp", f"{MANIFEST_NAME}.tmp")
+    sync(folder)
+    # The last two are those of earlier releases.
+    rest = (TABLE_NAME, ".*.tmp", f"{TABLE_NAME}.tmp", f"{MANIFEST_NAME}.tmp")
     for pattern in ("shard-*.tar", "shard-*.idx.npy", "shard-*.tmp", *rest):
         for path in folder.glob(pattern):
             path.unlink()

@@ -1,4 +1,4 @@
-"""What a trainer is fed: the micro-batches of each step, wherever the run stands, and the account of what was read."""
+"""Micro-batches of each step, and counts of what was read."""
 
 from collections.abc import Sequence
 from itertools import islice
@@ -20,27 +20,27 @@ Batches = list[dict[str, Any]]
 
 
 class BatchLoader:
-    """This rank's stream. It is built anew, which costs nothing, whenever the run does not stand where it left off."""
+    """This rank's micro-batches. The loader is rebuilt, which is cheap, when training continues at another sample."""
 
     def __init__(self, data: OpenedData, world: World, device: torch.device) -> None:
         self.data, self.world, self.device = data, world, device
         self.order: Order
-        self.problem: PretrainError | None = None  # why the batches that were asked for are not there
+        self.error: PretrainError | None = None  # why the batches could not be read
         self._stream: Any = None
-        self._behind: tuple[int, int] | None = None  # step and samples at which the next batches begin
+        self._next: tuple[int, int] | None = None  # step and samples at which the next batches begin
 
-    def plan(self, state: dict[str, Any] | None, jumps: Sequence[SkippedRange]) -> None:
-        """Order everything for a run that goes on from the state of a checkpoint, or from the beginning."""
-        self.order = self.data.order(state, jumps)
+    def plan(self, state: dict[str, Any] | None, skipped: Sequence[SkippedRange]) -> None:
+        """Plan the order for a run that continues from the state of a checkpoint, or starts."""
+        self.order = self.data.order(state, skipped)
         self._stream = None
 
     def next(self, progress: Progress) -> Batches:
-        """The micro-batches of the step after `progress`; none where they cannot be read, and `problem` says why.
+        """Micro-batches of the step after `progress`; none if they cannot be read, with the reason in `error`.
 
-        It is not raised here: the others are about to wait for this rank, and must learn of it first.
+        Not raised here: the other ranks are about to wait for this one, and must be told first.
         """
         config = self.data.config
-        if self._stream is None or self._behind != (progress.step, progress.samples):
+        if self._stream is None or self._next != (progress.step, progress.samples):
             self._stream = iter(
                 build_stream(
                     self.order,
@@ -53,30 +53,30 @@ class BatchLoader:
                 )
             )
         size = batch_size(progress.step, config.batch)
-        self._behind = progress.step + 1, progress.samples + size
+        self._next = progress.step + 1, progress.samples + size
         try:
             return list(islice(self._stream, size // self.world.size // config.batch.micro_batch_size))
         except PretrainError as error:
-            self.problem = error
+            self.error = error
             return []
 
-    def give_up(self) -> NoReturn:
-        """Raise the problem of whichever rank has one, on every rank. A collective."""
-        problem: PretrainError = next(found for found in gather_to_all(self.problem) if found is not None)
-        problem.everywhere = True
-        raise problem
+    def raise_everywhere(self) -> NoReturn:
+        """Raise the read error of one rank on every rank. A collective."""
+        error: PretrainError = next(found for found in gather_to_all(self.error) if found is not None)
+        error.everywhere = True
+        raise error
 
-    def ledger(self, samples: int) -> dict[str, dict[str, float]]:
-        """What has been read of each source before a sample: tokens, and epochs."""
+    def tokens_read(self, samples: int) -> dict[str, dict[str, float]]:
+        """Tokens and epochs read of each source in the first `samples` samples."""
         return {
             source.name: {"tokens": int(count) * self.order.seq_len, "epochs": int(count) / source.sequences}
             for source, count in zip(self.order.sources, self.order.counts(samples), strict=True)
         }
 
     def epochs(self, samples: int) -> float:
-        """Samples as a multiple of all sequences of all sources."""
+        """Samples divided by the number of sequences of all sources."""
         return float(samples / self.order.sequences.sum())
 
     def audit(self, batches: Batches) -> str:
-        """The digest of what all ranks were given in a step. A collective."""
+        """Digest of the sequences that all ranks read in a step. A collective."""
         return digest(sum_integers_over_ranks(sequence_sums(batches), self.device))

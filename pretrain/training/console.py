@@ -1,4 +1,4 @@
-"""What a person sees while training: a progress bar on a terminal, plain lines elsewhere; the plain lines also in logs/."""
+"""Console output of training: a progress bar on a terminal, plain lines elsewhere and in logs/train.log."""
 
 import time
 from pathlib import Path
@@ -13,7 +13,7 @@ from pretrain.plan.counts import count_parameters, plan_batch
 
 
 def headline(config: Config, world_size: int, device: str, step: int) -> str:
-    """What is about to train, in one line."""
+    """One line: model, engine, processes, batch, and the point to start from."""
     fresh = "from scratch" if config.run.init_from is None else f"from {config.run.init_from}"
     start = f"resumed at step {step}" if step else fresh
     return (
@@ -24,7 +24,7 @@ def headline(config: Config, world_size: int, device: str, step: int) -> str:
 
 
 class ConsoleReporter:
-    """Rank 0's voice. `step` is called at every step and decides by itself what to show."""
+    """Console output of rank 0. `step` is called at every step; `every_steps` decides which are shown."""
 
     def __init__(self, log_file: Path, *, total_steps: int, every_steps: int, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
@@ -35,19 +35,19 @@ class ConsoleReporter:
         self._task: Any = None
 
     def start(self, done_steps: int) -> None:
-        """Show the bar, from where the run stands."""
+        """Show the progress bar, with `done_steps` done."""
         if self.console.is_terminal:
             self._bar = _make_bar(self.console)
             self._task = self._bar.add_task("train", total=self._total, completed=done_steps, status="", left="")
             self._bar.start()
 
     def say(self, text: str) -> None:
-        """A line of its own, above the bar, and in the log."""
+        """Print a line above the bar, and append it to the log."""
         self.console.print(text, markup=False, soft_wrap=True)
         self._write(text)
 
     def step(self, values: dict[str, Any]) -> None:
-        """Progress after a step with its metrics."""
+        """Update the bar or print a line for a step with its metrics."""
         self._smooth(values)
         step, left = values["step"], (self._total - values["step"]) * self._seconds_per_step
         status = f"loss {values['loss']:.4f}  {format_count(self._speed)} tok/s"
@@ -64,14 +64,14 @@ class ConsoleReporter:
             self._write(line)
 
     def close(self) -> None:
-        """Leave the terminal as it was."""
+        """Restore the terminal."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
         self._log.close()
 
     def _smooth(self, values: dict[str, Any]) -> None:
-        """Exponential mean: one slow step must not double the time left."""
+        """Exponential moving average: one slow step must not double the time left."""
         fresh = self._speed == 0
         for name, value in (("_speed", values["tokens_per_second"]), ("_seconds_per_step", values["seconds"])):
             setattr(self, name, value if fresh else 0.9 * getattr(self, name) + 0.1 * value)

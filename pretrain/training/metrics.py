@@ -1,10 +1,11 @@
-"""metrics.jsonl, evaluations.jsonl, samples.jsonl, audit.jsonl, TensorBoard: one line a step, in full precision, on rank 0."""
+"""Metrics of a run in full precision, on rank 0: metrics.jsonl, evaluations.jsonl, samples.jsonl, audit.jsonl, TensorBoard."""
 
 import json
 from pathlib import Path
 from typing import IO, Any
 
 from pretrain.run_folder import RunFolder
+from pretrain.storage.files import publish_file
 
 TENSORBOARD_GROUPS = {
     "loss": "train/loss",
@@ -16,9 +17,9 @@ TENSORBOARD_GROUPS = {
 
 
 class MetricsWriter:
-    """Appends lines; first takes away what an interrupted attempt wrote beyond the step that is resumed from.
+    """Appends lines, after removing those beyond the step that training resumes from.
 
-    `resumed_step` is None for a start from scratch, which takes away everything.
+    `resumed_step` is None for a start from scratch, which removes all.
     """
 
     def __init__(self, folder: RunFolder, *, resumed_step: int | None, tensorboard: bool) -> None:
@@ -38,7 +39,7 @@ class MetricsWriter:
             self._board = SummaryWriter(str(folder.tensorboard), purge_step=kept + 1)
 
     def step(self, values: dict[str, Any]) -> None:
-        """One optimizer step. Flushed at once: the file is what a killed run is judged by."""
+        """One optimizer step. Flushed at once, so that a killed run keeps it."""
         _append(self._steps, values)
         if self._board is not None:
             for name, tag in TENSORBOARD_GROUPS.items():
@@ -58,7 +59,7 @@ class MetricsWriter:
             self._board.flush()
 
     def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
-        """Texts of one evaluation. Those of a step that a resumed run makes again are the same, and are not repeated."""
+        """Samples of one evaluation. A resumed run that repeats a step writes them once: they are the same."""
         if step <= self._sampled:
             return
         self._sampled = step
@@ -70,7 +71,7 @@ class MetricsWriter:
             self._board.flush()
 
     def audit(self, values: dict[str, Any]) -> None:
-        """What one step consumed."""
+        """Digest of the sequences of one step."""
         if self._audit is None:  # only a run with data.audit has the file
             self._audit = self._audit_path.open("a")
         _append(self._audit, values)
@@ -86,7 +87,7 @@ class MetricsWriter:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All whole lines of a file; a line that a kill cut off at the end is left out."""
+    """All complete lines of a file; a last line that a kill cut off is left out."""
     if not path.exists():
         return []
     lines = path.read_text().split("\n")[:-1]
@@ -94,10 +95,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def keep_until(path: Path, step: int, logs: Path) -> None:
-    """Leave only lines up to `step`. What is taken away goes to logs/, numbered: those steps are about to be redone.
-
-    What is kept goes into a new file in any case: an older attempt that still lives then writes on into the old one.
-    """
+    """Keep lines up to `step`; copy the file to logs/ first if lines are removed, since those steps are about to be redone."""
     if not path.exists():
         return
     lines = read_lines(path)
@@ -106,13 +104,12 @@ def keep_until(path: Path, step: int, logs: Path) -> None:
     if len(kept) != len(lines) or not ends_whole:
         number = len(list(logs.glob(f"replaced-*-{path.name}"))) + 1
         (logs / f"replaced-{number:03d}-{path.name}").write_bytes(path.read_bytes())
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(json.dumps(line) + "\n" for line in kept))
-    temporary.replace(path)
+    # A new file in any case: an older attempt that is still alive keeps writing to the old one.
+    publish_file(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _as_markdown(text: str) -> str:
-    """The text as it is: a block of code, whatever it holds."""
+    """Verbatim text, as a block of code."""
     return "\n".join(f"    {line}" for line in text.split("\n"))
 
 

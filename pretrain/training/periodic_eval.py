@@ -1,6 +1,6 @@
-"""What a run does at each evaluation: held-out loss, and texts that it writes. Either is cut short when it is to stop.
+"""Periodic evaluation: held-out loss and samples. Stops early on request.
 
-All ranks run the same forwards in both, since ZeRO-3 gathers weights in each.
+All ranks run the same number of forwards in both: under ZeRO-3 each forward gathers weights from all ranks.
 """
 
 from functools import partial
@@ -20,11 +20,11 @@ from pretrain.training.startup.preflight import OpenedData
 
 
 class _StopAskedError(Exception):
-    """Between two forwards; on all ranks at once."""
+    """A stop was requested; raised between two forwards, on all ranks at once."""
 
 
 class PeriodicEval:
-    """`loss` is the last validation's, with its step."""
+    """`loss` is (step, loss) of the last validation."""
 
     def __init__(
         self,
@@ -40,17 +40,17 @@ class PeriodicEval:
         self.loss: tuple[int, float] | None = None
 
     def loss_at(self, step: int) -> float | None:
-        """The validation's, where that was at this very step."""
+        """Validation loss of this very step, if there is one."""
         return self.loss[1] if self.loss is not None and self.loss[0] == step else None
 
-    def look(self, step: int, recorder: Recorder) -> bool:
-        """Evaluate, and write samples. False where that was cut short because the run is to stop. A collective."""
+    def run(self, step: int, recorder: Recorder) -> bool:
+        """Evaluate and generate samples. False if a stop request cut it short. A collective."""
         return self._evaluate(step, recorder) and self._sample(step, recorder)
 
     def _evaluate(self, step: int, recorder: Recorder) -> bool:
         settings = self.config.eval
         if self.loss_at(step) is not None or not self.data.valid or not settings.every_steps:
-            return True  # a validation that was done before is not repeated
+            return True  # a resumed run does not repeat a validation
         try:
             scores = score_sources(
                 self.data.valid,
@@ -62,7 +62,7 @@ class PeriodicEval:
                 document_mask=self.config.data.document_mask,
             )
         except _StopAskedError:
-            recorder.say(f"the validation at step {step} was cut short")
+            recorder.say(f"validation at step {step} was cut short by a stop request")
             return False
         values = evaluation_values(scores)
         self.loss = step, values["loss"]
@@ -77,7 +77,7 @@ class PeriodicEval:
         try:
             made = make_samples(self.engine.logits_fn(), prompts, settings.sample_tokens, between)
         except _StopAskedError:
-            recorder.say(f"the samples at step {step} were cut short")
+            recorder.say(f"samples at step {step} were cut short by a stop request")
             return False
         recorder.samples(step, describe_samples(settings.prompts, prompts, made, self.data.tokenizer))
         return True

@@ -21,7 +21,7 @@ from pretrain.training.startup.preflight import OpenedData, prepare
 
 
 def train(config: Config, data: OpenedData, world: World, stop: StopRequest, watchdog: Watchdog) -> str:
-    """Run this process's part of a training. Returns the status that was left."""
+    """Train in this process. Returns the final status."""
     import numpy as np
     import torch
 
@@ -31,19 +31,19 @@ def train(config: Config, data: OpenedData, world: World, stop: StopRequest, wat
     if device.type == "cpu" and config.engine.precision == "fp16":
         raise UserError("engine.precision=fp16 is not supported on CPU", hint="engine.precision=bf16")
     _configure_torch(config, world.local_size)
-    # Longer than the watchdog waits: it says more than a timeout does.
+    # Longer than the watchdog's limit: its report says more than a timeout does.
     start_group(world, device, timeout_minutes=max(45, 3 * config.guard.watchdog_s / 60))
 
     from pretrain.training.trainer import Trainer
 
-    for seed in (random.seed, np.random.seed, torch.manual_seed):  # what checkpoint/rng.py keeps
+    for seed in (random.seed, np.random.seed, torch.manual_seed):  # what checkpoint/rng_state.py keeps
         seed(config.run.seed + world.rank)
     trainer = Trainer(config, world, device, data, stop, watchdog)
     try:
         status = trainer.run()
     except PretrainError as error:
         if error.everywhere:
-            end_group()  # or whoever leaves first breaks the collective in which the others learn of it
+            end_group()  # a rank that left first would break the collective in which the others are told
         raise
     trainer.engine.close()
     end_group()
@@ -66,7 +66,7 @@ def _configure_torch(config: Config, local_size: int) -> None:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Train, then leave the process with the exit code of errors.py."""
+    """Train, then exit with the code that errors.py gives the error."""
     if not arguments or arguments[0].startswith("-"):
         print("usage: python -m pretrain.train CONFIG [key=value …]", file=sys.stderr)
         leave(0 if arguments[:1] in (["-h"], ["--help"]) else 2)

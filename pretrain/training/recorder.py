@@ -1,4 +1,4 @@
-"""Everything that a run says while it trains: metrics, audit, TensorBoard, console and log. Silent but on rank 0."""
+"""All output of a run in training: metrics, audit, TensorBoard, console and log. On rank 0 only."""
 
 from locale import getpreferredencoding
 from pathlib import Path
@@ -9,7 +9,7 @@ from pretrain.run_folder import RunFolder
 from pretrain.training.console import ConsoleReporter
 from pretrain.training.metrics import MetricsWriter
 
-SHOWN = 100  # characters of a sample
+SHOWN = 100  # characters of a sample on the console
 
 
 class Recorder:
@@ -28,7 +28,7 @@ class Recorder:
             self.rewind(resumed_step)
 
     def rewind(self, step: int | None) -> None:
-        """Take away what was written beyond a step that training goes back to."""
+        """Remove metrics beyond a step that training goes back to."""
         if self._reporter is None:
             return
         if self._metrics is not None:
@@ -41,7 +41,7 @@ class Recorder:
             self._reporter.start(step)
 
     def say(self, text: str) -> None:
-        """A line for people."""
+        """Print a line, and log it."""
         if self._reporter is not None:
             self._reporter.say(text)
 
@@ -60,18 +60,18 @@ class Recorder:
             self.say(f"validation at step {values['step']}: loss {values['loss']:.4f}{bits}{right}")
 
     def samples(self, step: int, samples: list[dict[str, Any]]) -> None:
-        """What the model writes behind `eval.prompts`; the first one is shown."""
+        """Completions of `eval.prompts`; the first one is shown."""
         if self._metrics is not None:
             self._metrics.samples(step, samples)
             self.say(f"sample at step {step}: {_in_one_line(samples[0]['prompt'] + samples[0]['text'])}")
 
     def audit(self, values: dict[str, Any]) -> None:
-        """What one step consumed."""
+        """Digest of the sequences of one step."""
         if self._metrics is not None:
             self._metrics.audit(values)
 
     def close(self) -> None:
-        """Finish files and give the terminal back."""
+        """Close the files and restore the terminal."""
         if self._metrics is not None:
             self._metrics.close()
         if self._reporter is not None:
@@ -79,7 +79,7 @@ class Recorder:
 
 
 def _in_one_line(text: str) -> str:
-    """The beginning of what a model wrote, without what would move the cursor or does not exist in the console's encoding."""
+    """Start of a generated text, without control characters and what the console's encoding lacks."""
     line = " ".join(text.split())
     shown = "".join(character if character.isprintable() else " " for character in line[:SHOWN])
     encoding = getpreferredencoding(False)

@@ -1,8 +1,8 @@
-"""Texts that a run makes while it trains, always from the same prompts, greedily: how it learns to write.
+"""Samples during training: greedy completions of fixed prompts.
 
-All ranks make the same texts with the same number of forwards, whether anybody reads them or not: under ZeRO-3 each forward
-gathers the weights from all of them, and a rank that came to its end sooner would leave the others hanging. So no row ends
-before its tokens are made, and what follows the end of a document is cut off afterwards.
+All ranks run the same number of forwards: under ZeRO-3 each forward gathers weights from all ranks, and a rank that ended
+sooner would leave the others hanging. So every row generates all its tokens; text after the end of a document is cut off
+afterwards.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +21,7 @@ from tokenizer.models.base import tokenizer_from_files
 def make_samples(
     logits_fn: LogitsFn, prompts: Sequence[Sequence[int]], tokens: int, before_forward: Callable[[], None]
 ) -> list[list[int]]:
-    """So many tokens behind each prompt, or as the context has room for. A collective; `before_forward` may raise."""
+    """Up to `tokens` tokens after each prompt, as the context allows. A collective; `before_forward` may raise."""
     made: list[list[int]] = [[] for _ in prompts]
 
     def logits(tokens_BT: Tensor, cache: KVCache) -> Tensor:
@@ -42,7 +42,7 @@ def describe_samples(
     made: Sequence[Sequence[int]],
     tokenizer: Mapping[str, bytes],
 ) -> list[dict[str, Any]]:
-    """Of each prompt: it, the text behind it up to the end of the document, and whether that came (`ended`)."""
+    """For each prompt: `prompt`, `text` up to the end of the document, and `ended`, whether the model ended it."""
     codec = tokenizer_from_files(tokenizer)
     samples = []
     for text, prompt, tokens in zip(texts, prompts, made, strict=True):

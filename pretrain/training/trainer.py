@@ -1,10 +1,10 @@
 """The training loop.
 
-1. agree         one small all-reduce: targets of the global batch, who wants to stop, what became of a save
-2. train_step    forward and backward over this rank's micro-batches, clip, update          engine.py
-3. judge         a loss that is not finite, or a spike: stop, or go back and jump over it   guards.py
-4. write down    metrics.jsonl, TensorBoard, the console                                    recorder.py
-5. sometimes     evaluate, write samples, save                                              looks.py, checkpoint/
+1. agree         one small all-reduce: targets of the global batch, stop requests, state of a save
+2. train_step    forward and backward over this rank's micro-batches, clip, update      distributed/engine.py
+3. judge         loss not finite, or a spike: stop, or roll back and skip the batches   loss_guard.py
+4. record        metrics.jsonl, TensorBoard, the console                                recorder.py
+5. periodically  evaluate, generate samples, save                                       periodic_eval.py, checkpoint/
 """
 
 import math
@@ -37,8 +37,9 @@ from pretrain.training.loss_guard import LossGuard, fatal
 from pretrain.training.periodic_eval import PeriodicEval
 from pretrain.training.recorder import Recorder
 from pretrain.training.startup.attempt import Attempt
-from pretrain.training.startup.init_weights import changed_rotation, load_start
-from pretrain.training.startup.preflight import Found, OpenedData
+from pretrain.training.startup.init_weights import changed_rotation, load_initial_weights
+from pretrain.training.startup.opened_data import OpenedData
+from pretrain.training.startup.resume import ResumePoint
 
 
 class Trainer:
@@ -58,18 +59,18 @@ class Trainer:
         self.folder = RunFolder(Path(config.run.dir))
         self.attempt = Attempt(self.folder, world, data)
         self.engine = Engine(config, world, device)
-        self.feed = BatchLoader(data, world, device)
+        self.batches = BatchLoader(data, world, device)
         self.guard = LossGuard(config.guard, gradient_may_overflow=config.engine.precision == "fp16")
         self.stragglers = Stragglers(device, config.guard.straggler_every_steps)
-        self.looks = PeriodicEval(self.engine, data, world, device, stop, watchdog)
+        self.periodic_eval = PeriodicEval(self.engine, data, world, device, stop, watchdog)
         self.progress = Progress()
         self.saver: AsyncSaver
         self.recorder: Recorder
         self._closing = ExitStack()
-        self._firsts: deque[int] = deque(maxlen=config.guard.jump_steps)  # where the last batches began
+        self._firsts: deque[int] = deque(maxlen=config.guard.jump_steps)  # first samples of the last batches
 
     def run(self) -> str:
-        """Train to the end or to a stop. Returns the status that was left: `done` or `unfinished`."""
+        """Train to the end or to a stop. Returns the final status: `done` or `unfinished`."""
         with self._closing:
             try:
                 self._open()
@@ -81,35 +82,35 @@ class Trainer:
 
     def _loop(self) -> str:
         total = self.config.schedule.total_steps
-        # A run that goes on may have been stopped in the middle of this step's evaluation.
-        begins = self.progress.step in (0, total) or self._due(self.config.eval.every_steps)
-        whole = self.looks.look(self.progress.step, self.recorder) if begins else True
+        # A resumed run may have been stopped during this step's evaluation.
+        evaluate_first = self.progress.step in (0, total) or self._due(self.config.eval.every_steps)
+        complete = self.periodic_eval.run(self.progress.step, self.recorder) if evaluate_first else True
         while self.progress.step < total:
             started = time.perf_counter()
             self.watchdog.at("data", self.progress.step + 1)
-            self.progress = self.progress.jumped(self.attempt.jumps)
+            self.progress = self.progress.after_skipped(self.attempt.skipped)
             with self.stragglers.data():
-                batches = self.feed.next(self.progress)
+                batches = self.batches.next(self.progress)
             targets, stopping = self._agree(batches)
             if stopping:
                 return self._finish("unfinished")
             verdict = self._step(batches, int(targets), started)
             if verdict is not None:
-                self._answer(*verdict)
+                self._roll_back_or_stop(*verdict)
                 continue
             step = self.progress.step
             if self._due(self.config.eval.every_steps) or step == total:
-                whole = self.looks.look(step, self.recorder)
-            state, weights = (
+                complete = self.periodic_eval.run(step, self.recorder)
+            full, weights = (
                 self._due(every)
                 for every in (self.config.checkpoint.every_steps, self.config.checkpoint.weights_every_steps)
             )
-            if state or weights:
-                self._save(whole=state, weights=weights)
-        return self._finish("done" if whole else "unfinished")
+            if full or weights:
+                self._save(full=full, weights=weights)
+        return self._finish("done" if complete else "unfinished")
 
     def _step(self, batches: Batches, targets: int, started: float) -> tuple[str, str] | None:
-        """One update, judged and written down. `started` is before the wait for data: a run that starves must look slow."""
+        """One update, judged and recorded. `started` includes the wait for data: a run that starves must look slow."""
         lr = self.config.optimizer.lr * lr_fraction(self.progress.step + 1, self.config.schedule)
         inputs = [Batch(batch["inputs"], batch["targets"], batch.get("documents")) for batch in batches]
         sums = self.engine.train_step(
@@ -134,13 +135,13 @@ class Trainer:
             "samples": self.progress.samples,
             "seconds": seconds,
             "z_squared": z_squared / targets,
-            "epoch": self.feed.epochs(self.progress.samples),
+            "epoch": self.batches.epochs(self.progress.samples),
             "model_flops_per_second": targets * flops_per_token(self.config.model, self.config.data.seq_len) / seconds,
-            "sources": self.feed.ledger(self.progress.samples),
+            "sources": self.batches.tokens_read(self.progress.samples),
         }
         if self.config.data.audit:
             size = self.progress.samples - first
-            line = {"step": self.progress.step, "samples": first, "batch": size, "digest": self.feed.audit(batches)}
+            line = {"step": self.progress.step, "samples": first, "batch": size, "digest": self.batches.audit(batches)}
             self.recorder.audit(line)
         slowest = self.stragglers.step(self.progress.step)
         if slowest is not None:
@@ -164,54 +165,52 @@ class Trainer:
             compare_replicas(self.engine.model, step)
 
     def _agree(self, batches: Batches) -> tuple[float, float]:
-        """Targets of the global batch, and the number of ranks that want to stop; settles a save that all have written."""
+        """Targets of the global batch, and the number of ranks that want to stop. Commits a save that all have written."""
         self.watchdog.at("agree", self.progress.step + 1)
         mine = sum(int((batch["targets"] != IGNORE).sum()) for batch in batches)
-        doubts = [self.stop.wanted(), self.attempt.outdated(), self.feed.problem is not None]
-        values = [float(mine), *map(float, doubts), *self.saver.flags()]
-        targets, stopping, outdated, unread, *flags = sum_over_ranks(values, self.device)
+        flags = [self.stop.wanted(), self.attempt.superseded(), self.batches.error is not None]
+        values = [float(mine), *map(float, flags), *self.saver.flags()]
+        targets, stopping, superseded, unread, *written = sum_over_ranks(values, self.device)
         if unread:
-            self.feed.give_up()
-        if outdated:
-            error = TrainingError(f"a later attempt of run {self.folder.path} has begun: this one ends unsaved")
+            self.batches.raise_everywhere()
+        if superseded:
+            error = TrainingError(f"run {self.folder.path}: superseded by a later attempt; exiting without saving")
             error.everywhere = True
             raise error
-        self.saver.settle(*flags)
+        self.saver.settle(*written)
         return targets, stopping
 
-    def _answer(self, action: str, reason: str) -> None:
-        """Stop, or go back to the newest checkpoint and jump over the batches at fault."""
-        step, behind = self.progress.step, self.progress.samples
+    def _roll_back_or_stop(self, action: str, reason: str) -> None:
+        """Stop, or go back to the newest checkpoint and skip the batches at fault."""
+        step, end = self.progress.step, self.progress.samples
         self.watchdog.at("save", step)
         self.saver.flush()
         if action == "stop":
             raise fatal(step, reason)
-        if len(self.attempt.jumps) >= self.config.guard.max_rollbacks:
-            raise fatal(step, reason, hint=f"guard.max_rollbacks={self.config.guard.max_rollbacks} are used up")
+        if len(self.attempt.skipped) >= self.config.guard.max_rollbacks:
+            raise fatal(step, reason, hint=f"guard.max_rollbacks={self.config.guard.max_rollbacks} is reached")
         self.watchdog.at("load", step)
-        found = self.attempt.newest()
-        if found is None:
-            raise fatal(step, reason, hint="there is no checkpoint yet to go back to; a smaller checkpoint.every_steps")
-        first = max(self._firsts[0], int(found[1]["samples"]))
-        self.attempt.jump(SkippedRange(first, behind - first, step, reason))
-        self._restore(found)
-        self.saver.stand_at(self.progress.step, found[0])
+        point = self.attempt.newest()
+        if point is None or point.state is None:
+            raise fatal(step, reason, hint="no checkpoint yet to roll back to; use a smaller checkpoint.every_steps")
+        first = max(self._firsts[0], int(point.state["samples"]))
+        self.attempt.skip(SkippedRange(first, end - first, step, reason))
+        self._restore(point)
+        self.saver.stand_at(self.progress.step, point.checkpoint)
         self.recorder.rewind(self.progress.step)
         self.recorder.say(
-            f"step {step}: {reason}; back to step {self.progress.step}, and samples {first} to {behind - 1} are jumped over"
+            f"step {step}: {reason}; rolled back to step {self.progress.step}; samples {first} to {end - 1} are skipped"
         )
 
     def _open(self) -> None:
-        """Claim the run, resume, and start the files that rank 0 writes."""
-        found = self.attempt.begin(self.stop)
+        """Claim the run, load the point to start from, and open the files that rank 0 writes."""
+        point = self.attempt.begin(self.stop)
         self.watchdog.attempt = self.attempt.number
-        self._restore(found)
-        if found is None and self.attempt.start is not None:
-            load_start(self.attempt.start, self.engine)
+        self._restore(point)
         self.recorder = Recorder(
             self.folder,
             self.config,
-            resumed_step=None if found is None else self.progress.step,
+            resumed_step=None if point.checkpoint is None else point.step,
             speaks=self.world.is_main,
         )
         self._closing.callback(self.recorder.close)
@@ -226,52 +225,57 @@ class Trainer:
             remote=self.attempt.remote,
         )
         self._closing.callback(self.saver.close)
-        self.saver.stand_at(self.progress.step, None if found is None else found[0])
-        for note in self.attempt.notes:
-            self.recorder.say(f"skipped a checkpoint: {note}")
-        for change in changed_rotation(self.config) if found is None else ():
-            self.recorder.say(f"run.init_from had another rotation: {change}")
+        self.saver.stand_at(point.step, point.checkpoint)
+        for reason in point.skipped if self.world.is_main else ():
+            self.recorder.say(f"skipped a checkpoint: {reason}")
+        for change in changed_rotation(self.config, point.initial_weights):
+            self.recorder.say(f"rotary positions differ from run.init_from: {change}")
         self.recorder.say(headline(self.config, self.world.size, self.device.type, self.progress.step))
         self.recorder.start(self.progress.step)
 
-    def _restore(self, found: Found) -> None:
-        """Stand where a checkpoint stands, or at the beginning."""
+    def _restore(self, point: ResumePoint) -> None:
+        """Load weights and state of the point to continue from."""
         self.watchdog.at("load", self.progress.step)
-        state = None if found is None else found[1]
-        self.feed.plan(state, self.attempt.jumps)
-        if found is not None and state is not None:
-            self.progress = load_checkpoint(found[0], state, self.engine, self.world)
-            self.guard.restore(state.get("losses", []))
-            loss = state.get("validation_loss")
-            self.looks.loss = None if loss is None else (self.progress.step, loss)
+        self.batches.plan(point.state, self.attempt.skipped)
+        if point.checkpoint is not None and point.state is not None:
+            self.progress = load_checkpoint(point.checkpoint, point.state, self.engine, self.world)
+            self.guard.restore(point.state.get("losses", []))
+            loss = point.state.get("validation_loss")
+            self.periodic_eval.loss = None if loss is None else (self.progress.step, loss)
+        elif point.initial_weights is not None:
+            load_initial_weights(point.initial_weights, self.engine)
         self._firsts.clear()
 
-    def _save(self, *, whole: bool, weights: bool = False) -> None:
+    def _save(self, *, full: bool, weights: bool = False) -> None:
         self.watchdog.at("save", self.progress.step)
         state = {
-            "order": self.feed.order.description,
-            "ledger": self.feed.ledger(self.progress.samples),
-            "jumps": [jump._asdict() for jump in self.attempt.jumps],
+            "order": self.batches.order.description,
+            "ledger": self.batches.tokens_read(self.progress.samples),
+            "jumps": [samples._asdict() for samples in self.attempt.skipped],
             "losses": list(self.guard.losses),
-            "validation_loss": self.looks.loss_at(self.progress.step),
+            "validation_loss": self.periodic_eval.loss_at(self.progress.step),
         }
-        self.saver.start(self.engine, self.progress, state, tokenizer=self.data.tokenizer, whole=whole, weights=weights)
+        self.saver.start(self.engine, self.progress, state, tokenizer=self.data.tokenizer, whole=full, weights=weights)
 
     def _finish(self, status: str) -> str:
         self.watchdog.at("save", self.progress.step)
         self.saver.flush()
         if self.progress.step not in (0, self.saver.saved_step):
-            self._save(whole=True)
+            self._save(full=True)
             self.saver.flush()
             if self.saver.saved_step != self.progress.step:
-                raise fatal(self.progress.step, "the last checkpoint could not be saved", hint="the log says why")
+                raise fatal(
+                    self.progress.step,
+                    "the last checkpoint could not be saved",
+                    hint=f"the reason is in {self.folder.logs / 'train.log'}",
+                )
         if self.world.is_main:
             self.attempt.leave(status)
             self.folder.stop_file.unlink(missing_ok=True)
         self.watchdog.at("save", self.progress.step)
         self.saver.finish()
         reason = f" ({self.stop.reason})" if self.stop.reason else ""
-        again = "; the same command goes on from here" if status == "unfinished" else ""
+        again = "; the same command resumes it" if status == "unfinished" else ""
         self.recorder.say(f"{status} at step {self.progress.step}{reason}{again}")
         return status
 

@@ -15,7 +15,7 @@ from pretrain.convert.files.weight_files import write_weights
 from pretrain.convert.import_hf import import_hf
 from pretrain.distributed.engine import Engine
 from pretrain.distributed.world import World
-from pretrain.training.startup.init_weights import check_start, load_start, verify_start
+from pretrain.training.startup.init_weights import find_initial_weights, load_initial_weights
 from tests.support.elastic import (
     CPU,
     Setup,
@@ -65,10 +65,9 @@ def start_all(world: World, root: Path, setups: list[Setup]) -> None:
         engine = Engine(config_of(how, None), world, CPU)
         for start in (root / "run", root / "theirs"):
             config = config_of(how, start)
-            check_start(config)
-            folder = verify_start(config)
+            folder = find_initial_weights(config, hashes=True)
             assert folder is not None
-            load_start(folder, engine)
+            load_initial_weights(folder, engine)
             for name, parameter in engine.model.named_parameters():
                 for kind, tensor in held(engine, parameter).items():
                     wanted = expected[name].to(tensor.dtype).flatten()

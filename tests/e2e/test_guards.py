@@ -56,7 +56,7 @@ def test_a_bad_batch_is_jumped_over_and_training_goes_on(
     run = RunFolder(tmp_path / "run")
     codes, said = end(config, prefork, run.path, f"engine.zero_stage={stage}", chaos=poison, nproc=ranks)
     assert codes == {0}, said
-    (jump,) = run.read_jumps()
+    (jump,) = run.read_skipped()
     assert jump[:3] == (FIRST, BATCH, BAD_STEP)
     lines, audit = read_lines(run.metrics), read_lines(run.audit)
     assert [line["step"] for line in lines] == [line["step"] for line in audit] == list(range(1, TOTAL + 1))
@@ -67,7 +67,7 @@ def test_a_bad_batch_is_jumped_over_and_training_goes_on(
     found = losses(run.metrics)
     assert max(found[step] for step in range(BAD_STEP, TOTAL + 1)) < found[BAD_STEP - 5]
     said = (run.logs / "train.log").read_text()
-    assert f"back to step {BAD_STEP - 2}, and samples {FIRST} to {FIRST + BATCH - 1} are jumped over" in said
+    assert f"back to step {BAD_STEP - 2}; samples {FIRST} to {FIRST + BATCH - 1} are skipped" in said
     assert leftovers(run) == []
 
 
@@ -96,16 +96,16 @@ def test_a_run_that_rolls_back_too_often_ends(config: Path, prefork: Prefork, tm
     run, chaos = RunFolder(tmp_path / "run"), " ".join(f"poison:sample={8 * step},factor=nan" for step in (7, 9, 14))
     codes, said = end(config, prefork, run.path, "guard.max_rollbacks=2", chaos=chaos)
     assert codes == {3}
-    assert "is nan" in said and "hint: guard.max_rollbacks=2 are used up" in said
-    assert [jump.first for jump in run.read_jumps()] == [8 * 7, 8 * 9]
+    assert "is nan" in said and "hint: guard.max_rollbacks=2 is reached" in said
+    assert [jump.first for jump in run.read_skipped()] == [8 * 7, 8 * 9]
     assert run.status() == "failed"
 
 
 def test_a_bad_batch_before_the_first_checkpoint_ends_the_run(config: Path, prefork: Prefork, tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "run")
     codes, said = end(config, prefork, run.path, chaos="poison:sample=16,factor=nan")
-    assert codes == {3} and "hint: there is no checkpoint yet to go back to" in said
-    assert run.status() == "failed" and run.read_jumps() == []
+    assert codes == {3} and "hint: no checkpoint yet to roll back to" in said
+    assert run.status() == "failed" and run.read_skipped() == []
 
 
 @pytest.mark.parametrize(("poison", "reason"), [(NAN, "is nan"), (SPIKE, "the limit")])
@@ -115,7 +115,7 @@ def test_without_rollback_a_bad_batch_stops_the_run(
     run, stop = RunFolder(tmp_path / "run"), ("guard.on_nonfinite=stop", "guard.on_spike=stop")
     codes, said = end(config, prefork, run.path, *stop, chaos=poison)
     assert codes == {3}
-    assert f"error: step {BAD_STEP}: " in said and reason in said and "hint: a lower optimizer.lr" in said
-    assert run.status() == "failed" and run.read_jumps() == []
+    assert f"error: step {BAD_STEP}: " in said and reason in said and "hint: lower optimizer.lr" in said
+    assert run.status() == "failed" and run.read_skipped() == []
     assert list(losses(run.metrics)) == list(range(1, BAD_STEP))
     assert list_steps(run.checkpoints) == [15, 20]

@@ -42,7 +42,7 @@ def test_it_resumes_without_them_and_says_that_the_rotation_changed(tmp_path: Pa
     train(config, 1)
     change_run(config, dir=str(tmp_path / "second"), init_from=str(tmp_path / "run"))
     done = train(config, 1, "model.rope_theta=40000.0")
-    assert "run.init_from had another rotation: model.rope_theta: 10000.0 → 40000.0" in done.stdout
+    assert "rotary positions differ from run.init_from: model.rope_theta: 10000.0 → 40000.0" in done.stdout
     shutil.rmtree(tmp_path / "run")
     done = train(config, 1, "model.rope_theta=40000.0", "schedule.total_steps=3")
     assert "another rotation" not in done.stdout

@@ -30,7 +30,7 @@ from pretrain.config import load_config
 from pretrain.convert.files.hf_reader import HfSource
 from pretrain.convert.import_hf import import_hf
 from pretrain.convert.weight_sources import load_decoder
-from pretrain.training.startup.init_weights import check_start
+from pretrain.training.startup.init_weights import find_initial_weights
 from tests.support.tokenizers import sentencepiece_model_fixture  # noqa: F401
 
 TINY: dict[str, Any] = {
@@ -171,4 +171,4 @@ def test_an_import_is_a_run_whose_masters_are_the_weights_bit_for_bit(
     assert config.run.dir == str(tmp_path / "run")
     assert (config.data.seq_len, config.model.max_seq_len) == (64, 96)
     assert Path(config.data.tokenizer or "").read_bytes() == sentencepiece_model.read_bytes()
-    check_start(config)
+    find_initial_weights(config, hashes=False)

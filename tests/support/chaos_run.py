@@ -199,7 +199,7 @@ def differences(run: RunFolder, model: RunFolder) -> list[str]:
         if _hashes(run.path / kind) != _hashes(model.path / kind):
             steps = (sorted(_hashes(folder.path / kind)) for folder in (run, model))
             found.append(f"{kind}: {next(steps)} against {next(steps)}, or other bytes")
-    jumps = [[jump[:3] for jump in folder.read_jumps()] for folder in (run, model)]
+    jumps = [[jump[:3] for jump in folder.read_skipped()] for folder in (run, model)]
     if jumps[0] != jumps[1]:
         found.append(f"jumps: {jumps[0]} against {jumps[1]}")
     return found + leftovers(run)

@@ -35,11 +35,11 @@ TABLE = {
     "pretrain.shards": "pretrain.errors pretrain.storage numpy",
     "tokenizer.corpus.readers": "pretrain.config pretrain.errors pretrain.storage pyarrow zstandard",
     "tokenizer.corpus": "pretrain.errors tokenizer.corpus.readers",
-    "tokenizer.training": """pretrain.errors pretrain.report pretrain.shards pretrain.storage tokenizer.corpus
+    "tokenizer.training": """pretrain.errors pretrain.report pretrain.storage tokenizer.corpus
         tokenizer.corpus.readers tokenizer.models google numpy sentencepiece""",
     "tokenizer.encoding": """pretrain.errors pretrain.shards pretrain.storage tokenizer.corpus tokenizer.corpus.readers
         tokenizer.models numpy""",
-    "tokenizer.encoding.foreign": """pretrain.errors pretrain.shards pretrain.storage tokenizer.corpus
+    "tokenizer.encoding.foreign": """pretrain.errors pretrain.shards tokenizer.corpus
         tokenizer.corpus.readers tokenizer.models numpy sentencepiece""",
     "pretrain.distributed": """pretrain.config pretrain.errors pretrain.model pretrain.optim pretrain.plan deepspeed
         torch""",
@@ -48,7 +48,8 @@ TABLE = {
         pretrain.optim pretrain.shards pretrain.storage numpy torch webdataset""",
     "pretrain.checkpoint": """pretrain.config pretrain.data pretrain.distributed pretrain.errors pretrain.model
         pretrain.run_folder pretrain.storage numpy torch""",
-    "pretrain.health": "pretrain.data pretrain.distributed pretrain.errors pretrain.run_folder numpy torch",
+    "pretrain.health": """pretrain.data pretrain.distributed pretrain.errors pretrain.run_folder pretrain.storage numpy
+        torch""",
     "pretrain.health.nodes": """pretrain pretrain.config pretrain.distributed pretrain.errors pretrain.health
         pretrain.plan pretrain.storage click torch""",
     "pretrain.convert.families": "pretrain.config pretrain.errors",
@@ -61,7 +62,7 @@ TABLE = {
     "pretrain.convert": """pretrain.checkpoint pretrain.config pretrain.convert.card pretrain.convert.families
         pretrain.convert.files pretrain.convert.verify pretrain.errors pretrain.model pretrain.run_folder
         pretrain.storage tokenizer.models click torch transformers""",
-    "pretrain.convert.gguf": """pretrain.checkpoint pretrain.config pretrain.convert pretrain.convert.families
+    "pretrain.convert.gguf": """pretrain.config pretrain.convert pretrain.convert.families
         pretrain.convert.files pretrain.convert.verify pretrain.errors pretrain.model pretrain.storage
         tokenizer.models gguf llama_cpp numpy sentencepiece torch""",
     "pretrain.generation": """pretrain.config pretrain.convert pretrain.distributed pretrain.errors pretrain.model
@@ -80,8 +81,7 @@ TABLE = {
     "pretrain.train": "pretrain.training",
     "pretrain.node_check": "pretrain.health.nodes",
     "launch.slurm": "pretrain.config pretrain.errors pretrain.plan pretrain.storage omegaconf",
-    "launch": """launch.slurm pretrain.config pretrain.errors pretrain.plan pretrain.run_folder pretrain.storage
-        psutil""",
+    "launch": "launch.slurm pretrain.config pretrain.errors pretrain.plan pretrain.run_folder psutil",
     "pretrain.cli.views": """launch pretrain.shards pretrain.training tokenizer.corpus.readers tokenizer.encoding
         tokenizer.training click rich""",
     "pretrain.cli.quickstart": """launch pretrain.config pretrain.errors pretrain.plan pretrain.run_folder
@@ -187,18 +187,13 @@ def test_an_import_against_the_table_is_found() -> None:
 
 
 def test_the_table_names_each_room_once_and_nothing_that_is_gone() -> None:
-    rooms = {room_of(module) for module in MODULES}
-    assert set(TABLE) == rooms - {room for room in rooms if not _holds_code(room)} | set(TABLE) & rooms
+    assert set(TABLE) == {room_of(module) for module in MODULES}
     graph = graph_of(room_of)
     unused = {
         room: [name for name in entry.split() if name.partition(".")[0] in PACKAGES and name not in graph[room]]
         for room, entry in TABLE.items()
     }
     assert {room: names for room, names in unused.items() if names} == {}
-
-
-def _holds_code(room: str) -> bool:
-    return any(room_of(module) == room and module != room for module in MODULES) or room in TABLE
 
 
 @pytest.mark.parametrize("place_of", [room_of, wing_of, lambda module: module], ids=["rooms", "wings", "modules"])

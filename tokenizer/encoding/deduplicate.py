@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pretrain.errors import DataError
+from pretrain.storage.files import write_synced
 from tokenizer.corpus.readers import ReadOptions, Task, read_part
 from tokenizer.corpus.readers.open_file import show
 from tokenizer.corpus.readers.rejections import Rejection
@@ -72,7 +73,7 @@ class HashWorker:
             for number, run in enumerate(runs):
                 _save(folder / f"{number:04d}.npy", run)
             found = {"job": self.work.digest, "documents": watch.written}
-            _write(folder / _FOUND_NAME, json.dumps(found).encode())
+            write_synced(folder / _FOUND_NAME, json.dumps(found).encode())
             self.work.commit(folder, hashes_name(task.number))
         watch.done()
         return Hashed(watch.written, watch.problems)
@@ -174,12 +175,5 @@ def _load(path: Path) -> Hashes:
 def _save(path: Path, values: Hashes) -> None:
     with path.open("wb") as file:
         np.save(file, values, allow_pickle=False)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _write(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
         file.flush()
         os.fsync(file.fileno())

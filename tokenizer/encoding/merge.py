@@ -9,7 +9,6 @@ Nothing is copied, and nothing is decided here but names and sums. Killed at any
 run again, and finds each shard at its old place or at its new one.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 
 from pretrain.errors import DataError
@@ -21,12 +20,12 @@ from pretrain.shards.manifest import (
     STREAM,
     Manifest,
     read_manifest,
-    sync_folder,
     token_dtype,
     write_manifest,
 )
 from pretrain.shards.table import MOST_SHARDS, TABLE_NAME, ShardEntry, ShardTable, shard_name
 from pretrain.shards.writer import PROBLEMS_NAME
+from pretrain.storage.files import move_into_place, sync, write_synced
 from tokenizer.corpus.rejection_log import Problems
 from tokenizer.encoding.encode_options import Encoding
 from tokenizer.encoding.receipts import Receipt
@@ -120,7 +119,7 @@ def _move_shards(work: WorkFolder, receipts: Sequence[Receipt]) -> None:
                 f"{work.output / entry.name}: {size} bytes, and its task wrote {entry.bytes}",
                 hint=work.how_to_begin_anew,
             )
-    sync_folder(work.output)
+    sync(work.output)
 
 
 def _publish(work: WorkFolder, manifest: Manifest, problems: Problems) -> None:
@@ -128,12 +127,8 @@ def _publish(work: WorkFolder, manifest: Manifest, problems: Problems) -> None:
     with work.staging("merge") as folder:
         lines = problems.lines()
         if lines:
-            with (folder / PROBLEMS_NAME).open("w") as file:
-                file.write(lines)
-                file.flush()
-                os.fsync(file.fileno())
+            write_synced(folder / PROBLEMS_NAME, lines.encode())
         write_manifest(folder, manifest)
         for name in (PROBLEMS_NAME, TABLE_NAME, MANIFEST_NAME):
             if name != PROBLEMS_NAME or lines:
-                (folder / name).replace(work.output / name)
-                sync_folder(work.output)
+                move_into_place(folder / name, work.output / name)

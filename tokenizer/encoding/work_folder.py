@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, PretrainError
-from pretrain.shards.manifest import sync_folder
+from pretrain.storage.files import publish_file, sync, write_synced
 from tokenizer.encoding.receipts import RECEIPT_NAME, Receipt, parse_receipt
 
 WORK_NAME = "tasks"
@@ -83,14 +83,7 @@ class WorkFolder:
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file atomically; another process may write the same at the same time."""
-        descriptor, temporary = tempfile.mkstemp(prefix=f"{name}.", suffix=".tmp", dir=self.path)
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(descriptor, 0o666 & ~_umask())
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        Path(temporary).replace(self.path / name)
-        sync_folder(self.path)
+        publish_file(self.path / name, data)
 
     @contextlib.contextmanager
     def staging(self, name: str) -> Iterator[Path]:
@@ -119,22 +112,19 @@ class WorkFolder:
     def commit(self, folder: Path, name: str) -> bool:
         """Publish a staging folder as `name`, its files being on the disk. False if another process did so before."""
         (folder / _LOCK).unlink()
-        sync_folder(folder)
+        sync(folder)
         try:
             folder.rename(self.path / name)
         except OSError:
             if not (self.path / name).is_dir():
                 raise
             return False
-        sync_folder(self.path)
+        sync(self.path)
         return True
 
     def commit_task(self, folder: Path, receipt: Receipt) -> None:
         """Publish a finished task. Raises PretrainError if another process finished it with other bytes."""
-        with (folder / RECEIPT_NAME).open("w") as file:
-            file.write(receipt.to_json())
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(folder / RECEIPT_NAME, receipt.to_json().encode())
         if not self.commit(folder, task_name(receipt.task)):
             other = self.receipt(receipt.task)
             if other is not None and other != receipt:

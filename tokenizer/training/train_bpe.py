@@ -13,19 +13,16 @@ character itself, which can be no piece, is counted.
 """
 
 import io
-import os
 import re
 import resource
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from pretrain.errors import DataError
-from pretrain.shards.manifest import sync_folder
+from pretrain.storage.files import publish_file
 from tokenizer.corpus.readers import ReadOptions
 from tokenizer.corpus.rejection_log import Problems
 from tokenizer.corpus.task_plan import refuse_output_inside
@@ -229,20 +226,10 @@ def _peak_bytes() -> int:
 
 
 def _publish(folder: Path, files: dict[str, bytes]) -> None:
-    """Write `files` to `folder` durably; each appears whole or not at all, the last one last."""
+    """Write `files` to `folder`, in this order; each is complete or absent. Raises DataError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=".train-", dir=folder))
-        try:
-            for name, data in files.items():
-                with (temporary / name).open("wb") as file:
-                    file.write(data)
-                    file.flush()
-                    os.fsync(file.fileno())
-            for name in files:
-                (temporary / name).replace(folder / name)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        sync_folder(folder)
+        for name, data in files.items():
+            publish_file(folder / name, data)
     except OSError as error:
         raise DataError(f"{folder}: cannot be written: {error.strerror}") from None

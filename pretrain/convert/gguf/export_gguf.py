@@ -21,13 +21,13 @@ from typing import Any
 import numpy
 import torch
 
-from pretrain.checkpoint import layout
 from pretrain.convert.files.tokenizer_files import check_tokenizer
 from pretrain.convert.files.weight_files import WeightSource, refuse_unless_complete
 from pretrain.convert.gguf.gguf_check import LlamaCppProof, prove_by_reading, prove_with_llama_cpp
 from pretrain.convert.gguf.gguf_tensors import Row, add_model_keys, choose_architecture, rows_of, tensor_of
 from pretrain.convert.gguf.gguf_tokenizer import add_tokenizer_keys
 from pretrain.errors import DataError, ExportError, UserError
+from pretrain.storage.files import move_into_place, sync
 from tokenizer.models.base import is_tokenizer_json
 from tokenizer.models.sentencepiece_to_hf import read_model
 
@@ -210,6 +210,5 @@ def _staging(output: Path) -> Iterator[Path]:
 
 
 def _publish(file: Path, output: Path) -> None:
-    layout.sync_folder(file)
-    file.replace(output)
-    layout.sync_folder(output.parent)
+    sync(file)
+    move_into_place(file, output)

@@ -32,6 +32,7 @@ from pretrain.health.nodes.node_report import GIB, LONGEST_REPORT, Needs, Report
 from pretrain.health.nodes.slurm_step import SlurmStep, find_place
 from pretrain.health.watchdog import STALLED
 from pretrain.plan.counts import count_parameters
+from pretrain.storage.files import publish_file
 
 BYTES_A_PARAMETER = 12  # of a checkpoint, and of the copy in memory that it is written from
 CACHE_FREE = GIB
@@ -144,9 +145,7 @@ def to_exclude(findings: Sequence[NodeFinding], nodes: Sequence[str]) -> list[st
 def write_exclude(path: Path, nodes: Sequence[str]) -> None:
     """Add nodes to those that earlier starts left out, one a line."""
     known = (_read(path) or "").split()
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text("".join(f"{node}\n" for node in sorted({*known, *nodes})))
-    temporary.replace(path)
+    publish_file(path, "".join(f"{node}\n" for node in sorted({*known, *nodes})))
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

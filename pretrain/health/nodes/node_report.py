@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pretrain
 from pretrain.errors import PretrainError
+from pretrain.storage.files import write_synced
 
 PACKAGES = ("torch", "deepspeed")
 # Free, since a left-over process of someone else shows there first; errors, since a device goes on with them for a while.
@@ -143,10 +144,7 @@ def _disk(folder: Path, wanted: int) -> list[str]:
     probe = folder / f".probe-{platform.node()}-{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with probe.open("wb") as file:
-            file.write(b"probe")
-            file.flush()
-            os.fsync(file.fileno())
+        write_synced(probe, b"probe")
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return [f"{folder} cannot be written: {error.strerror}"]

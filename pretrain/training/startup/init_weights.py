@@ -1,13 +1,8 @@
-"""run.init_from: the weights that a run starts with in place of drawn ones.
+"""Initial weights of a run (`run.init_from`), instead of random initialization.
 
-    1. check_start     before any process group: is it there, and is it this model                     no torch
-    2. verify_start    on one rank, which decides for all: the folder to read, every byte of a checkpoint against its hash
-    3. load_start      each rank fills the masters that it owns, whatever the ZeRO stage, a parameter at a time
-
-It may be a run, one of its checkpoint folders, or a Hugging Face directory. The optimizer starts fresh, at step 0.
+They come from a run, one of its checkpoint folders, or a Hugging Face directory. The optimizer starts fresh, at step 0.
 """
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,50 +18,20 @@ if TYPE_CHECKING:
     from pretrain.distributed.engine import Engine
 
 
-def check_start(config: Config) -> None:
-    """Raise CheckpointError, with everything in which the two models differ, unless the weights fit the run."""
-    path = _path(config)
-    if path is None:
-        return
-    theirs = _model(path)
-    problems = [
-        f"model.{key}: {_value(theirs, key)} → {_value(config.model, key)}"
-        for key in vars(config.model)
-        if not _free(config.model, key) and _value(theirs, key) != _value(config.model, key)
-    ]
-    if problems:
-        lines = "\n".join(f"  - {problem}" for problem in problems)
-        raise CheckpointError(
-            f"run.init_from={path} holds another model than this run; what would change:\n{lines}",
-            hint="the model section of its config.yaml, or that which `pretrain import` writes, fits",
-        )
+def find_initial_weights(config: Config, *, hashes: bool) -> Path | None:
+    """The folder that run.init_from stands for; None for random initialization.
 
-
-def changed_rotation(config: Config) -> list[str]:
-    """In what the rotary positions differ from those before: a longer context needs it, and by mistake it is costly."""
-    path = _path(config)
-    theirs = None if path is None else _model(path)
-    if theirs is None or config.model.positions != "rope":
-        return []
-    return [
-        f"model.{key}: {getattr(theirs, key)} → {value}"
-        for key, value in vars(config.model).items()
-        if _is_rotation(key) and value != getattr(theirs, key)
-    ]
-
-
-def verify_start(config: Config) -> Path | None:
-    """The folder that all ranks read, None for drawn weights: a run may save another checkpoint meanwhile.
-
-    Raises CheckpointError for a checkpoint that is damaged and for another model, DataError for a Hugging Face directory,
-    which has no hashes, that lacks a tensor.
+    With `hashes`, every byte of a checkpoint is compared with its hash; a Hugging Face directory has none, and must hold
+    every tensor. Raises CheckpointError for a corrupt checkpoint and for another model, DataError for a missing tensor.
     """
-    path = _path(config)
-    if path is None:
+    if config.run.init_from is None:
         return None
+    path = Path(config.run.init_from)
+    # Resolved once: a run that is named here may save another checkpoint meanwhile.
     folder = path if is_hf_directory(path) else init_checkpoint(path)
-    # With checkpoint.upload nobody has compared the models yet.
-    check_start(replace(config, run=replace(config.run, init_from=str(folder))))
+    _check_model(config, folder)
+    if not hashes:
+        return folder
     if is_hf_directory(folder):
         from pretrain.convert.files.hf_reader import HfSource
 
@@ -76,8 +41,36 @@ def verify_start(config: Config) -> Path | None:
     return folder
 
 
-def load_start(folder: Path, engine: "Engine") -> None:
-    """Fill the engine's weights from the folder that `verify_start` gave. A collective."""
+def changed_rotation(config: Config, initial_weights: Path | None) -> list[str]:
+    """Differences in rotary positions, to be logged: a longer context needs them, and by mistake they are costly."""
+    if initial_weights is None or config.model.positions != "rope":
+        return []
+    theirs = _model(initial_weights)
+    return [
+        f"model.{key}: {getattr(theirs, key)} → {value}"
+        for key, value in vars(config.model).items()
+        if _is_rotation(key) and value != getattr(theirs, key)
+    ]
+
+
+def _check_model(config: Config, folder: Path) -> None:
+    """Raise CheckpointError with every difference unless the weights in `folder` fit the model of the run."""
+    theirs = _model(folder)
+    problems = [
+        f"model.{key}: {_value(theirs, key)} → {_value(config.model, key)}"
+        for key in vars(config.model)
+        if not _free(config.model, key) and _value(theirs, key) != _value(config.model, key)
+    ]
+    if problems:
+        lines = "\n".join(f"  - {problem}" for problem in problems)
+        raise CheckpointError(
+            f"run.init_from={config.run.init_from} holds a different model than this run; differences:\n{lines}",
+            hint="use the model section of its config.yaml, or of the one that `pretrain import` writes",
+        )
+
+
+def load_initial_weights(folder: Path, engine: "Engine") -> None:
+    """Fill the engine's weights from a folder that `find_initial_weights` returned, one parameter at a time. A collective."""
     from pretrain.checkpoint.checkpoint_reader import CheckpointReader
     from pretrain.convert.files.hf_reader import HfSource
     from pretrain.distributed.zero_partitions import partitions, publish_masters
@@ -90,20 +83,16 @@ def load_start(folder: Path, engine: "Engine") -> None:
     publish_masters(engine)
 
 
-def _path(config: Config) -> Path | None:
-    return None if config.run.init_from is None else Path(config.run.init_from)
-
-
-def _model(path: Path) -> ModelConfig:
-    if is_hf_directory(path):
-        return read_config(read_json(path, CONFIG), str(path / CONFIG))[1].model
-    folder = init_checkpoint(path)
+def _model(folder: Path) -> ModelConfig:
+    """The model section of a checkpoint folder or a Hugging Face directory."""
+    if is_hf_directory(folder):
+        return read_config(read_json(folder, CONFIG), str(folder / CONFIG))[1].model
     layout.verify(folder, hashes=False)
     return load_saved(folder / layout.CONFIG).model
 
 
 def _free(model: ModelConfig, key: str) -> bool:
-    """What the weights don't depend on: a table of positions has its length, a rotation has not."""
+    """Whether the weights do not depend on a key: a learned position table has a length, a rotation has none."""
     return key in FREE or _is_rotation(key) or (key == "max_seq_len" and model.positions != "learned")
 
 
@@ -112,5 +101,5 @@ def _is_rotation(key: str) -> bool:
 
 
 def _value(model: ModelConfig, key: str) -> object:
-    """`head_dim` of 0 and the width that it stands for are the same."""
+    """A value of the model section; `head_dim=0` stands for its derived width."""
     return model.head_width if key == "head_dim" else getattr(model, key)

@@ -27,7 +27,7 @@ POINTS = {
     "evaluate": ("pretrain.training.periodic_eval", "PeriodicEval._held_out_sums", False),
     "forward": ("pretrain.distributed.engine", "Engine._loss", False),
     "update": ("pretrain.training.trainer", "Trainer._before_update", False),
-    "jump": ("pretrain.run_folder", "RunFolder.write_jumps", True),
+    "jump": ("pretrain.run_folder", "RunFolder.write_skipped", True),
     "rollback": ("pretrain.training.recorder", "Recorder.rewind", False),
     "finish": ("pretrain.training.trainer", "Trainer._finish", False),
     "uploading": ("pretrain.checkpoint.remote", "RemoteRun.upload", False),
@@ -87,30 +87,30 @@ def kill_at_writing(piece_file: ModuleType, rank: int = -1, count: int = 1) -> N
     piece_file._chunks = chunks
 
 
-@fault("pretrain.checkpoint.layout")
-def kill_at_manifest(layout: ModuleType, rank: int = -1, count: int = 1, number: int = 9) -> None:
+@fault("pretrain.storage.files")
+def kill_at_manifest(files: ModuleType, rank: int = -1, count: int = 1, number: int = 9) -> None:
     """Between the manifest and the rename."""
-    _kill_in_sync(layout, True, die_here(rank, count, number))
+    _kill_in_sync(files, True, die_here(rank, count, number))
 
 
-@fault("pretrain.checkpoint.layout")
-def kill_at_renamed(layout: ModuleType, rank: int = -1, count: int = 1) -> None:
+@fault("pretrain.storage.files")
+def kill_at_renamed(files: ModuleType, rank: int = -1, count: int = 1) -> None:
     """After the rename, before it is flushed."""
-    _kill_in_sync(layout, False, die_here(rank, count))
+    _kill_in_sync(files, False, die_here(rank, count))
 
 
-def _kill_in_sync(layout: ModuleType, staging: bool, die: Callable[[], None]) -> None:
-    original = layout.sync_folder
+def _kill_in_sync(files: ModuleType, staging: bool, die: Callable[[], None]) -> None:
+    original = files.sync
 
     def sync(folder: Path) -> None:
         if staging:
             original(folder)
-        if folder.name.startswith(".staging") == staging:
+        if folder.name.startswith(".staging-step") if staging else folder.name in ("checkpoints", "weights"):
             die()
         if not staging:
             original(folder)
 
-    layout.sync_folder = sync
+    files.sync = sync
 
 
 @fault("pretrain.checkpoint.layout")

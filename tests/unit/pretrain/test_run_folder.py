@@ -50,7 +50,7 @@ def test_a_run_folder_is_made_with_its_parents_and_made_again(tmp_path: Path) ->
 
 def test_a_file_in_the_way_is_the_users_error(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
-    with pytest.raises(UserError, match="cannot be made") as caught:
+    with pytest.raises(UserError, match="cannot be created") as caught:
         RunFolder(tmp_path / "run").make()
     assert caught.value.hint == "run.dir=DIR"
 

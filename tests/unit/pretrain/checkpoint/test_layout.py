@@ -266,7 +266,7 @@ def test_whatever_call_is_the_last_there_is_a_whole_checkpoint(
         return call
 
     with monkeypatch.context() as patched:
-        for owner, name in ((Path, "rename"), (Path, "mkdir"), (layout.os, "fsync"), (layout.shutil, "rmtree")):
+        for owner, name in ((Path, "rename"), (Path, "mkdir"), (os, "fsync"), (layout.shutil, "rmtree")):
             patched.setattr(owner, name, dying(getattr(owner, name)))
         with suppress(KeyboardInterrupt):
             save(tmp_path, 200, b"new")

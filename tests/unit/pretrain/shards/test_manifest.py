@@ -20,6 +20,7 @@ from pretrain.shards.manifest import (
     write_manifest,
 )
 from pretrain.shards.table import MOST_SHARDS, ShardEntry, ShardTable, table_file
+from pretrain.storage.files import temporary_name
 from pretrain.storage.store import open_store
 from tests.support.stores import memory_address_fixture as memory_address_fixture
 from tests.support.stores import no_waits_fixture as no_waits_fixture
@@ -95,6 +96,7 @@ def test_each_file_is_on_the_disk_before_it_gets_its_name_and_the_table_before_t
 ) -> None:
     synced: list[tuple[str, set[str]]] = []
     fsync = os.fsync
+    table, manifest = (temporary_name(tmp_path / name).name for name in ("shards.npy", "manifest.json"))
 
     def record(descriptor: int) -> None:
         path = Path(f"/proc/self/fd/{descriptor}").readlink()
@@ -104,9 +106,9 @@ def test_each_file_is_on_the_disk_before_it_gets_its_name_and_the_table_before_t
     monkeypatch.setattr(os, "fsync", record)
     write_manifest(tmp_path, MANIFEST)
     assert synced == [
-        ("shards.npy.tmp", {"shards.npy.tmp"}),
+        (table, {table}),
         (tmp_path.name, {"shards.npy"}),
-        ("manifest.json.tmp", {"shards.npy", "manifest.json.tmp"}),
+        (manifest, {"shards.npy", manifest}),
         (tmp_path.name, {"shards.npy", "manifest.json"}),
     ]
 

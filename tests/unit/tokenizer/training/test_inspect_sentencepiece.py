@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from pretrain.cli.main import export_reasons, nasty_texts
+from pretrain.cli.main import export_reasons, stress_texts
 from pretrain.errors import DataError
 from tests.support.tokenizers import train_sentencepiece
 from tokenizer.training.inspect_sentencepiece import (
@@ -17,7 +17,7 @@ from tokenizer.training.inspect_sentencepiece import (
     visible,
 )
 
-CHECKS = Checks(nasty_texts, export_reasons)
+CHECKS = Checks(stress_texts, export_reasons)
 TEXTS = ["the cat sat on the mat, of the, in the, on the"] * 50
 
 

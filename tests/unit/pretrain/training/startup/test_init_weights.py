@@ -1,4 +1,4 @@
-"""What run.init_from is held against before a process group starts."""
+"""Checks of run.init_from before a process group starts."""
 
 import json
 from dataclasses import replace
@@ -13,7 +13,7 @@ from pretrain.config.schema import Config, DataConfig, ModelConfig, RunConfig
 from pretrain.convert.families.choose import choose_family, config_json
 from pretrain.convert.origin import imported_from
 from pretrain.errors import CheckpointError, DataError
-from pretrain.training.startup.init_weights import changed_rotation, check_start, verify_start
+from pretrain.training.startup.init_weights import changed_rotation, find_initial_weights
 from pretrain.training.startup.preflight import prepare
 from tests.support.checkpoints import flip_a_bit, save
 from tests.support.runs import make_run
@@ -41,27 +41,27 @@ def test_a_run_a_checkpoint_and_a_directory_fit_the_model_that_they_hold(tmp_pat
     run, theirs = saved_run(tmp_path / "run"), hf_directory(tmp_path / "theirs")
     step = run / "weights" / "step-00000007"
     for path in (run, step, theirs, None):
-        check_start(run_with(path))
-        assert changed_rotation(run_with(path)) == []
-    assert verify_start(run_with(run)) == verify_start(run_with(step)) == step
-    assert verify_start(run_with(None)) is None
+        folder = find_initial_weights(run_with(path), hashes=False)
+        assert changed_rotation(run_with(path), folder) == []
+    assert find_initial_weights(run_with(run), hashes=True) == find_initial_weights(run_with(step), hashes=True) == step
+    assert find_initial_weights(run_with(None), hashes=True) is None
     with pytest.raises(DataError, match="holds no weights"):  # only one rank looks into its files
-        verify_start(run_with(theirs))
+        find_initial_weights(run_with(theirs), hashes=True)
 
 
 def test_a_checkpoint_with_a_config_json_of_its_tokenizer_is_no_directory_of_others(tmp_path: Path) -> None:
     run = saved_run(tmp_path / "run")
     step = run / "weights" / "step-00000007"
     (step / "config.json").write_text('{"eos_token_id": 0}')
-    check_start(run_with(step))
-    assert verify_start(run_with(step)) == step
+    find_initial_weights(run_with(step), hashes=False)
+    assert find_initial_weights(run_with(step), hashes=True) == step
     assert imported_from(run_with(step)) is None
 
 
 def test_the_one_rank_that_decides_compares_the_models_too(tmp_path: Path) -> None:
     """With checkpoint.upload, whether there is a checkpoint is not known before."""
     with pytest.raises(CheckpointError, match=r"model\.d_ff: 160 → 96"):
-        verify_start(run_with(saved_run(tmp_path / "run"), small_model(d_ff=96)))
+        find_initial_weights(run_with(saved_run(tmp_path / "run"), small_model(d_ff=96)), hashes=True)
 
 
 @pytest.mark.parametrize(
@@ -81,15 +81,14 @@ def test_another_model_is_refused_with_everything_that_would_change(
 ) -> None:
     for path in (saved_run(tmp_path / "run"), hf_directory(tmp_path / "theirs")):
         with pytest.raises(CheckpointError, match=message):
-            check_start(run_with(path, small_model(**changes)))
+            find_initial_weights(run_with(path, small_model(**changes)), hashes=False)
 
 
 def test_what_the_weights_do_not_depend_on_may_change(tmp_path: Path) -> None:
     path = saved_run(tmp_path / "run")
     longer = {"max_seq_len": 512, "rope_theta": 40_000.0, "rope_scaling": "linear", "rope_factor": 4.0}
     config = run_with(path, small_model(head_dim=16, attention="reference", init_std=0.1, **longer))
-    check_start(config)
-    assert changed_rotation(config) == [
+    assert changed_rotation(config, find_initial_weights(config, hashes=False)) == [
         "model.rope_theta: 10000.0 → 40000.0",
         "model.rope_scaling: none → linear",
         "model.rope_factor: 1.0 → 4.0",
@@ -97,23 +96,23 @@ def test_what_the_weights_do_not_depend_on_may_change(tmp_path: Path) -> None:
     learned = small_model(positions="learned")
     path = saved_run(tmp_path / "learned", learned)
     with pytest.raises(CheckpointError, match=r"model\.max_seq_len: 128 → 512"):  # the rows of its table
-        check_start(run_with(path, replace(learned, max_seq_len=512)))
+        find_initial_weights(run_with(path, replace(learned, max_seq_len=512)), hashes=False)
 
 
 def test_what_is_missing_damaged_or_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"run\.init_from=.*nothing does not exist"):
-        check_start(run_with(tmp_path / "nothing"))
+        find_initial_weights(run_with(tmp_path / "nothing"), hashes=False)
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        check_start(run_with(tmp_path / "empty"))
+        find_initial_weights(run_with(tmp_path / "empty"), hashes=False)
     path = saved_run(tmp_path / "run")
     flip_a_bit(path / "weights" / "step-00000007" / "rank-00000.safetensors")
-    check_start(run_with(path))  # by size: hashing is left to the one rank that then decides for all
+    find_initial_weights(run_with(path), hashes=False)  # compares sizes; rank 0 hashes
     with pytest.raises(CheckpointError, match="is damaged"):
-        verify_start(run_with(path))
+        find_initial_weights(run_with(path), hashes=True)
     (path / "weights" / "step-00000007" / layout.MANIFEST).unlink()
     with pytest.raises(CheckpointError, match="not a complete checkpoint"):
-        check_start(run_with(path))
+        find_initial_weights(run_with(path), hashes=False)
 
 
 def test_a_run_looks_at_it_before_it_starts(tmp_path: Path) -> None:

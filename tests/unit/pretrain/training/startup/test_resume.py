@@ -11,7 +11,9 @@ from pretrain.checkpoint.layout import MANIFEST
 from pretrain.config import load_config
 from pretrain.config.load import config_text
 from pretrain.errors import CheckpointError
-from pretrain.training.startup.preflight import Found, OpenedData, find_resume, open_data, prepare
+from pretrain.training.startup.opened_data import OpenedData, open_data
+from pretrain.training.startup.preflight import prepare
+from pretrain.training.startup.resume import ResumePoint, find_resume_point
 from tests.support.checkpoints import WEIGHTS, flip_a_bit, save
 from tests.support.runs import make_run
 
@@ -33,16 +35,16 @@ class Run:
     def find(self, resume: str = "auto", *, hashes: bool = True, **options: Any) -> int | None:
         checkpoint = replace(self.prepared.config.checkpoint, resume=resume, upload=options.pop("upload", None))
         prepared = replace(self.prepared, config=replace(self.prepared.config, checkpoint=checkpoint))
-        self.skipped = []
-        found = find_resume(prepared, hashes=hashes, skipped=self.skipped.append, **options)
-        return None if found is None else int(found[1]["step"])
+        point = find_resume_point(prepared, hashes=hashes, **options)
+        self.skipped = list(point.skipped)
+        return None if point.checkpoint is None else point.step
 
-    def store(self, step: int | None, *reasons: str) -> Callable[[Callable[[str], None]], Found]:
-        def recover(skipped: Callable[[str], None]) -> Found:
+    def store(self, step: int | None, *reasons: str) -> Callable[[Callable[[str], None]], ResumePoint | None]:
+        def recover(skipped: Callable[[str], None]) -> ResumePoint | None:
             self.asked += 1
             for reason in reasons:
                 skipped(reason)
-            return None if step is None else (self.save(step), {"step": step, **self._state(step)})
+            return None if step is None else ResumePoint(self.save(step), {"step": step, **self._state(step)})
 
         return recover
 
@@ -103,9 +105,9 @@ def test_never_refuses_what_lies_in_the_run(run: Run) -> None:
 
 
 def test_what_the_store_brings_must_fit_the_run(run: Run) -> None:
-    def recover(_: Callable[[str], None]) -> Found:
+    def recover(_: Callable[[str], None]) -> ResumePoint:
         folder = save(run.checkpoints, 4, config=config_text(other).encode())
-        return folder, {"step": 4, **run._state(4)}
+        return ResumePoint(folder, {"step": 4, **run._state(4)})
 
     config = run.prepared.config
     other = replace(config, model=replace(config.model, n_layers=5))
