@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-from tests.support.prefork import Prefork, shared_prefork
+from tests.support.prefork import prefork_fixture  # noqa: F401
 
 # Files by the time they take, longest first: an early failure is seen early, and no worker is left alone with a long file at
 # the end. From `pytest --durations=0`; a file that is not named comes after these.
@@ -53,9 +53,3 @@ class ByGroup(LoadScopeScheduling):
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByGroup:
     config.option.loadscopereorder = False
     return ByGroup(config, log)
-
-
-@pytest.fixture(name="prefork", scope="session")
-def prefork_fixture() -> Prefork:
-    """The process from which trainings are forked."""
-    return shared_prefork()

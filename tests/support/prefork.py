@@ -29,6 +29,8 @@ import time
 from pathlib import Path
 from typing import Any, NoReturn
 
+import pytest
+
 from launch.processes import descendants
 from tests.support.helper_processes import Child, say
 from tests.support.repository import ROOT
@@ -119,6 +121,12 @@ def shared_prefork() -> Prefork:
     found = Prefork()
     atexit.register(found.stop)
     return found
+
+
+@pytest.fixture(name="prefork", scope="session")
+def prefork_fixture() -> Prefork:
+    """The process from which trainings are forked."""
+    return shared_prefork()
 
 
 # --- the server's side ------------------------------------------------------------------------------------------------
@@ -220,7 +228,7 @@ def become(message: dict[str, Any], path: list[str]) -> NoReturn:
     os.environ.update(environment)
     sys.dont_write_bytecode = bool(environment.get("PYTHONDONTWRITEBYTECODE"))
     inherited = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    first = [] if "script" in message else [os.getcwd()]
+    first = [] if "script" in message else [str(Path.cwd())]
     chaos = [CHAOS] if "errors" in message else []
     sys.path[:] = [*first, *chaos, *inherited, *path]
     sys.argv = [message.get("script", message["module"]), *message["arguments"]]

@@ -48,7 +48,7 @@ def main() -> None:
         signal.signal(number, pass_on)
     connection = socket.socket(socket.AF_UNIX)
     connection.connect(address)
-    message = {**wanted, "environment": dict(os.environ), "folder": os.getcwd(), "script_pid": os.getpid()}
+    message = {**wanted, "environment": dict(os.environ), "folder": os.getcwd(), "script_pid": os.getpid()}  # noqa: PTH109
     socket.send_fds(connection, [json.dumps(message).encode() + b"\n"], [0, 1, 2])
     reply = connection.makefile()
     child = int(reply.readline() or exit(97))  # empty where the server is gone
