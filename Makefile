@@ -19,7 +19,7 @@ test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest --numprocesses $(WORKERS)
 
 test-all: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest --numprocesses $(WORKERS) -m "slow or not slow"
+	TESTS_COLD=1 $(BIN)/python -m pytest --numprocesses $(WORKERS) -m "slow or not slow"
 
 check: lint types
 

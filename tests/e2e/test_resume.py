@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -80,16 +81,23 @@ def test_a_single_process_saves_on_sigterm(config: Path, tmp_path: Path) -> None
     assert (tmp_path / "status").read_text() == "unfinished\n"
 
 
+@pytest.fixture(scope="module")
+def interrupted(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by stage 2 on two processes, killed after its checkpoint of step 10."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    process = start(config, 2, f"run.dir={folder}", "checkpoint.every_steps=10")
+    wait_for_step(folder / "metrics.jsonl", 12, process)
+    kill_all(process)
+    return folder
+
+
 @pytest.mark.parametrize(("stage", "nproc"), [(2, 1), (3, 2), (0, 1), (1, 2)])
 def test_a_checkpoint_loads_at_another_stage_and_size(
-    stage: int, nproc: int, config: Path, undisturbed: dict[int, dict[int, float]], tmp_path: Path
+    stage: int, nproc: int, config: Path, undisturbed: dict[int, dict[int, float]], interrupted: Path, tmp_path: Path
 ) -> None:
-    """Written by stage 2 on two processes."""
-    stop_at = ("checkpoint.every_steps=10", "checkpoint.keep_last=9")
-    process = start(config, 2, f"run.dir={tmp_path}", *stop_at)
-    wait_for_step(tmp_path / "metrics.jsonl", 12, process)
-    kill_all(process)
-    train(config, nproc, f"run.dir={tmp_path}", f"engine.zero_stage={stage}", *stop_at)
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    done = train(config, nproc, f"run.dir={tmp_path}", f"engine.zero_stage={stage}", "checkpoint.every_steps=10")
+    assert "resumed at step " in done.stdout
     found = losses(tmp_path / "metrics.jsonl")
     assert set(found) == set(undisturbed[2])
     assert max(abs(found[step] - undisturbed[2][step]) for step in found) <= 1e-5

@@ -19,10 +19,13 @@ from tests.support.repository import ROOT
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
+# The prefork has chosen the CPU, and a CUDA context does not outlive a fork. `make test-all` starts every process cold.
+COLD = bool(os.environ.get("TESTS_COLD")) or Path("/dev/nvidiactl").exists()
+
+
 def python(*, cold: bool = False) -> str:
     """The interpreter that commands run in: forked from one that has imported torch, unless it is to start `cold`."""
-    # The prefork has chosen the CPU, and a CUDA context does not outlive a fork.
-    return sys.executable if cold or Path("/dev/nvidiactl").exists() else shared_prefork().python
+    return sys.executable if cold or COLD else shared_prefork().python
 
 
 def pretrain(*arguments: str | Path, timeout: float = 300, cold: bool = False) -> subprocess.CompletedProcess[str]:
