@@ -139,7 +139,7 @@ def test_a_run_that_lost_a_process_has_not_failed(tmp_path: Path, ranks: Iterato
 
 @pytest.mark.slow
 def test_the_launcher_ends_a_stopped_process_when_the_others_have_ended(config: Path, tmp_path: Path) -> None:
-    process = start(config, 2, f"run.dir={tmp_path}", "schedule.total_steps=100000", *ALIVE)
+    process = start(config, 2, f"run.dir={tmp_path}", "schedule.total_steps=100000", *ALIVE, cold=True)
     wait_for_step(tmp_path / "metrics.jsonl", 6, process)
     below = descendants(process.pid)
     (stopped,) = (pid for pid in below if b"\0RANK=1\0" in b"\0" + Path(f"/proc/{pid}/environ").read_bytes())

@@ -12,6 +12,10 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs/guides").glob("*.md"))]
 # This test runs under `make test`, in the environment that these made.
 MAKING = re.compile(r"make (?P<target>[\w-]+)|python3 -m venv .*|pretrain quickstart")
 
+# `pretrain train`, `pretrain launch local`, …: each kind starts a Python of its own once, and is forked from then on.
+KIND = re.compile(r"\b(?:pretrain|python -m)(?: [a-z][\w.]*){1,2}")
+STARTED_COLD = {"pretrain tokenizer train", "pretrain tokenizer encode", "pretrain launch local"}  # by the quickstart
+
 
 def commands(document: Path) -> list[str]:
     """Lines that begin with `$ ` in blocks marked `console`; a backslash at the end joins the next line."""
@@ -30,6 +34,8 @@ def test_commands_of_a_document_run(document: Path, workplace: Path) -> None:
         if making is not None:
             assert making["target"] is None or f"\n{making['target']}:" in makefile
             continue
-        done = run_in(workplace, command)
+        kinds = set(KIND.findall(command))
+        done = run_in(workplace, command, cold=not kinds <= STARTED_COLD)
+        STARTED_COLD.update(kinds)
         assert done.returncode == 0, f"$ {command}\n{done.stdout}\n{done.stderr}"
         assert "Traceback" not in done.stderr, f"$ {command}\n{done.stderr}"

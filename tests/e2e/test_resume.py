@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -54,7 +55,8 @@ def test_kill_9_at_a_random_step_changes_no_loss(
 def test_a_signal_saves_and_ends_and_the_same_command_goes_on(
     number: signal.Signals, config: Path, undisturbed: dict[int, dict[int, float]], tmp_path: Path
 ) -> None:
-    process = start(config, 2, f"run.dir={tmp_path}", "checkpoint.every_steps=0")
+    cold = number == signal.SIGTERM
+    process = start(config, 2, f"run.dir={tmp_path}", "checkpoint.every_steps=0", cold=cold)
     wait_for_step(tmp_path / "metrics.jsonl", 6, process)
     process.send_signal(number)
     assert process.wait(60) == 0
@@ -79,16 +81,23 @@ def test_a_single_process_saves_on_sigterm(config: Path, tmp_path: Path) -> None
     assert (tmp_path / "status").read_text() == "unfinished\n"
 
 
+@pytest.fixture(scope="module")
+def interrupted(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run by stage 2 on two processes, killed after its checkpoint of step 10."""
+    folder = tmp_path_factory.mktemp("interrupted")
+    process = start(config, 2, f"run.dir={folder}", "checkpoint.every_steps=10")
+    wait_for_step(folder / "metrics.jsonl", 12, process)
+    kill_all(process)
+    return folder
+
+
 @pytest.mark.parametrize(("stage", "nproc"), [(2, 1), (3, 2), (0, 1), (1, 2)])
 def test_a_checkpoint_loads_at_another_stage_and_size(
-    stage: int, nproc: int, config: Path, undisturbed: dict[int, dict[int, float]], tmp_path: Path
+    stage: int, nproc: int, config: Path, undisturbed: dict[int, dict[int, float]], interrupted: Path, tmp_path: Path
 ) -> None:
-    """Written by stage 2 on two processes."""
-    stop_at = ("checkpoint.every_steps=10", "checkpoint.keep_last=9")
-    process = start(config, 2, f"run.dir={tmp_path}", *stop_at)
-    wait_for_step(tmp_path / "metrics.jsonl", 12, process)
-    kill_all(process)
-    train(config, nproc, f"run.dir={tmp_path}", f"engine.zero_stage={stage}", *stop_at)
+    shutil.copytree(interrupted, tmp_path, dirs_exist_ok=True)
+    done = train(config, nproc, f"run.dir={tmp_path}", f"engine.zero_stage={stage}", "checkpoint.every_steps=10")
+    assert "resumed at step " in done.stdout
     found = losses(tmp_path / "metrics.jsonl")
     assert set(found) == set(undisturbed[2])
     assert max(abs(found[step] - undisturbed[2][step]) for step in found) <= 1e-5
@@ -161,7 +170,7 @@ def test_a_stop_file_saves_and_ends(config: Path, tmp_path: Path) -> None:
 
 def test_a_second_ctrl_c_leaves_no_process_behind(config: Path, tmp_path: Path) -> None:
     """Workers that hang (here: are stopped) cannot save; torchrun's agent alone would leave them running."""
-    process = start(config, 2, f"run.dir={tmp_path}", "schedule.total_steps=100000")
+    process = start(config, 2, f"run.dir={tmp_path}", "schedule.total_steps=100000", cold=True)
     wait_for_step(tmp_path / "metrics.jsonl", 2, process)
     below = descendants(process.pid)
     workers = [pid for pid in below if b"pretrain.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]

@@ -45,6 +45,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import deepspeed  # here, so that a fork server imports it once for all processes
+    import torch._dynamo  # torch.optim would import it in each process, for seconds
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
 CPU = torch.device("cpu")

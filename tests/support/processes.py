@@ -2,48 +2,51 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launch.processes import kill_tree
-from tests.support.prefork import Prefork
+from launch.processes import descendants, kill_tree
+from tests.support.prefork import Prefork, shared_prefork
 from tests.support.repository import ROOT
 
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1"}
 
 
-def pretrain(*arguments: str | Path, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+# The prefork has chosen the CPU, and a CUDA context does not outlive a fork. `make test-all` starts every process cold.
+COLD = bool(os.environ.get("TESTS_COLD")) or Path("/dev/nvidiactl").exists()
+
+
+def python(*, cold: bool = False) -> str:
+    """The interpreter that commands run in: forked from one that has imported torch, unless it is to start `cold`."""
+    return sys.executable if cold or COLD else shared_prefork().python
+
+
+def pretrain(*arguments: str | Path, timeout: float = 300, cold: bool = False) -> subprocess.CompletedProcess[str]:
     """One `pretrain` command to its end."""
-    command = [sys.executable, "-m", "pretrain.cli", *map(str, arguments)]
+    command = [python(cold=cold), "-m", "pretrain.cli", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=ENVIRONMENT, check=False)
 
 
-def train(config: Path, nproc: int, *overrides: str) -> subprocess.CompletedProcess[str]:
+def train(config: Path, nproc: int, *overrides: str, cold: bool = False) -> subprocess.CompletedProcess[str]:
     """A training by `nproc` processes; asserts that it succeeded."""
-    done = pretrain("launch", "local", config, "--nproc", str(nproc), *overrides)
+    done = pretrain("launch", "local", config, "--nproc", str(nproc), *overrides, cold=cold)
     assert done.returncode == 0, done.stdout + done.stderr
     return done
 
 
-def start(config: Path, nproc: int, *overrides: str) -> "subprocess.Popen[bytes]":
+def start(config: Path, nproc: int, *overrides: str, cold: bool = False) -> "subprocess.Popen[bytes]":
     """The same, not waited for."""
-    command = [
-        sys.executable,
-        "-m",
-        "pretrain.cli",
-        "launch",
-        "local",
-        str(config),
-        "--nproc",
-        str(nproc),
-        *overrides,
-    ]
-    return subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    launch = ["-m", "pretrain.cli", "launch", "local", str(config), "--nproc", str(nproc), *overrides]
+    return subprocess.Popen(
+        [python(cold=cold), *launch], env=ENVIRONMENT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def start_ranks(
@@ -84,7 +87,13 @@ def start_ranks(
 
 def kill_all(process: "subprocess.Popen[bytes]") -> None:
     """kill -9 of a process and of everything below it."""
-    kill_tree(process.pid)
+    started = shared_prefork.cache_info().currsize
+    doomed = shared_prefork().family(process.pid) if started else [process.pid, *descendants(process.pid)]
+    for pid in doomed:  # all at once, so that none sees another one end
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    for pid in doomed:
+        kill_tree(pid)
     process.wait()
 
 
