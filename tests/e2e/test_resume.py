@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_and_is_not_saved(config: Path, t
     done = pretrain("train", config, f"run.dir={tmp_path}", "engine.zero_stage=0", *wild)
     assert done.returncode == 3, done.stdout + done.stderr
     assert "is nan" in done.stderr or "is inf" in done.stderr
-    assert "hint: a lower optimizer.lr" in done.stderr
+    assert "hint: lower optimizer.lr" in done.stderr
     assert (tmp_path / "status").read_text() == "failed\n"
     saved = list_steps(tmp_path / "checkpoints")
     assert not saved or saved[-1] <= max(losses(tmp_path / "metrics.jsonl"))

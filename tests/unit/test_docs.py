@@ -17,7 +17,7 @@ TOUR = ROOT / "docs" / "tour.md"
 def links(text: str) -> Iterator[str]:
     """Targets of Markdown links and images outside code, without addresses that leave this tree."""
     prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
-    # Inline code is dropped, unless it is the text of a link: [`file.py`](file.py).
+    # Inline code is dropped, unless it is the text of a link: [`name`](target).
     prose = re.sub(r"\[`[^`]*`\]|`[^`\n]*`", lambda found: found[0] if found[0].startswith("[") else "", prose)
     for target in re.findall(r"\]\(([^()\s]+)\)", prose):
         if not re.match(r"[a-z]+:", target):

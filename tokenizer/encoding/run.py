@@ -173,6 +173,8 @@ class EncodeRun:
             return self._complete
         unfinished = self.unfinished(self.plan.tasks)
         if unfinished:
+            if self._completed_meanwhile():
+                return read_manifest(self.output)
             what = "are not hashed for deduplication" if self.in_hash_pass else "are not encoded"
             shown = ", ".join(str(task.number) for task in unfinished[:SHOWN_TASKS])
             raise DataError(
@@ -183,11 +185,17 @@ class EncodeRun:
         with self._disk_errors():
             receipts = self._receipts(self.plan.tasks)
             if len(receipts) < len(self.plan.tasks):  # a merge that began earlier found all of them
+                if self._completed_meanwhile():
+                    return read_manifest(self.output)
                 raise DataError(
                     f"{self.work.path}: {len(self.plan.tasks) - len(receipts)} receipts are missing or corrupt",
                     hint=self.work.restart_hint,
                 )
             return merge(self.work, receipts, self.encoding)
+
+    def _completed_meanwhile(self) -> bool:
+        """Whether a concurrent merge has published the corpus; it then removes the receipts."""
+        return (self.output / MANIFEST_NAME).exists()
 
     def write_plan(self) -> Path:
         """Write plan.jsonl, one task per line, for inspection; returns its path."""

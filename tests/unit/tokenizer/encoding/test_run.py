@@ -386,3 +386,14 @@ def test_problems_of_an_earlier_corpus_go_with_it(tokenizer: Path, corpus: Path,
     assert (tmp_path / "out" / "problems.jsonl").exists()
     encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, overwrite=True)
     assert not (tmp_path / "out" / "problems.jsonl").exists()
+
+
+def test_a_merge_whose_receipts_a_concurrent_merge_removed_gives_that_corpus(
+    tokenizer: Path, corpus: Path, tmp_path: Path
+) -> None:
+    options = make_encoding(tokenizer, EncodeOptions())
+    first = EncodeRun(options, [corpus], tmp_path / "out")
+    first.run_tasks(first.plan.tasks, workers=1)
+    second = EncodeRun(options, [corpus], tmp_path / "out")
+    merged = first.merge()  # publishes the corpus, and removes the folder of tasks that `second` has open
+    assert second.merge() == merged
