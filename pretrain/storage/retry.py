@@ -56,7 +56,7 @@ def retry(once: Callable[[], T], *, what: str, attempts: int, timeout_s: float, 
                 raise DataError(f"{what}: {describe(error)}", hint=hint) from error
             last = error
     said = "" if last is None else describe(last)
-    raise DataError(f"{what}: failed {attempts} times; the last error: {said}", hint=hint) from last
+    raise DataError(f"{what}: failed {attempts} times; the last: {said}", hint=hint) from last
 
 
 def is_permanent(error: BaseException) -> bool:

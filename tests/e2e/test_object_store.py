@@ -165,7 +165,7 @@ def test_a_training_from_a_store_with_faults_is_the_training_from_a_disk(
 
 STAYS = {
     "wrong bytes": (Faults(wrong=1.0, only="000003.tar"), ["crc32"]),
-    "short": (Faults(short=1.0, only="000003.tar"), ["bytes came"]),
+    "short": (Faults(short=1.0, only="000003.tar"), ["bytes arrived"]),
     "cut off": (Faults(cut=1.0, only="000003.tar"), []),
     "refused": (Faults(unavailable=1.0, only="000003.tar"), []),
     "reset": (Faults(reset=1.0, only="000003.tar"), []),
@@ -181,7 +181,7 @@ def test_what_stays_wrong_is_an_error_that_names_file_and_offset(
     object_store.proxy.inject(faults)
     with pytest.raises(DataError) as caught:
         stream(MANY, limits(attempts=2, timeout_s=1.0), rank=0, size=1)
-    for part in (f"{MANY}/shard-000003.tar", "at offset", "2 tries", *said):
+    for part in (f"{MANY}/shard-000003.tar", "at offset", "failed 2 times", *said):
         assert part in caught.value.message
     assert "pretrain data verify" in str(caught.value.hint)
     tries = [request.range for request in payloads(object_store.proxy.requests()) if "000003" in request.path]

@@ -111,7 +111,7 @@ def test_a_failing_store_does_not_lead_to_an_older_checkpoint(store: Store, run:
         return data
 
     store.answer = answer
-    with pytest.raises(DataError, match=f"200/{WEIGHTS}.* no success in 2 tries; the last: ConnectionReset") as caught:
+    with pytest.raises(DataError, match=f"200/{WEIGHTS}.* failed 2 times; the last: ConnectionReset") as caught:
         recovered(store, run)
     assert "checkpoint.upload" in str(caught.value.hint)
     assert names(run.checkpoints) == []

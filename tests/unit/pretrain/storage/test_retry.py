@@ -86,7 +86,7 @@ def test_the_last_error_says_what_how_often_and_why(waits: list[float]) -> None:
     once = Failing(*[OSError(5, "no way\nto it")] * 9)
     with pytest.raises(DataError) as caught:
         ask(once, attempts=3)
-    assert caught.value.message == "s3://b/x: failed 3 times; the last error: OSError: [Errno 5] no way to it"
+    assert caught.value.message == "s3://b/x: failed 3 times; the last: OSError: [Errno 5] no way to it"
     assert caught.value.hint == "look"
     assert once.calls == 3
 
@@ -129,7 +129,7 @@ def test_a_store_that_always_hangs_ends_in_an_error(waits: list[float]) -> None:
         never.wait(60)
         return 7
 
-    with pytest.raises(DataError, match=r"failed 2 times; the last error: TimeoutError: no answer within 0\.05 s"):
+    with pytest.raises(DataError, match=r"failed 2 times; the last: TimeoutError: no answer within 0\.05 s"):
         ask(once, attempts=2, timeout_s=0.05)
     assert [thread.is_alive() and thread.daemon for thread in threads] == [True, True]  # no process waits for them
     never.set()

@@ -208,7 +208,7 @@ def test_a_fault_that_stays_is_one_error_with_everything_in_it(faulty: FaultySto
     with pytest.raises(DataError) as caught:
         faulty.read_range("a.tar", 0, 64, refuse_changes)
     assert caught.value.message == (
-        f"{faulty.address}/a.tar: 64 bytes at offset 0: failed 6 times; the last error: its crc32 is not the one in the index"
+        f"{faulty.address}/a.tar: 64 bytes at offset 0: failed 6 times; the last: its crc32 is not the one in the index"
     )
     assert f"pretrain data verify {faulty.address}" in str(caught.value.hint)
     assert len(faulty.requests) == 6
