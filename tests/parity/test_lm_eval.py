@@ -129,8 +129,8 @@ def test_a_text_without_a_limit_gets_half_the_context(exported: Path) -> None:
     ("options", "message"),
     [
         ({"max_gen_toks": LENGTH}, f"{LENGTH} new tokens"),
-        ({"do_sample": True}, "drawn"),
-        ({"temperature": 0.7}, "drawn"),
+        ({"do_sample": True}, "a task samples"),
+        ({"temperature": 0.7}, "a task samples"),
     ],
 )
 def test_what_cannot_be_generated_is_refused(exported: Path, options: dict[str, Any], message: str) -> None:
@@ -139,7 +139,7 @@ def test_what_cannot_be_generated_is_refused(exported: Path, options: dict[str, 
 
 
 def test_a_continuation_beyond_the_context_is_refused(exported: Path) -> None:
-    with pytest.raises(UserError, match=f"1 to {LENGTH}"):
+    with pytest.raises(UserError, match=f"the limits are 1 and {LENGTH}"):
         ours(exported).loglikelihood(requests("loglikelihood", [("a", TEXT * 12)]))
 
 

@@ -51,7 +51,7 @@ def read_text(folder: Path, text: str | bytes, table: bytes | None = None) -> Ma
 
 def sealed(document: dict[str, object]) -> bytes:
     """As JSON with the checksum that belongs to it, so that its values alone decide."""
-    return json.dumps({**document, "checksum": module._digest(document)}).encode()
+    return json.dumps({**document, "checksum": module.json_digest(document)}).encode()
 
 
 def changed(base: Manifest = MANIFEST, **changes: object) -> dict[str, object]:

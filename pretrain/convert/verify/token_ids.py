@@ -169,16 +169,16 @@ def _compare_json(theirs: Any, model_file: Path, texts: list[str]) -> tuple[int,
 
 def _with_symbols(tokenizer: HFTokenizer, text: str) -> list[int]:
     """Ids with the spellings of special tokens matched, as chat templates need."""
-    tokenizer.tokenizer.encode_special_tokens = False
+    tokenizer.backend.encode_special_tokens = False
     try:
         return tokenizer.encode(text)
     finally:
-        tokenizer.tokenizer.encode_special_tokens = True
+        tokenizer.backend.encode_special_tokens = True
 
 
 def _framing(theirs: Any, tokenizer: HFTokenizer) -> tuple[list[int], list[int]]:
     """Expected ids before and after each text: those of the file's own template if transformers applies it, else BOS."""
-    ids, own, inner = theirs("a").input_ids, tokenizer.tokenizer.encode("a").ids, tokenizer.encode("a")
+    ids, own, inner = theirs("a").input_ids, tokenizer.backend.encode("a").ids, tokenizer.encode("a")
     if ids == own:
         for start in range(len(own) - len(inner) + 1):
             if own[start : start + len(inner)] == inner:

@@ -98,8 +98,8 @@ def test_a_tokenizer_that_cannot_pad_writes_streams_only(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--layout", "packed"], "hint: --seq-len with the data.seq_len of the training"),
-        (["--seq-len", "128"], "hint: leave --seq-len out, or add --layout packed"),
+        (["--layout", "packed"], "hint: --seq-len N, where N is data.seq_len of the training"),
+        (["--seq-len", "128"], "hint: omit --seq-len, or add --layout packed"),
         (["--layout", "packed", "--seq-len", "1000"], "hint: --seq-len 1024"),
         (["--layout", "packed", "--seq-len", "1"], "--seq-len"),
         (["--layout", "sorted"], "--layout"),
