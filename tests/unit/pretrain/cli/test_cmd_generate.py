@@ -248,6 +248,8 @@ def test_text_is_shown_as_it_is_made_and_ctrl_c_ends_it(sentencepiece_model: Pat
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
+        # Where the tests run in the background of a shell, SIGINT is ignored, and a child inherits that.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         shown = b""
