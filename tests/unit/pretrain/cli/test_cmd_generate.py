@@ -235,7 +235,8 @@ def test_text_is_shown_as_it_is_made_and_ctrl_c_ends_it(sentencepiece_model: Pat
     export_hf(slow, tmp_path / "out")
     with subprocess.Popen(
         [
-            sys.executable,
+            # A shell that runs the tests in the background ignores SIGINT, and a child inherits that.
+            *("env", "--default-signal=INT", sys.executable),
             "-m",
             "pretrain.cli",
             "generate",
@@ -248,8 +249,6 @@ def test_text_is_shown_as_it_is_made_and_ctrl_c_ends_it(sentencepiece_model: Pat
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=ENVIRONMENT,
-        # Where the tests run in the background of a shell, SIGINT is ignored, and a child inherits that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     ) as process:
         assert process.stdout is not None
         shown = b""
