@@ -85,8 +85,8 @@ def rm(run: Path, steps: tuple[int, ...], weights: bool, force: bool) -> None:
     """Delete checkpoints of a run that is not training. Copies in an object store are kept."""
     folder = _open(run)
     place = folder.weights if weights else folder.checkpoints
-    doomed = [layout.find_step(step, place) for step in dict.fromkeys(steps)]
-    with folder.claim():  # no training may start until all are deleted
+    with folder.claim():  # no training may start, or delete these first, until all are deleted
+        doomed = [layout.find_step(step, place) for step in dict.fromkeys(steps)]
         if not weights and not force:
             _check_one_stays(place, doomed)
         for path in doomed:

@@ -104,12 +104,9 @@ def test_kills_anywhere_change_nothing(stage: int, ranks: int, config: Path, pre
     assert story.problems + differences(RunFolder(tmp_path / "run"), other) == []
 
 
-@pytest.mark.parametrize(
-    ("point", "message"),
-    [("forward:count=34", "superseded by a later attempt"), ("manifest:count=3", "exiting without saving")],
-)
+@pytest.mark.parametrize("point", ["forward:count=34", "manifest:count=3"])
 def test_an_older_attempt_that_still_lives_publishes_nothing(
-    point: str, message: str, config: Path, model: RunFolder, start: Start, tmp_path: Path
+    point: str, config: Path, model: RunFolder, start: Start, tmp_path: Path
 ) -> None:
     """A node that was cut off comes back: its lock is gone, and another attempt is at work. Stopped in the middle of a
     step, or when nothing but the rename of a checkpoint is left to do.
@@ -123,7 +120,8 @@ def test_an_older_attempt_that_still_lives_publishes_nothing(
     wait_until(lambda: max(losses(run.metrics), default=0) > reached + 5, [new], "the newer attempt trains")
     old.send_signal(signal.SIGCONT)
     assert old.wait(60) == 3
-    assert message in (tmp_path / "logs-0" / "0.txt").read_text()
+    # Either the trainer or the thread that commits a checkpoint finds it first; they name the other attempt differently.
+    assert "exiting without saving" in (tmp_path / "logs-0" / "0.txt").read_text()
     assert run.status() == "running"
     assert new.wait(120) == 0
     assert differences(run, model) == []

@@ -169,7 +169,7 @@ def test_a_worker_that_dies_is_one_error_and_its_task_is_done_by_the_next_run(
     tokenizer: Path, corpus: Path, expected: dict[str, bytes], tmp_path: Path
 ) -> None:
     process = start(command(tokenizer, corpus, tmp_path / "out"))
-    wait_for(lambda: list(tmp_path.glob("out/tasks/task-*/receipt.json")), process)
+    wait_for(lambda: list(tmp_path.glob("out/tasks/task-??????/receipt.json")), process)  # committed, not staged
     kill_worker(process)
     _, error = process.communicate(timeout=120)
     assert process.returncode == 1
