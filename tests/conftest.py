@@ -36,6 +36,13 @@ def place(item: pytest.Item) -> tuple[int, str]:
     return min(PLACES.get(name, len(PLACES)) for name in [*PLACES, file] if group(name) == together), together
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Name binary parameters by their length: gzip's header holds a time, and all workers must collect equal names."""
+    return (
+        f"{len(val)} bytes" if isinstance(val, bytes) and not (val.isascii() and val.decode().isprintable()) else None
+    )
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {item.nodeid.split("::")[0]: place(item) for item in items}
