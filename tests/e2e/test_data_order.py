@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pretrain.checkpoint.layout import list_steps
+from tests.support.chaos_run import wait_until
 from tests.support.processes import kill_all, losses, pretrain, start, train, wait_for_step
 from tests.support.runs import make_run, markov_tokens
 from tests.support.shards import write_corpus
@@ -93,7 +94,7 @@ def test_weights_may_change_from_here_on_but_not_what_has_been_read(config: Path
     run = f"run.dir={tmp_path}"
     plain = ("data.train.c.weight=0.5",)  # another past
     stop = start(config, 2, run, *STAGE)
-    wait_for_step(tmp_path / "metrics.jsonl", 14, stop)
+    wait_until(lambda: list_steps(tmp_path / "checkpoints"), [stop], "a checkpoint")
     kill_all(stop)
     step = list_steps(tmp_path / "checkpoints")[-1]
     refused = pretrain("train", config, run, *STAGE, *plain)

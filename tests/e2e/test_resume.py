@@ -11,6 +11,7 @@ import pytest
 
 from launch.processes import descendants
 from pretrain.checkpoint.layout import list_steps
+from tests.support.chaos_run import wait_until
 from tests.support.processes import kill_all, losses, pretrain, start, train, wait_for_step
 from tests.support.runs import make_run
 
@@ -42,6 +43,7 @@ def test_kill_9_at_a_random_step_changes_no_loss(
     step = random.randint(5, TOTAL - 5)
     process = start(config, 2, *overrides)
     wait_for_step(tmp_path / "metrics.jsonl", step, process)
+    wait_until(lambda: list_steps(tmp_path / "checkpoints"), [process], "a checkpoint")
     time.sleep(random.random() / 50)  # not always at the same place within a step
     kill_all(process)
     killed_after, saved = max(losses(tmp_path / "metrics.jsonl")), list_steps(tmp_path / "checkpoints")
@@ -86,7 +88,7 @@ def interrupted(config: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run by stage 2 on two processes, killed after its checkpoint of step 10."""
     folder = tmp_path_factory.mktemp("interrupted")
     process = start(config, 2, f"run.dir={folder}", "checkpoint.every_steps=10")
-    wait_for_step(folder / "metrics.jsonl", 12, process)
+    wait_until(lambda: list_steps(folder / "checkpoints"), [process], "a checkpoint")
     kill_all(process)
     return folder
 

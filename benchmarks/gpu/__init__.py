@@ -1,0 +1,1 @@
+"""Checks and speed of one GPU: correctness before speed, in eight minutes at most."""
