@@ -196,6 +196,26 @@ def test_an_unusable_request_is_refused(
         encode_corpus(**{**arguments, **change(tmp_path)})
 
 
+def test_the_same_encoding_again_is_done_and_another_is_refused_with_the_differences(
+    tokenizer: Path, corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = encode_corpus(tokenizer, [corpus], out, workers=1)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert encode_corpus(tokenizer, [corpus], out, workers=1) == first
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == before
+    with pytest.raises(DataError, match="already, encoded with other options:\n  - seed: 0, now 1") as caught:
+        encode_corpus(tokenizer, [corpus], out, workers=1, seed=1)
+    assert "To add documents, encode them alone" in str(caught.value.hint)
+    with corpus.open("a") as file:
+        file.write('{"text": "one more"}\n')
+    with pytest.raises(DataError, match="plan: "):
+        encode_corpus(tokenizer, [corpus], out, workers=1)
+    (out / "encoding.json").unlink()  # made by an earlier release
+    with pytest.raises(DataError, match=r"holds an encoded corpus already\n  hint"):
+        encode_corpus(tokenizer, [corpus], out, workers=1)
+
+
 def test_overwrite_and_leftovers_give_the_bytes_of_a_fresh_run(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
     options = {"workers": 1, "block_tokens": BLOCK}
     encode_corpus(tokenizer, [corpus], tmp_path / "fresh", **options)
@@ -253,7 +273,8 @@ def test_the_command_encodes_and_errors_propagate(tokenizer: Path, corpus: Path,
     assert f"{manifest.tokens:,}" in result.output
     assert str(tmp_path / "out") in result.output
     again = CliRunner().invoke(cli, arguments)
-    assert isinstance(again.exception, DataError)
+    assert again.exit_code == 0 and "encoded before, with these options" in again.output
+    assert isinstance(CliRunner().invoke(cli, [*arguments, "--seed", "1"]).exception, DataError)
     assert CliRunner().invoke(cli, [*arguments, "--overwrite"]).exit_code == 0
 
 
