@@ -80,7 +80,7 @@ class WorkFolder:
         return _read_job(self.output / ENCODING_NAME, "encode again with --overwrite")
 
     def differences(self, found: Job) -> str:
-        """What differs between another job and this one, a line for each option."""
+        """Differences between another job and this one, a line for each option."""
         shown = {key: (_show(found, key), _show(self.job, key)) for key in {**self.job, **found}}
         return "".join(f"\n  - {key}: {old}, now {new}" for key, (old, new) in shown.items() if old != new)
 
