@@ -220,7 +220,7 @@ class RunFolder:
         except (ValueError, TypeError) as error:
             raise UserError(
                 f"{self.skipped} is corrupt: {error}",
-                hint="remove it: the newest checkpoint holds the ranges that were skipped before it",
+                hint="remove it: the newest checkpoint holds earlier ranges",
             ) from error
 
     def write_skipped(self, skipped: Sequence[SkippedRange]) -> None:

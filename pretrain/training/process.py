@@ -25,14 +25,21 @@ def train(config: Config, data: OpenedData, world: World, stop: StopRequest, wat
     import numpy as np
     import torch
 
-    from pretrain.distributed.collectives import end_group, pick_device, start_group
+    from pretrain.distributed.collectives import end_group, meeting_point, pick_device, start_group
 
     device = pick_device(config.engine.device, world.local_rank)
     if device.type == "cpu" and config.engine.precision == "fp16":
         raise UserError("engine.precision=fp16 is not supported on CPU", hint="engine.precision=bf16")
     _configure_torch(config, world.local_size)
     # Longer than the watchdog's limit: its report says more than a timeout does.
-    start_group(world, device, timeout_minutes=max(45, 3 * config.guard.watchdog_s / 60))
+    minutes = max(45, 3 * config.guard.watchdog_s / 60)
+    try:
+        start_group(world, device, timeout_minutes=minutes)
+    except torch.distributed.DistError as error:
+        raise PretrainError(
+            f"{world} did not meet the others at {meeting_point()} within {minutes:.0f} minutes: {error}",
+            hint="start all ranks, with the same MASTER_ADDR and MASTER_PORT",
+        ) from error
 
     from pretrain.training.trainer import Trainer
 
@@ -71,13 +78,13 @@ def main(arguments: Sequence[str]) -> None:
         print("usage: python -m pretrain.train CONFIG [key=value …]", file=sys.stderr)
         leave(0 if arguments[:1] in (["-h"], ["--help"]) else 2)
     stop = StopRequest().install()
-    rank = os.environ.get("RANK") or "0"
+    world = World()  # until it is known, each process speaks
     try:
         world = World.from_environment()
         config = load_config(arguments[0], arguments[1:]).config
         data = prepare(config, world.size, is_main=world.is_main)
     except PretrainError as error:  # the same on every rank
-        if rank == "0":
+        if world.is_main:
             print(f"error: {error}", file=sys.stderr)
         leave(error.exit_code)
     stop.set_deadline(config.run.time_limit_minutes)
@@ -85,9 +92,9 @@ def main(arguments: Sequence[str]) -> None:
         with Watchdog(config.guard.watchdog_s, RunFolder(Path(config.run.dir)), world) as watchdog:
             train(config, data, world, stop, watchdog)
     except PretrainError as error:
-        if rank == "0" or not error.everywhere:
+        if world.is_main or not error.everywhere:
             print(
-                f"error{f' on rank {rank}' if world.size > 1 and not error.everywhere else ''}: {error}",
+                f"error{f' on rank {world.rank}' if world.size > 1 and not error.everywhere else ''}: {error}",
                 file=sys.stderr,
             )
         leave(error.exit_code)
