@@ -131,6 +131,10 @@ def encode(
     encode_options = EncodeOptions(reading=_pop_read_options(options), **options)
     run = EncodeRun(make_encoding(model, encode_options), inputs, output, overwrite=overwrite)
     _warn_of_losses(model)
+    if run.is_complete:
+        click.echo(f"{output}: encoded before, with these options from these files; nothing to do", err=True)
+        print_rows(corpus_rows(run.merge(), output))
+        return
     if only_plan:
         print_rows(plan_rows(run))
         return

@@ -34,7 +34,7 @@ class MemoryPlan:
     gathered: int  # stage 3: gathered parameters of the active blocks
     buckets: int  # communication buckets
     activations: int
-    head: int  # logits of a chunk, and the gradient of the head weight
+    head: int  # gradients that the loss keeps, and logits of a chunk
     host: int = 0
 
     @property
@@ -132,12 +132,16 @@ def activation_bytes(config: Config) -> int:
 
 
 def head_bytes(config: Config) -> int:
-    """Chunked loss: logits in the model's type and in fp32, their gradient; the head weight's gradient in fp32."""
+    """Chunked loss, at its peak: what it keeps for backward, and the larger of two moments within a chunk.
+
+    Kept: gradients of the hidden states, and of the head weight in fp32. Moments: fp32 logits with logsumexp's copy of them;
+    their gradient in the model's type with its product of the head weight's size.
+    """
     model, size = config.model, _size(config)
     tokens = config.batch.micro_batch_size * config.data.seq_len
-    chunk = min(tokens, config.loss.chunk_tokens)
-    hidden = size * tokens * model.d_model
-    return chunk * model.vocab_size * (FP32 + 2 * size) + FP32 * model.vocab_size * model.d_model + hidden
+    logits = min(tokens, config.loss.chunk_tokens) * model.vocab_size
+    weight = model.vocab_size * model.d_model
+    return size * tokens * model.d_model + FP32 * weight + max(2 * FP32 * logits, size * (logits + weight))
 
 
 def largest_layer(model: ModelConfig) -> int:
