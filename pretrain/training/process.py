@@ -25,21 +25,14 @@ def train(config: Config, data: OpenedData, world: World, stop: StopRequest, wat
     import numpy as np
     import torch
 
-    from pretrain.distributed.collectives import end_group, meeting_point, pick_device, start_group
+    from pretrain.distributed.collectives import end_group, pick_device, start_group
 
     device = pick_device(config.engine.device, world.local_rank)
     if device.type == "cpu" and config.engine.precision == "fp16":
         raise UserError("engine.precision=fp16 is not supported on CPU", hint="engine.precision=bf16")
     _configure_torch(config, world.local_size)
     # Longer than the watchdog's limit: its report says more than a timeout does.
-    minutes = max(45, 3 * config.guard.watchdog_s / 60)
-    try:
-        start_group(world, device, timeout_minutes=minutes)
-    except torch.distributed.DistError as error:
-        raise PretrainError(
-            f"{world} did not meet the others at {meeting_point()} within {minutes:.0f} minutes: {error}",
-            hint="start all ranks, with the same MASTER_ADDR and MASTER_PORT",
-        ) from error
+    start_group(world, device, timeout_minutes=max(45, 3 * config.guard.watchdog_s / 60))
 
     from pretrain.training.trainer import Trainer
 

@@ -74,7 +74,7 @@ def test_an_error_on_one_rank_says_which(config: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("inherited", "said"),
-    [({"SLURM_STEP_NUM_TASKS": "4"}, "each would train alone"), ({"RANK": "1"}, "hint: a launcher sets all of them")],
+    [({"SLURM_STEP_NUM_TASKS": "4"}, "each would train alone"), ({"RANK": "1"}, "RANK=1 but no WORLD_SIZE")],
 )
 def test_a_rank_environment_that_no_launcher_made_is_refused(
     inherited: dict[str, str], said: str, config: Path
