@@ -38,7 +38,7 @@ KINDS = {
     UNUSED: "unused",
     BYTE: "byte",
 }
-LISTED_TOKENS = 10
+LISTED_TOKENS = 20
 
 
 class SentencePieceModel(NamedTuple):

@@ -26,4 +26,4 @@ def unread_rows(manifest: Manifest, seq_len: int | None) -> dict[str, str]:
     check_seq_len(length, manifest.block_tokens)
     unread, shards = unread_targets(manifest, length), len(manifest.shards)
     where = f", at the end{'s' if shards > 1 else ''} of {shards:,} shard{'s' if shards > 1 else ''}" if unread else ""
-    return {f"unread at seq_len {length:,}": f"{unread / manifest.tokens:.2%}, {unread:,} targets{where}"}
+    return {"unread": f"{unread / manifest.tokens:.2%} at seq_len {length:,}: {unread:,} targets{where}"}

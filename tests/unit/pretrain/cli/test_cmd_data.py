@@ -19,8 +19,8 @@ def rows(*arguments: object) -> list[str]:
 
 def test_the_targets_that_a_run_leaves_unread_are_counted(tmp_path: Path) -> None:
     write_corpus(tmp_path, 64 * 4 + 14, blocks_per_shard=2)  # three shards; the last has 13 targets
-    assert "unread at seq_len 8 1.86%, 5 targets, at the ends of 3 shards" in rows(tmp_path, "--seq-len", 8)
-    assert "unread at seq_len 1 0.00%, 0 targets" in rows(tmp_path, "--seq-len", 1)
+    assert "unread 1.86% at seq_len 8: 5 targets, at the ends of 3 shards" in rows(tmp_path, "--seq-len", 8)
+    assert "unread 0.00% at seq_len 1: 0 targets" in rows(tmp_path, "--seq-len", 1)
     assert not any("unread" in row for row in rows(tmp_path))  # no run can read these blocks at 2,048
     with pytest.raises(DataError, match="--seq-len 48 does not divide the blocks of 64 tokens"):
         rows(tmp_path, "--seq-len", 48)
