@@ -280,6 +280,8 @@ def _make_job(encoding: Encoding, plan: TaskPlan) -> dict[str, object]:
     # `layout` follows from seq_len; the path of the tokenizer and the limit do not change the bytes.
     for name in ("tokenizer", "layout", "max_bad_documents"):
         del job[name]
+    if not encoding.part:  # as the jobs of earlier releases
+        del job["holdout"], job["part"]
     return {
         "format": FORMAT,
         **job.pop("reading"),
