@@ -238,3 +238,21 @@ class RunFolder:
         """Replace the status atomically."""
         assert status in STATUSES
         publish_file(self.path / "status", status + "\n")
+
+
+def parse_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Entries of metrics.jsonl and its like, and the number of damaged lines: cut off by a crash, or zeros of a lost block.
+
+    A last line without its end is none of them: it is being written, or a kill cut it off.
+    """
+    entries, damaged = [], 0
+    for line in data.split(b"\n")[:-1]:
+        try:
+            entry = json.loads(line.decode())
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict) and type(entry.get("step")) is int:
+            entries.append(entry)
+        else:
+            damaged += 1
+    return entries, damaged
