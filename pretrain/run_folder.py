@@ -1,6 +1,7 @@
 """The folder of a run, and its progress.
 
 RUN/config.yaml                the resolved configuration of the last start
+RUN/configs/attempt-1.yaml     the same of each start
 RUN/status                     running | unfinished (stopped, resumable) | done | failed
 RUN/metrics.jsonl              one line an optimizer step
 RUN/evaluations.jsonl          one line an evaluation
@@ -85,6 +86,10 @@ class RunFolder:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
+    def config_of(self, attempt: int) -> Path:
+        """The resolved configuration of a start."""
+        return self.path / "configs" / f"attempt-{attempt}.yaml"
+
     @property
     def metrics(self) -> Path:
         """One line a step."""
@@ -143,7 +148,7 @@ class RunFolder:
     def make(self) -> None:
         """Create missing folders. Raises UserError if that fails."""
         try:
-            for folder in (self.path, self.checkpoints, self.logs):
+            for folder in (self.path, self.checkpoints, self.logs, self.path / "configs"):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
@@ -194,7 +199,7 @@ class RunFolder:
 
     def clean(self) -> None:
         """Remove temporary files of killed processes. Only for the holder of the lock."""
-        for folder in (self.path, self.heartbeats):
+        for folder in (self.path, self.heartbeats, self.path / "configs"):
             for leftover in folder.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
 

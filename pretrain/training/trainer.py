@@ -228,6 +228,8 @@ class Trainer:
         self.saver.continue_from(point.step, point.checkpoint)
         for reason in point.skipped if self.world.is_main else ():
             self.recorder.say(f"skipped a checkpoint: {reason}")
+        for change in point.changes:
+            self.recorder.say(change)
         for change in changed_rotation(self.config, point.initial_weights):
             self.recorder.say(f"rotary positions differ from run.init_from: {change}")
         self.recorder.say(headline(self.config, self.world.size, self.device.type, self.progress.step))
