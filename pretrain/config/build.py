@@ -72,7 +72,7 @@ def _refuse_words(tree: dict[Any, Any], name: str, problems: list[str]) -> None:
     """Add a problem for each name that YAML 1.1 reads as a truth value."""
     problems += [
         f"{name} has a name that YAML reads as {str(key).lower()}: no, off, on and yes need quotes\n"
-        f"    hint: in quotes, {\"'yes'\" if key else \"'no'\"}"
+        f"    hint: in quotes, such as '{'yes' if key else 'no'}'"
         for key in tree
         if isinstance(key, bool)
     ]
