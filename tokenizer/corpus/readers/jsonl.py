@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterator
 
-from tokenizer.corpus.readers.byte_ranges import seek_offset, split_records
+from tokenizer.corpus.readers.byte_ranges import BYTE_ORDER_MARK, seek_offset, split_records
 from tokenizer.corpus.readers.compressed import read_content
 from tokenizer.corpus.readers.fields import parse_record
 from tokenizer.corpus.readers.open_file import escape_url, open_file, read_chunks
@@ -28,12 +28,15 @@ def read_jsonl(part: FilePart, options: ReadOptions) -> Iterator[Document | Reje
             place = f"{name}: byte {offset}" if part.start else f"{name}:{number}"
             if line is None:
                 yield too_large(place, options.max_document_bytes)
-            elif line and not line.isspace():
+                continue
+            if not offset:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            if line and not line.isspace():
                 yield parse_line(line, place, options)
 
 
 def parse_line(line: bytes, place: str, options: ReadOptions) -> Document | Rejection:
-    """The document of one JSON object, or a Rejection."""
+    """The document of one JSON object without a byte-order mark, or a Rejection."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

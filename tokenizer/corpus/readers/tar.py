@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from pretrain.errors import DataError
+from tokenizer.corpus.readers.byte_ranges import BYTE_ORDER_MARK
 from tokenizer.corpus.readers.compressed import read_content
 from tokenizer.corpus.readers.jsonl import parse_line
 from tokenizer.corpus.readers.open_file import escape_url, open_file
@@ -65,6 +66,7 @@ def _parse_member(name: str, data: bytes, place: str, options: ReadOptions) -> D
             return Rejection(place, problem.reason, problem.detail)
         if len(data) > options.max_document_bytes:
             return too_large(place, options.max_document_bytes)
+    data = data.removeprefix(BYTE_ORDER_MARK)
     if name.removesuffix(".gz").endswith(".json"):
         return parse_line(data, place, options)
     return parse_text(data, place, options)
