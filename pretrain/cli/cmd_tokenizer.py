@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +39,30 @@ class ManyInputs(click.Command):
 text_field_option = click.option(
     "--text-field", default="text", show_default=True, help="Field of a record that holds its text; a.b for nested."
 )
-max_bad_option = click.option(
-    "--max-bad-documents",
-    default=100,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Stop above this many unusable documents.",
-)
+
+
+def limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Limits on documents and files that cannot be used."""
+    for option in (
+        click.option(
+            "--max-bad-files",
+            default=0,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Stop above this many files that end early or cannot be read.",
+        ),
+        click.option(
+            "--max-bad-documents",
+            default=100,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Stop above this many unusable documents.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the contents of --output.")
 
 
@@ -97,7 +114,7 @@ def tokenizer() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Megabytes of text per task.  [default: 268; less for a small corpus]",
 )
-@max_bad_option
+@limit_options
 @overwrite_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show the number of tasks; encode nothing.")
 @click.option("--task-id", type=click.IntRange(min=0), metavar="N", help="Run only task N of the plan; do not merge.")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pretrain.cli.cmd_tokenizer import ManyInputs, max_bad_option, overwrite_option, repeat_option, text_field_option
+from pretrain.cli.cmd_tokenizer import ManyInputs, limit_options, overwrite_option, repeat_option, text_field_option
 from pretrain.cli.views.compression_table import (
     print_checks,
     print_pieces,
@@ -101,7 +101,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @seed_option
 @reading_options
-@max_bad_option
+@limit_options
 @overwrite_option
 def train(
     inputs: tuple[str, ...],
@@ -114,6 +114,7 @@ def train(
     character_coverage: float,
     seed: int,
     max_bad_documents: int,
+    max_bad_files: int,
     overwrite: bool,
     **reading: Any,
 ) -> None:
@@ -141,6 +142,7 @@ def train(
             seed=seed,
             options=ReadOptions(**reading),
             max_bad_documents=max_bad_documents,
+            max_bad_files=max_bad_files,
             overwrite=overwrite,
             progress=progress,
         )
@@ -169,7 +171,7 @@ def train(
 @held_out_option
 @seed_option
 @reading_options
-@max_bad_option
+@limit_options
 @overwrite_option
 def report(
     model: Path,
@@ -178,6 +180,7 @@ def report(
     held_out_bytes: str,
     seed: int,
     max_bad_documents: int,
+    max_bad_files: int,
     overwrite: bool,
     **reading: Any,
 ) -> None:
@@ -207,6 +210,7 @@ def report(
             seed=seed,
             problems=problems,
             max_bad_documents=max_bad_documents,
+            max_bad_files=max_bad_files,
             progress=progress,
         )
     texts = {sample.name: sample.held_out for sample in samples}

@@ -12,7 +12,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from tokenizer.corpus.readers.fields import parse_condition
 from tokenizer.corpus.readers.open_file import escape_url, locate, open_file
 from tokenizer.corpus.readers.parquet import import_parquet, open_parquet
 from tokenizer.corpus.readers.parts import LEFT_OUT
+from tokenizer.corpus.readers.rejections import UNREADABLE, Rejection
 from tokenizer.corpus.readers.tar_members import UnusableError
+from tokenizer.corpus.rejection_log import RejectionLog
 
 # Assumed bytes of text per compressed byte; it only decides how many files share a task.
 COMPRESSION_RATIO = 4
@@ -44,7 +46,8 @@ class TaskPlan:
     """All tasks in corpus order, and their inputs.
 
     `bytes` are stored bytes, `text_bytes` an estimate of the text. `fingerprint` (sha256) covers names, sizes, ranges and
-    options: equal plans read the same documents in the same order from unchanged files.
+    options: equal plans read the same documents in the same order from unchanged files. `problems` has the damaged files that
+    planning found.
     """
 
     tasks: tuple[CorpusTask, ...]
@@ -52,6 +55,7 @@ class TaskPlan:
     bytes: int
     text_bytes: int
     fingerprint: str
+    problems: RejectionLog = field(default_factory=RejectionLog, compare=False)
 
 
 def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
@@ -67,12 +71,13 @@ def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
     _refuse_overlap(inputs)
     tasks: list[CorpusTask] = []
     sources = []
+    problems = RejectionLog()
     for number, address in enumerate(inputs):
         files = list_files(address)
         if not files:
             raise DataError(f"{escape_url(address)}: no file in it")
         sources.append(CorpusSource(address, len(files), sum(file.size for file in files)))
-        for parts in _group_parts(_split_files(files, options), options.task_bytes):
+        for parts in _group_parts(_split_files(files, options, problems), options.task_bytes):
             tasks.append(CorpusTask(len(tasks), number, parts))
     return TaskPlan(
         tasks=tuple(tasks),
@@ -80,10 +85,11 @@ def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
         bytes=sum(source.bytes for source in sources),
         text_bytes=sum(task.text_bytes for task in tasks),
         fingerprint=_fingerprint(tasks, options),
+        problems=problems,
     )
 
 
-def _split_files(files: Sequence[ListedFile], options: ReadOptions) -> Iterator[FilePart]:
+def _split_files(files: Sequence[ListedFile], options: ReadOptions, problems: RejectionLog) -> Iterator[FilePart]:
     """Parts of all files, in order; over `task_bytes` only if a file or row group cannot be divided."""
     tables = [file for file in files if file.format == "parquet"]
     if tables:
@@ -92,7 +98,11 @@ def _split_files(files: Sequence[ListedFile], options: ReadOptions) -> Iterator[
         row_groups = threads.map(lambda file: _row_groups(file, options), tables)
         for file in files:
             if file.format == "parquet":
-                yield from _split_parquet(file, next(row_groups), options.task_bytes)
+                found = next(row_groups)
+                if isinstance(found, Rejection):  # the part without row groups makes the reader report it again
+                    problems.add(escape_url(file.url), found)
+                    found = []
+                yield from _split_parquet(file, found, options.task_bytes)
             elif _is_divisible(file, options):
                 yield from _split_bytes(file, options.task_bytes)
             elif file.format in LEFT_OUT:
@@ -131,13 +141,15 @@ def _split_parquet(file: ListedFile, row_groups: Sequence[int], task_bytes: int)
     yield FilePart(file.format, file.url, start, len(row_groups), file.size, size)
 
 
-def _row_groups(file: ListedFile, options: ReadOptions) -> list[int]:
-    """Bytes of text in each row group; empty if the file cannot be read, which its reader reports."""
+def _row_groups(file: ListedFile, options: ReadOptions) -> list[int] | Rejection:
+    """Bytes of text in each row group; a Rejection if the footer cannot be read."""
     try:
         with open_file(FilePart(file.format, file.url, 0, 0, file.size, 0)) as opened:
             return [group.text_bytes or 0 for group in open_parquet(opened, options).groups]
-    except (UnusableError, OSError):
-        return []
+    except UnusableError as problem:
+        return Rejection(escape_url(file.url), problem.reason, f"{problem.detail}; none of it can be read")
+    except OSError as error:
+        return Rejection(escape_url(file.url), UNREADABLE, str(error.strerror))
 
 
 def _group_parts(parts: Iterator[FilePart], task_bytes: int) -> Iterator[tuple[FilePart, ...]]:

@@ -30,6 +30,7 @@ class EncodeOptions:
     block_tokens: int = BLOCK_TOKENS
     shard_bytes: int = SHARD_BYTES
     max_bad_documents: int = 100
+    max_bad_files: int = 0
 
     def __post_init__(self) -> None:
         if self.seed < 0:

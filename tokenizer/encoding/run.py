@@ -59,7 +59,7 @@ def encode_corpus(
     `workers` is the number of processes (default: one per usable core; 1 encodes in this process); `options` are the
     fields of EncodeOptions. Resumes an earlier call; `overwrite` replaces a complete corpus, or one with other options.
     `progress` is called a few times per second. Raises DataError for an unusable tokenizer, corpus or option, a complete
-    output, and more than `max_bad_documents` bad documents; PretrainError if a process dies or the disk is full.
+    output, and more bad documents or damaged files than allowed; PretrainError if a process dies or the disk is full.
     """
     workers = worker_count(workers)
     run = EncodeRun(make_encoding(tokenizer, EncodeOptions(**options)), inputs, output, overwrite=overwrite)
@@ -94,6 +94,7 @@ class EncodeRun:
             )
         refuse_output_inside(list(map(str, inputs)), output)
         self.plan, reading = _make_plan(list(map(str, inputs)), encoding.reading)
+        self.plan.problems.check_limits(encoding.max_bad_documents, encoding.max_bad_files)
         self.encoding = replace(encoding, reading=reading)
         self.work = WorkFolder(output, _make_job(self.encoding, self.plan))
         self._complete = self._prepare(overwrite=overwrite)
@@ -150,15 +151,22 @@ class EncodeRun:
                 problems.merge(receipt.problems)
             allowed = self.encoding.max_bad_documents - problems.bad
             worker = (
-                HashWorker(self.encoding.reading, self.work, allowed)
+                HashWorker(self.encoding.reading, self.work, allowed, self.encoding.max_bad_files)
                 if hashing
                 else EncodeWorker(self.encoding, self.work, allowed)
             )
-            outcome = run_in_pool(unfinished, worker, workers=workers, max_bad=allowed, progress=progress)
+            outcome = run_in_pool(
+                unfinished,
+                worker,
+                workers=workers,
+                max_bad=allowed,
+                max_bad_files=self.encoding.max_bad_files,
+                progress=progress,
+            )
         found = {number: result.problems for number, result in outcome.results.items()} | outcome.stopped
         for number in sorted(found):
             problems.merge(found[number])
-        problems.check_limit(self.encoding.max_bad_documents)
+        problems.check_limits(self.encoding.max_bad_documents, self.encoding.max_bad_files)
         return len(unfinished)
 
     def finish_hash_pass(self) -> None:
@@ -246,8 +254,8 @@ def _make_plan(inputs: Sequence[str], reading: ReadOptions) -> tuple[TaskPlan, R
 def _make_job(encoding: Encoding, plan: TaskPlan) -> dict[str, object]:
     """All that the output bytes depend on, under the names of the options."""
     job = asdict(encoding)
-    # `layout` follows from seq_len; the path of the tokenizer and the limit do not change the bytes.
-    for name in ("tokenizer", "layout", "max_bad_documents"):
+    # `layout` follows from seq_len; the path of the tokenizer and the limits do not change the bytes.
+    for name in ("tokenizer", "layout", "max_bad_documents", "max_bad_files"):
         del job[name]
     return {
         "format": FORMAT,

@@ -64,11 +64,12 @@ def draw_samples(
     seed: int,
     problems: RejectionLog,
     max_bad_documents: int,
+    max_bad_files: int = 0,
     progress: Progress | None = None,
 ) -> list[SourceSample]:
     """Draw a sample of each source, and hold out up to `held_out_bytes` of each.
 
-    Raises DataError if a source cannot be planned or read, or has more than `max_bad_documents` bad documents.
+    Raises DataError if a source cannot be planned or read, or has more bad documents or files than allowed.
     """
     # Smaller tasks than for encoding, so that a stretch from each of PLACES tasks covers the source evenly.
     stretch = READ_FACTOR * (budget.total + held_out_bytes) // PLACES
@@ -76,6 +77,7 @@ def draw_samples(
     options = replace(options, task_bytes=small)
     owner = [source.name for source in sources for _ in source.inputs]
     plan = plan_tasks([path for source in sources for path in source.inputs], options)
+    plan.problems.check_limits(max_bad_documents, max_bad_files)
     tasks: dict[str, list[CorpusTask]] = {source.name: [] for source in sources}
     for task in plan.tasks:
         tasks[owner[task.source]].append(task)
@@ -90,6 +92,7 @@ def draw_samples(
             seed=seed,
             problems=problems,
             max_bad_documents=max_bad_documents,
+            max_bad_files=max_bad_files,
             progress=progress,
         )
         for name, own in tasks.items()
@@ -106,11 +109,12 @@ def sample_source(
     seed: int,
     problems: RejectionLog,
     max_bad_documents: int,
+    max_bad_files: int = 0,
     progress: Progress | None = None,
 ) -> SourceSample:
     """Draw `budget` bytes of text, and `held_out_bytes` more. The same tasks and seed give the same documents.
 
-    Raises DataError above `max_bad_documents`.
+    Raises DataError above `max_bad_documents` or `max_bad_files`.
     """
     sample = SourceSample(name, budget, tasks=len(tasks))
     drawn = _SmallestHashes(budget + held_out_bytes)
@@ -130,7 +134,7 @@ def sample_source(
                 continue
             if isinstance(found, Rejection):
                 problems.add(file, found)
-                problems.check_limit(max_bad_documents)
+                problems.check_limits(max_bad_documents, max_bad_files)
                 continue
             drawn.add(_hash(seed, name, number, entries), found)
             sample.documents_read += 1

@@ -8,7 +8,7 @@ from tokenizer.corpus.readers.compressed import read_content
 from tokenizer.corpus.readers.fields import parse_record
 from tokenizer.corpus.readers.open_file import escape_url, open_file, read_chunks
 from tokenizer.corpus.readers.parts import Document, FilePart, ReadOptions
-from tokenizer.corpus.readers.rejections import Rejection, too_large
+from tokenizer.corpus.readers.rejections import TRUNCATED_LINES, Rejection, too_large
 
 
 def read_jsonl(part: FilePart, options: ReadOptions) -> Iterator[Document | Rejection]:
@@ -32,7 +32,15 @@ def read_jsonl(part: FilePart, options: ReadOptions) -> Iterator[Document | Reje
             if not offset:
                 line = line.removeprefix(BYTE_ORDER_MARK)
             if line and not line.isspace():
-                yield parse_line(line, place, options)
+                found = parse_line(line, place, options)
+                if isinstance(found, Rejection) and not compressed and _is_cut(line, offset + len(line), part):
+                    found = Rejection(place, TRUNCATED_LINES, "the file ends inside this line")
+                yield found
+
+
+def _is_cut(line: bytes, end: int, part: FilePart) -> bool:
+    """Whether an unusable last line looks like the first half of an object, as in a copy that was interrupted."""
+    return end >= part.size and line.lstrip().startswith(b"{") and not line.rstrip().endswith(b"}")
 
 
 def parse_line(line: bytes, place: str, options: ReadOptions) -> Document | Rejection:

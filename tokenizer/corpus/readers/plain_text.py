@@ -11,7 +11,10 @@ from tokenizer.corpus.readers.rejections import BINARY, EMPTY, NO_FILTER_FIELD, 
 
 
 def read_text_file(part: FilePart, options: ReadOptions) -> Iterator[Document | Rejection]:
-    """Documents of a part, unmodified but for a byte-order mark at the start of the file. A place is the file, with the byte offset if a separator is used."""
+    """Documents of a part, unmodified but for a byte-order mark at the start of the file.
+
+    A place is the file, with the byte offset if a separator is used.
+    """
     name, compressed = escape_url(part.url), part.format != "text"
     separator = None if options.separator is None else options.separator.encode("utf-8")
     with open_file(part) as file:

@@ -15,6 +15,18 @@ ORDINARY_REASONS = frozenset(
     {COMPRESSED, BINARY, EMPTY, HIDDEN, NOT_REGULAR, NO_TEXT_MEMBER, FILTERED, NO_FILTER_FIELD}
 )
 
+UNREADABLE = "unreadable"
+BROKEN_TAR = "broken tar"
+BROKEN_PARQUET = "broken parquet"
+TRUNCATED_LINES = "truncated JSON Lines"
+BOMB = "decompression bomb"
+FILE_TOO_LARGE = "file too large"
+# One such rejection stands for any number of documents: the file, or the rest of it.
+DAMAGED_REASONS = frozenset(
+    {UNREADABLE, BROKEN_TAR, BROKEN_PARQUET, TRUNCATED_LINES, BOMB, FILE_TOO_LARGE}
+    | {f"{how} {codec}" for how in ("broken", "truncated") for codec in ("gzip", "zstd", "bzip2", "xz")}
+)
+
 
 class Rejection(NamedTuple):
     """A document that was left out: its place (`file:line`), the reason it is counted under, and details."""

@@ -63,7 +63,8 @@ def _parse_member(name: str, data: bytes, place: str, options: ReadOptions) -> D
         try:
             data = _gunzip(data, options)
         except UnusableError as problem:
-            return Rejection(place, problem.reason, problem.detail)
+            # The other members can be read, so this is one bad document.
+            return Rejection(place, f"{problem.reason} in a member", problem.detail)
         if len(data) > options.max_document_bytes:
             return too_large(place, options.max_document_bytes)
     data = data.removeprefix(BYTE_ORDER_MARK)
