@@ -36,6 +36,12 @@ class ManyInputs(click.Command):
         return super().parse_args(ctx, repeat_option(args, "--input"))
 
 
+format_option = click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["jsonl", "text", "parquet", "tar"]),
+    help="Format of all files.  [default: by name and content]",
+)
 text_field_option = click.option(
     "--text-field", default="text", show_default=True, help="Field of a record that holds its text; a.b for nested."
 )
@@ -103,6 +109,7 @@ def tokenizer() -> None:
 @click.option(
     "--deduplicate", is_flag=True, help="Leave out documents whose text occurs earlier. Reads the corpus twice."
 )
+@format_option
 @text_field_option
 @click.option(
     "--where", multiple=True, metavar="FIELD=VALUE", help="Keep only matching records; also !=, >=, <=, >, <."
@@ -165,7 +172,7 @@ def encode(
         return
     if hashed and not only_merge:
         _work(run, tasks, workers)
-    print_rows(corpus_rows(run.merge(), output))
+    print_rows(corpus_rows(run.merge(), run.plan, output))
 
 
 def _refuse_contradictions(
@@ -204,7 +211,9 @@ def _pop_read_options(options: dict[str, Any]) -> ReadOptions:
     from tokenizer.corpus.readers import ReadOptions
 
     megabytes = options.pop("task_megabytes")
-    reading = ReadOptions(**{name: options.pop(name) for name in ("text_field", "where", "separator", "member")})
+    reading = ReadOptions(
+        **{name: options.pop(name) for name in ("file_format", "text_field", "where", "separator", "member")}
+    )
     return reading if megabytes is None else replace(reading, task_bytes=max(1, int(megabytes * 1e6)))
 
 

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pretrain.cli.cmd_tokenizer import ManyInputs, limit_options, overwrite_option, repeat_option, text_field_option
+from pretrain.cli.cmd_tokenizer import (
+    ManyInputs,
+    format_option,
+    limit_options,
+    overwrite_option,
+    repeat_option,
+    text_field_option,
+)
 from pretrain.cli.views.compression_table import (
     print_checks,
     print_pieces,
@@ -67,6 +74,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Keep only records that satisfy this condition; also !=, >=, <=, >, <.",
         ),
         text_field_option,
+        format_option,
     ):
         command = option(command)
     return command

@@ -1,35 +1,41 @@
 """Plan of a corpus: its split into tasks. Depends on the inputs and the options, never on the number of processes.
 
 1. List the files of each input, in a fixed order.                                                    -> listing.py
-2. Split files that allow it: jsonl (and text with a separator) into byte ranges, parquet into ranges of row groups, by the
+2. Check their formats by their first bytes, and leave out what describes the data.     -> file_content.py, file_names.py
+3. Split files that allow it: jsonl (and text with a separator) into byte ranges, parquet into ranges of row groups, by the
    sizes in its footer. Other files stay undivided.
-3. Join neighbours into tasks of about `task_bytes` of text. A task holds files of one input only.
+4. Join neighbours into tasks of about `task_bytes` of text. A task holds files of one input only.
 
-Only parquet footers are read here; `readers.read_documents` reads the documents of a task.
+Only first bytes and parquet footers are read here; `readers.read_documents` reads the documents of a task.
 """
 
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from pretrain.errors import DataError
+from tokenizer.corpus.file_content import check_content
+from tokenizer.corpus.file_names import is_data, is_metadata
 from tokenizer.corpus.listing import ListedFile, list_files
 from tokenizer.corpus.readers import CorpusTask, FilePart, ReadOptions
 from tokenizer.corpus.readers.fields import parse_condition
 from tokenizer.corpus.readers.open_file import escape_url, locate, open_file
 from tokenizer.corpus.readers.parquet import import_parquet, open_parquet
-from tokenizer.corpus.readers.parts import LEFT_OUT
-from tokenizer.corpus.readers.rejections import UNREADABLE, Rejection
+from tokenizer.corpus.readers.parts import ARCHIVE, COPY, LEFT_OUT, METADATA, TABLE
+from tokenizer.corpus.readers.rejections import DAMAGED_REASONS, UNREADABLE, Rejection
 from tokenizer.corpus.readers.tar_members import UnusableError
 from tokenizer.corpus.rejection_log import RejectionLog
 
 # Assumed bytes of text per compressed byte; it only decides how many files share a task.
 COMPRESSION_RATIO = 4
 FOOTERS_AT_ONCE = 16
+CHECKED_AT_ONCE = 16
+# Named as an input, such a file is a mistake; in a folder it is counted.
+REFUSED = (ARCHIVE, COPY, TABLE)
 
 
 @dataclass(frozen=True)
@@ -73,9 +79,7 @@ def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
     sources = []
     problems = RejectionLog()
     for number, address in enumerate(inputs):
-        files = list_files(address)
-        if not files:
-            raise DataError(f"{escape_url(address)}: no file in it")
+        files = _check_files(address, list_files(address, options.file_format), options, problems)
         sources.append(CorpusSource(address, len(files), sum(file.size for file in files)))
         for parts in _group_parts(_split_files(files, options, problems), options.task_bytes):
             tasks.append(CorpusTask(len(tasks), number, parts))
@@ -87,6 +91,46 @@ def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
         fingerprint=_fingerprint(tasks, options),
         problems=problems,
     )
+
+
+def _check_files(
+    address: str, listed: Sequence[ListedFile], options: ReadOptions, problems: RejectionLog
+) -> list[ListedFile]:
+    """The files with the formats that they have; adds damaged ones to `problems`. Raises DataError if nothing is readable."""
+    if not listed:
+        raise DataError(f"{escape_url(address)}: no file in it")
+    with ThreadPoolExecutor(CHECKED_AT_ONCE) as threads:
+        files = list(threads.map(lambda file: check_content(file, options), listed))
+    only = files[0]
+    named = len(files) == 1 and _resolve_address(only.url) == _resolve_address(address)
+    if named and only.format in REFUSED:
+        reason, detail = LEFT_OUT[only.format]
+        raise DataError(
+            f"{escape_url(address)}: files of this kind are not readable: {reason} ({detail})",
+            hint="unpack or convert it, or say what it is with --format; readable formats: .jsonl, .txt and .md, also with "
+            ".gz, .zst, .bz2 or .xz; .parquet; uncompressed .tar",
+        )
+    if not named and options.file_format is None:
+        files = _leave_out_descriptions(files)
+    for file in files:
+        rejection = Rejection(escape_url(file.url), *LEFT_OUT.get(file.format, ("", "")))
+        if rejection.reason in DAMAGED_REASONS:
+            problems.add(rejection.place, rejection)
+    return files
+
+
+def _leave_out_descriptions(files: Sequence[ListedFile]) -> list[ListedFile]:
+    """Leave out texts that describe data in their folder or below it."""
+    folders: set[PurePosixPath] = set()
+    for file in files:
+        if is_data(file.url, file.format):
+            folders.update(PurePosixPath(file.url).parents)
+    return [
+        file._replace(format=METADATA)
+        if file.format == "text" and is_metadata(file.url, beside_data=PurePosixPath(file.url).parent in folders)
+        else file
+        for file in files
+    ]
 
 
 def _split_files(files: Sequence[ListedFile], options: ReadOptions, problems: RejectionLog) -> Iterator[FilePart]:
@@ -167,7 +211,7 @@ def _group_parts(parts: Iterator[FilePart], task_bytes: int) -> Iterator[tuple[F
 
 
 def _fingerprint(tasks: Sequence[CorpusTask], options: ReadOptions) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(options.to_json(), sort_keys=True).encode())
     for task in tasks:
         digest.update(json.dumps(task.to_json(), sort_keys=True).encode())
     return digest.hexdigest()

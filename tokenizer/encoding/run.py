@@ -255,11 +255,11 @@ def _make_job(encoding: Encoding, plan: TaskPlan) -> dict[str, object]:
     """All that the output bytes depend on, under the names of the options."""
     job = asdict(encoding)
     # `layout` follows from seq_len; the path of the tokenizer and the limits do not change the bytes.
-    for name in ("tokenizer", "layout", "max_bad_documents", "max_bad_files"):
+    for name in ("tokenizer", "layout", "max_bad_documents", "max_bad_files", "reading"):
         del job[name]
     return {
         "format": FORMAT,
-        **job.pop("reading"),
+        **encoding.reading.to_json(),
         **job,
         "window": [WINDOW_IDS, WINDOW_DOCUMENTS],
         "tasks": len(plan.tasks),

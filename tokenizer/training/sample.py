@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 
+from tokenizer.corpus.file_summary import describe_files, describe_left_out
 from tokenizer.corpus.readers import CorpusTask, Document, ReadOptions, read_part
 from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import RejectionLog
@@ -38,7 +39,8 @@ Progress = Callable[[str, int, int], None]  # description of the step, bytes don
 class SourceSample:
     """The sample of a source: chunks to train on, complete documents held out, and amounts read.
 
-    `digests` has a digest of each sampled document's text; `whole` is true if all of the source was read.
+    `digests` has a digest of each sampled document's text; `whole` is true if all of the source was read; `files` and
+    `files_left_out` describe its files (file_summary.py).
     """
 
     name: str
@@ -53,6 +55,8 @@ class SourceSample:
     tasks: int = 0
     tasks_read: int = 0
     whole: bool = False
+    files: str = ""
+    files_left_out: dict[str, str] = field(default_factory=dict)
 
 
 def draw_samples(
@@ -116,7 +120,9 @@ def sample_source(
 
     Raises DataError above `max_bad_documents` or `max_bad_files`.
     """
-    sample = SourceSample(name, budget, tasks=len(tasks))
+    sample = SourceSample(
+        name, budget, tasks=len(tasks), files=describe_files(tasks), files_left_out=describe_left_out(tasks)
+    )
     drawn = _SmallestHashes(budget + held_out_bytes)
     to_read = READ_FACTOR * (budget + held_out_bytes)
     expected = min(to_read, sum(task.text_bytes for task in tasks))
