@@ -284,7 +284,7 @@ def _standard_input() -> str:
 def _notes(known: int, held_out: Mapping[str, Sequence[str]]) -> list[str]:
     notes = [f"Excluded {known:,} documents that the model was trained on."] if known else []
     if empty := [name for name, texts in held_out.items() if not texts]:
-        notes.append(f"Nothing was held out of {', '.join(empty)}: all of its text is in the sample, or it has none.")
+        notes.append(f"Nothing was held out of {', '.join(empty)}: all of its text that was read is in the sample.")
     return notes
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pretrain.errors import DataError
-from tokenizer.corpus.readers.rejections import DAMAGED_REASONS, ORDINARY_REASONS, Rejection
+from tokenizer.corpus.readers.rejections import DAMAGED_REASONS, HINTS, ORDINARY_REASONS, TRY, Rejection
 
 DUPLICATE = "duplicate"
 SHOWN = 10
@@ -103,13 +103,23 @@ class RejectionLog:
         if self.bad > max_bad_documents:
             raise DataError(
                 f"more than max_bad_documents={max_bad_documents} documents cannot be used{self._list_bad()}",
-                hint="repair the corpus, or allow more with --max-bad-documents",
+                hint=f"{self.hint(bad_only=True) or 'repair the corpus'}, or allow more with --max-bad-documents",
             )
 
     def summary(self) -> str:
         """Counts by reason and the first bad documents, to end an error message; empty if nothing was left out."""
         counts = ", ".join(f"{count} {reason}" for reason, count in self.counts.items())
         return f"; left out: {counts}{self._list_bad()}" if counts else ""
+
+    def hint(self, *, bad_only: bool = False) -> str | None:
+        """Advice on the most frequent reason; with `bad_only`, of those that count against a limit."""
+        entries = [entry for entry in self if entry.bad or not bad_only]
+        if not entries:
+            return None
+        most = max(entries, key=lambda entry: self.counts[entry.reason])
+        _, found, advice = most.detail.rpartition(TRY)
+        known = HINTS.get(most.reason)
+        return f"{known}, for example {advice}" if known and found else known
 
     def _list_bad(self) -> str:
         return "".join(f"\n  - {rejection}" for rejection in self.first_bad)

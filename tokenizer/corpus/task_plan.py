@@ -18,6 +18,7 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 
 from pretrain.errors import DataError
+from tokenizer.corpus.empty_inputs import refuse_empty_input
 from tokenizer.corpus.file_content import check_content
 from tokenizer.corpus.file_names import is_data, is_metadata
 from tokenizer.corpus.listing import ListedFile, list_files
@@ -40,11 +41,12 @@ REFUSED = (ARCHIVE, COPY, TABLE)
 
 @dataclass(frozen=True)
 class CorpusSource:
-    """One input: number of files, including those that are not read, and their size in bytes."""
+    """One input: number of files, including those that are not read, and their size in bytes; `single` if it is a file."""
 
     input: str
     files: int
     bytes: int
+    single: bool
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class TaskPlan:
 def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
     """Split `inputs` (paths or object store addresses) into tasks.
 
-    Raises DataError if an input is missing, overlaps another, is an empty folder or has an unreadable format, or if a
+    Raises DataError if an input is missing, overlaps another, is an empty folder or has no readable file, or if a
     `where` condition does not parse.
     """
     if not inputs:
@@ -80,7 +82,7 @@ def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
     problems = RejectionLog()
     for number, address in enumerate(inputs):
         files = _check_files(address, list_files(address, options.file_format), options, problems)
-        sources.append(CorpusSource(address, len(files), sum(file.size for file in files)))
+        sources.append(CorpusSource(address, len(files), sum(file.size for file in files), _is_single(address, files)))
         for parts in _group_parts(_split_files(files, options, problems), options.task_bytes):
             tasks.append(CorpusTask(len(tasks), number, parts))
     return TaskPlan(
@@ -101,10 +103,9 @@ def _check_files(
         raise DataError(f"{escape_url(address)}: no file in it")
     with ThreadPoolExecutor(CHECKED_AT_ONCE) as threads:
         files = list(threads.map(lambda file: check_content(file, options), listed))
-    only = files[0]
-    named = len(files) == 1 and _resolve_address(only.url) == _resolve_address(address)
-    if named and only.format in REFUSED:
-        reason, detail = LEFT_OUT[only.format]
+    named = _is_single(address, files)
+    if named and files[0].format in REFUSED:
+        reason, detail = LEFT_OUT[files[0].format]
         raise DataError(
             f"{escape_url(address)}: files of this kind are not readable: {reason} ({detail})",
             hint="unpack or convert it, or say what it is with --format; readable formats: .jsonl, .txt and .md, also with "
@@ -112,11 +113,19 @@ def _check_files(
         )
     if not named and options.file_format is None:
         files = _leave_out_descriptions(files)
+    left_out = RejectionLog()
     for file in files:
-        rejection = Rejection(escape_url(file.url), *LEFT_OUT.get(file.format, ("", "")))
-        if rejection.reason in DAMAGED_REASONS:
-            problems.add(rejection.place, rejection)
+        if file.format in LEFT_OUT:
+            rejection = Rejection(escape_url(file.url), *LEFT_OUT[file.format])
+            for log in (left_out, problems) if rejection.reason in DAMAGED_REASONS else (left_out,):
+                log.add(rejection.place, rejection)
+    if not left_out.damaged and all(file.format in LEFT_OUT for file in files):
+        refuse_empty_input(address, left_out, single_file=named)
     return files
+
+
+def _is_single(address: str, files: Sequence[ListedFile]) -> bool:
+    return len(files) == 1 and _resolve_address(files[0].url) == _resolve_address(address)
 
 
 def _leave_out_descriptions(files: Sequence[ListedFile]) -> list[ListedFile]:

@@ -21,8 +21,9 @@ from pretrain.errors import DataError, PretrainError
 from pretrain.shards.manifest import MANIFEST_NAME, Manifest
 from pretrain.shards.manifest_file import read_manifest
 from pretrain.shards.writer import PROBLEMS_NAME, clear_output
+from tokenizer.corpus.empty_inputs import refuse_empty_input
 from tokenizer.corpus.readers import CorpusTask, ReadOptions
-from tokenizer.corpus.rejection_log import RejectionLog
+from tokenizer.corpus.rejection_log import DUPLICATE, RejectionLog
 from tokenizer.corpus.task_plan import TaskPlan, plan_tasks, refuse_output_inside
 from tokenizer.encoding.deduplicate import REPEATED_NAME, HashWorker, find_repeated, hashed_documents
 from tokenizer.encoding.encode_options import EncodeOptions, Encoding, make_encoding
@@ -176,7 +177,7 @@ class EncodeRun:
                 find_repeated(self.work, len(self.plan.tasks))
 
     def merge(self) -> Manifest:
-        """Merge all tasks into the corpus. Raises DataError, listing unfinished tasks, if there are any."""
+        """Merge all tasks into the corpus. Raises DataError for unfinished tasks, and an input without documents."""
         if self._complete is not None:
             return self._complete
         unfinished = self.unfinished(self.plan.tasks)
@@ -199,7 +200,18 @@ class EncodeRun:
                     f"{self.work.path}: {len(self.plan.tasks) - len(receipts)} receipts are missing or corrupt",
                     hint=self.work.restart_hint,
                 )
+            self._refuse_empty_inputs(receipts)
             return merge(self.work, receipts, self.encoding)
+
+    def _refuse_empty_inputs(self, receipts: Sequence[Receipt]) -> None:
+        documents = [0] * len(self.plan.sources)
+        problems = [RejectionLog() for _ in self.plan.sources]
+        for task, receipt in zip(self.plan.tasks, receipts, strict=True):
+            documents[task.source] += receipt.documents + receipt.problems.counts.get(DUPLICATE, 0)
+            problems[task.source].merge(receipt.problems)
+        for source, found, log in zip(self.plan.sources, documents, problems, strict=True):
+            if not found:
+                refuse_empty_input(source.input, log, single_file=source.single)
 
     def _completed_meanwhile(self) -> bool:
         """Whether a concurrent merge has published the corpus; it then removes the receipts."""

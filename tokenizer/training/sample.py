@@ -12,15 +12,17 @@ a stretch only the beginning is read: it cannot be read from its middle.
 """
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 
+from tokenizer.corpus.empty_inputs import refuse_empty_input
 from tokenizer.corpus.file_summary import describe_files, describe_left_out
 from tokenizer.corpus.readers import CorpusTask, Document, ReadOptions, read_part
 from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import RejectionLog
-from tokenizer.corpus.task_plan import plan_tasks
+from tokenizer.corpus.task_plan import CorpusSource, plan_tasks
 from tokenizer.models.splitting import split_hard
 from tokenizer.training.budget import Budget, SampleSource
 
@@ -90,6 +92,7 @@ def draw_samples(
         sample_source(
             name,
             own,
+            plan.sources,
             options,
             budget=budgets[name],
             held_out_bytes=held_out_bytes,
@@ -106,6 +109,7 @@ def draw_samples(
 def sample_source(
     name: str,
     tasks: Sequence[CorpusTask],
+    inputs: Sequence[CorpusSource],
     options: ReadOptions,
     *,
     budget: int,
@@ -118,7 +122,8 @@ def sample_source(
 ) -> SourceSample:
     """Draw `budget` bytes of text, and `held_out_bytes` more. The same tasks and seed give the same documents.
 
-    Raises DataError above `max_bad_documents` or `max_bad_files`.
+    `inputs` are those that
+    the tasks number. Raises DataError above `max_bad_documents` or `max_bad_files`, and for an input without documents.
     """
     sample = SourceSample(
         name, budget, tasks=len(tasks), files=describe_files(tasks), files_left_out=describe_left_out(tasks)
@@ -130,6 +135,8 @@ def sample_source(
     # (task, number of its entries already read)
     waiting = [(number, 0) for number in sorted(range(len(tasks)), key=lambda n: _hash(seed, name, n))]
     begun: set[int] = set()
+    left_out: defaultdict[int, RejectionLog] = defaultdict(RejectionLog)
+    found_in: set[int] = set()
     while waiting and sample.bytes_read < to_read:
         number, skipped = waiting.pop(0)
         begun.add(number)
@@ -139,10 +146,12 @@ def sample_source(
             if entries <= skipped:
                 continue
             if isinstance(found, Rejection):
+                left_out[tasks[number].source].add(file, found)
                 problems.add(file, found)
                 problems.check_limits(max_bad_documents, max_bad_files)
                 continue
             drawn.add(_hash(seed, name, number, entries), found)
+            found_in.add(tasks[number].source)
             sample.documents_read += 1
             sample.bytes_read += found.bytes
             read += found.bytes
@@ -153,6 +162,8 @@ def sample_source(
                 waiting.append((number, entries))
                 break
     sample.tasks_read, sample.whole = len(begun), not waiting
+    for source in sorted({task.source for task in tasks} - found_in) if sample.whole else ():
+        refuse_empty_input(inputs[source].input, left_out[source], single_file=inputs[source].single)
     _divide(drawn.in_order(), sample, held_out_bytes)
     return sample
 

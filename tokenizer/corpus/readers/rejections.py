@@ -13,6 +13,8 @@ NOT_REGULAR = "link or special file"
 NO_TEXT_MEMBER = "not a text member"
 FILTERED = "filtered out"
 NO_FILTER_FIELD = "filter field missing or not comparable"
+NO_TEXT_FIELD = "no text field"
+TRY = "; try "  # ends a detail with an option to type
 # Common in any source tree (images, `__init__.py`), or asked for by the user: counted, but not bad documents.
 ORDINARY_REASONS = frozenset(
     {
@@ -44,6 +46,21 @@ DAMAGED_REASONS = frozenset(
     {UNREADABLE, BROKEN_TAR, BROKEN_PARQUET, TRUNCATED_LINES, LFS_POINTER, NOT_UTF8, NO_LINES, BOMB, FILE_TOO_LARGE}
     | {f"{how} {codec}" for how in ("broken", "truncated") for codec in ("gzip", "zstd", "bzip2", "xz")}
 )
+
+# What to do about documents that were left out; `hint` of the log takes that of the most frequent reason.
+HINTS = {
+    NO_TEXT_FIELD: "name the field that holds the text with --text-field",
+    COMPRESSED: "unpack or convert it first; readable are .jsonl, .txt and .md, also with .gz, .zst, .bz2 or .xz; .parquet; "
+    "uncompressed .tar",
+    COPIED: "rename such files, or say what they are with --format",
+    TABULAR: "convert such files to JSON Lines or parquet, or read them as they are with --format text",
+    DESCRIPTION: "name such files one by one to read them",
+    HIDDEN: "name a hidden file or folder itself to read it",
+    NOT_REGULAR: "links in a folder are not followed: name each of them (--input FOLDER/*), or copy it with `cp -rL`",
+    NO_TEXT_MEMBER: "select the members that hold text, for example --member '*.txt'",
+    FILTERED: "no record meets all conditions: check --where",
+    NO_FILTER_FIELD: "check the names of the fields in --where",
+}
 
 
 class Rejection(NamedTuple):

@@ -177,7 +177,7 @@ def file_output(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (bad_only, "no document of the corpus can be used; left out: 1 text is not a string"),
+        (bad_only, "no document of it can be used; left out: 1 text is not a string"),
         (complete_output, "holds an encoded corpus already"),
         (file_output, "this is a file"),
         (lambda folder: {"workers": 0}, "workers=0"),
@@ -320,7 +320,7 @@ def test_raising_the_limit_goes_on_with_what_is_finished(
     tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"text": 1}\n' * 3)
+    bad.write_text('{"text": 1}\n' * 3 + '{"text": "good"}\n')
     inputs = [corpus, bad]  # the larger task comes first
     with pytest.raises(DataError, match="more than max_bad_documents=2"):
         encode_corpus(tokenizer, inputs, tmp_path / "out", workers=1, max_bad_documents=2)
@@ -381,7 +381,7 @@ def test_a_file_of_the_user_that_has_our_name_is_not_lost(tokenizer: Path, corpu
 
 
 def test_problems_of_an_earlier_corpus_go_with_it(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"text": 1}\n')
+    (tmp_path / "bad.jsonl").write_text('{"text": 1}\n{"text": "good"}\n')
     encode_corpus(tokenizer, [corpus, tmp_path / "bad.jsonl"], tmp_path / "out", workers=1)
     assert (tmp_path / "out" / "problems.jsonl").exists()
     encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, overwrite=True)
