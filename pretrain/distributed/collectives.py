@@ -1,13 +1,14 @@
 """Process group: choosing the device, joining and leaving, and the collectives that the trainer needs."""
 
 import os
-import socket
+from contextlib import nullcontext
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from pretrain.distributed.joining import announced_wait
 from pretrain.distributed.world import World
 from pretrain.errors import UserError
 
@@ -20,6 +21,8 @@ def pick_device(wanted: str, local_rank: int, *, option: str = "engine.device=")
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError(f"{option}cuda, but torch sees no CUDA device", hint=f"{option}cpu")
+    if os.environ.get("SLURM_GPUS_PER_TASK") == "1" and torch.cuda.device_count() == 1:
+        local_rank = 0  # SLURM shows each task its own GPU only, as number 0
     if local_rank >= torch.cuda.device_count():
         raise UserError(
             f"local rank {local_rank} has no CUDA device: this machine has {torch.cuda.device_count()}",
@@ -29,20 +32,24 @@ def pick_device(wanted: str, local_rank: int, *, option: str = "engine.device=")
 
 
 def start_group(world: World, device: torch.device, *, timeout_minutes: float = 30) -> None:
-    """Join the process group: nccl on CUDA, gloo on CPU."""
-    if "MASTER_ADDR" not in os.environ:  # no launcher: a single process
-        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
-    # DeepSpeed reads them.
+    """Join the process group: nccl on CUDA, gloo on CPU. Waits for the other ranks; alone, it opens no port."""
+    alone = world.size == 1
+    if alone:
+        # DeepSpeed wants them set. What an earlier job left in the environment would be waited for.
+        os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT="29500")
+    # DeepSpeed reads these.
     os.environ.update(RANK=str(world.rank), WORLD_SIZE=str(world.size), LOCAL_RANK=str(world.local_rank))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group(
-        "nccl" if device.type == "cuda" else "gloo",
-        rank=world.rank,
-        world_size=world.size,
-        timeout=timedelta(minutes=timeout_minutes),
-        device_id=device if device.type == "cuda" else None,
-    )
+    with nullcontext() if alone else announced_wait(world, timeout_minutes):
+        dist.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo",
+            store=dist.HashStore() if alone else None,
+            rank=world.rank,
+            world_size=world.size,
+            timeout=timedelta(minutes=timeout_minutes),
+            device_id=device if device.type == "cuda" else None,
+        )
 
 
 def end_group() -> None:
@@ -92,9 +99,3 @@ def gather_to_all(value: Any) -> list[Any]:
     values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

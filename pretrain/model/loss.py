@@ -60,10 +60,13 @@ class _ChunkedLoss(torch.autograd.Function):
             logits = (x @ weight_VD.T).float()
             chunk_sums, grad_logits = _loss_and_grad(logits, targets, z_loss_weight, want_x or want_weight)
             sums += chunk_sums
+            del logits  # the same memory as `grad_logits`: the next chunk's logits need it
+            grad_logits = grad_logits.to(x.dtype)
             if want_x:
-                grad_x_ND[rows] = grad_logits.to(x.dtype) @ weight_VD
+                grad_x_ND[rows] = grad_logits @ weight_VD
             if want_weight:
-                grad_weight_VD += grad_logits.to(x.dtype).T @ x
+                grad_weight_VD += grad_logits.T @ x
+            del grad_logits
         ctx.save_for_backward(grad_x_ND, grad_weight_VD)
         ctx.weight_dtype = weight_VD.dtype
         total, *others = (part.clone() for part in sums)
@@ -73,9 +76,10 @@ class _ChunkedLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad_total, *_):
         grad_x_ND, grad_weight_VD = ctx.saved_tensors
+        # In place: the gradient of a large vocabulary's head is gigabytes. Autograd refuses a second backward after that.
         # grad_total is a 0-d fp32 tensor: the product is computed in fp32 and keeps the dtype of grad_x_ND.
-        grad_x = None if grad_x_ND is None else grad_x_ND * grad_total
-        grad_weight = None if grad_weight_VD is None else (grad_weight_VD * grad_total).to(ctx.weight_dtype)
+        grad_x = None if grad_x_ND is None else grad_x_ND.mul_(grad_total)
+        grad_weight = None if grad_weight_VD is None else grad_weight_VD.mul_(grad_total).to(ctx.weight_dtype)
         return grad_x, grad_weight, None, None, None
 
 

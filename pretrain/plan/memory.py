@@ -34,7 +34,7 @@ class MemoryPlan:
     gathered: int  # stage 3: gathered parameters of the active blocks
     buckets: int  # communication buckets
     activations: int
-    head: int  # logits of a chunk, and the gradient of the head weight
+    head: int  # gradients that the loss keeps, and logits of a chunk
     host: int = 0
 
     @property
@@ -86,7 +86,7 @@ def with_stage(config: Config, stage: int, *, optimizer: bool = False, parameter
 
 
 def offload_devices(config: Config) -> tuple[str, str]:
-    """Offload devices of (optimizer states, parameters): `none`, `cpu` or `nvme`."""
+    """Offload devices of (optimizer states, parameters): `none` or `cpu`."""
     found = (_zero_options(config).get(name) for name in ("offload_optimizer", "offload_param"))
     optimizer, parameters = (
         str(section.get("device", "none")) if isinstance(section, dict) else "none" for section in found
@@ -132,12 +132,16 @@ def activation_bytes(config: Config) -> int:
 
 
 def head_bytes(config: Config) -> int:
-    """Chunked loss: logits in the model's type and in fp32, their gradient; the head weight's gradient in fp32."""
+    """Chunked loss, at its peak: what it keeps for backward, and the larger of two moments within a chunk.
+
+    Kept: gradients of the hidden states, and of the head weight in fp32. Moments: fp32 logits with logsumexp's copy of them;
+    their gradient in the model's type with its product of the head weight's size.
+    """
     model, size = config.model, _size(config)
     tokens = config.batch.micro_batch_size * config.data.seq_len
-    chunk = min(tokens, config.loss.chunk_tokens)
-    hidden = size * tokens * model.d_model
-    return chunk * model.vocab_size * (FP32 + 2 * size) + FP32 * model.vocab_size * model.d_model + hidden
+    logits = min(tokens, config.loss.chunk_tokens) * model.vocab_size
+    weight = model.vocab_size * model.d_model
+    return size * tokens * model.d_model + FP32 * weight + max(2 * FP32 * logits, size * (logits + weight))
 
 
 def largest_layer(model: ModelConfig) -> int:
@@ -151,14 +155,14 @@ def _norm_bytes(model: ModelConfig, width: int, size: int) -> int:
 
 
 def _offloaded(plan: MemoryPlan, config: Config) -> MemoryPlan:
-    """Move offloaded parts to the host. Gradients follow the optimizer states, which update there; nvme needs only buffers."""
+    """Move offloaded parts to the host. Gradients follow the optimizer states, which update there."""
     optimizer, parameters = offload_devices(config)
     host = plan.host
     if optimizer != "none" and config.engine.zero_stage >= 1:
-        host += plan.optimizer + plan.gradients if optimizer == "cpu" else 0
+        host += plan.optimizer + plan.gradients
         plan = replace(plan, optimizer=0, gradients=0)
     if parameters != "none" and config.engine.zero_stage == 3:
-        host += plan.parameters if parameters == "cpu" else 0
+        host += plan.parameters
         plan = replace(plan, parameters=0)
     return replace(plan, host=host)
 

@@ -26,6 +26,7 @@ from pretrain.storage.files import move_into_place, publish_file, sync
 SHARD_BYTES = 256 << 20
 MOST_BLOCKS = 1_000_000  # six digits in a key
 PROBLEMS_NAME = "problems.jsonl"
+ENCODING_NAME = "encoding.json"  # options and plan of the encoding, so that the same one again finds itself done
 _TAR_RECORD = 512
 
 
@@ -186,10 +187,11 @@ class _OpenShard:
 def clear_output(folder: Path, *, problems: bool = False) -> None:
     """Remove an earlier corpus, or leftovers of a killed run; the manifest first, so that a kill leaves no mixture.
 
-    A `problems.jsonl` is removed beside a manifest, or if the caller says that it is ours (`problems`).
+    `problems.jsonl` and `encoding.json` are removed beside a manifest, or if the caller says that they are ours (`problems`).
     """
     if problems or (folder / MANIFEST_NAME).exists():
-        (folder / PROBLEMS_NAME).unlink(missing_ok=True)
+        for name in (PROBLEMS_NAME, ENCODING_NAME):
+            (folder / name).unlink(missing_ok=True)
     (folder / MANIFEST_NAME).unlink(missing_ok=True)
     sync(folder)
     # The last two are those of earlier releases.

@@ -71,13 +71,13 @@ def main(arguments: Sequence[str]) -> None:
         print("usage: python -m pretrain.train CONFIG [key=value …]", file=sys.stderr)
         leave(0 if arguments[:1] in (["-h"], ["--help"]) else 2)
     stop = StopRequest().install()
-    rank = os.environ.get("RANK") or "0"
+    world = World()  # until it is known, each process speaks
     try:
         world = World.from_environment()
         config = load_config(arguments[0], arguments[1:]).config
         data = prepare(config, world.size, is_main=world.is_main)
     except PretrainError as error:  # the same on every rank
-        if rank == "0":
+        if world.is_main:
             print(f"error: {error}", file=sys.stderr)
         leave(error.exit_code)
     stop.set_deadline(config.run.time_limit_minutes)
@@ -85,9 +85,9 @@ def main(arguments: Sequence[str]) -> None:
         with Watchdog(config.guard.watchdog_s, RunFolder(Path(config.run.dir)), world) as watchdog:
             train(config, data, world, stop, watchdog)
     except PretrainError as error:
-        if rank == "0" or not error.everywhere:
+        if world.is_main or not error.everywhere:
             print(
-                f"error{f' on rank {rank}' if world.size > 1 and not error.everywhere else ''}: {error}",
+                f"error{f' on rank {world.rank}' if world.size > 1 and not error.everywhere else ''}: {error}",
                 file=sys.stderr,
             )
         leave(error.exit_code)

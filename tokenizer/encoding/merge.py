@@ -2,7 +2,7 @@
 
 1. Write the marker `tasks/merging`: from now on shards may have left their task folders.
 2. Number the shards in task order and rename them into OUTPUT.
-3. Write problems.jsonl, the shard table and manifest.json, the manifest last: it makes the corpus complete.
+3. Write problems.jsonl, encoding.json, the shard table and manifest.json, the manifest last: it makes the corpus complete.
 4. Remove OUTPUT/tasks.
 
 No data is copied. After a kill at any point, or beside a concurrent merge, it can run again: each shard is found at its old
@@ -16,12 +16,12 @@ from pretrain.shards.format import index_name
 from pretrain.shards.manifest import FORMAT, MANIFEST_NAME, PACKED, STREAM, Manifest, token_dtype
 from pretrain.shards.manifest_file import read_manifest, write_manifest
 from pretrain.shards.table import MOST_SHARDS, TABLE_NAME, ShardEntry, ShardTable, shard_name
-from pretrain.shards.writer import PROBLEMS_NAME
+from pretrain.shards.writer import ENCODING_NAME, PROBLEMS_NAME
 from pretrain.storage.files import move_into_place, sync, write_synced
 from tokenizer.corpus.rejection_log import RejectionLog
 from tokenizer.encoding.encode_options import Encoding
 from tokenizer.encoding.receipts import Receipt
-from tokenizer.encoding.work_folder import WorkFolder, task_name
+from tokenizer.encoding.work_folder import WorkFolder, job_text, task_name
 
 
 def merge(work: WorkFolder, receipts: Sequence[Receipt], encoding: Encoding) -> Manifest:
@@ -121,7 +121,8 @@ def _publish(work: WorkFolder, manifest: Manifest, problems: RejectionLog) -> No
         lines = problems.lines()
         if lines:
             write_synced(folder / PROBLEMS_NAME, lines.encode())
+        write_synced(folder / ENCODING_NAME, job_text(work.job))
         write_manifest(folder, manifest)
-        for name in (PROBLEMS_NAME, TABLE_NAME, MANIFEST_NAME):
+        for name in (PROBLEMS_NAME, ENCODING_NAME, TABLE_NAME, MANIFEST_NAME):
             if name != PROBLEMS_NAME or lines:
                 move_into_place(folder / name, work.output / name)

@@ -20,7 +20,7 @@ from typing import Any
 from pretrain.errors import DataError, PretrainError
 from pretrain.shards.manifest import MANIFEST_NAME, Manifest
 from pretrain.shards.manifest_file import read_manifest
-from pretrain.shards.writer import PROBLEMS_NAME, clear_output
+from pretrain.shards.writer import ENCODING_NAME, PROBLEMS_NAME, clear_output
 from tokenizer.corpus.empty_inputs import refuse_empty_input
 from tokenizer.corpus.readers import CorpusTask, ReadOptions
 from tokenizer.corpus.rejection_log import DUPLICATE, RejectionLog
@@ -32,7 +32,7 @@ from tokenizer.encoding.merge import merge
 from tokenizer.encoding.receipts import Receipt
 from tokenizer.encoding.shared_counts import EncodeProgress
 from tokenizer.encoding.shuffle import WINDOW_DOCUMENTS, WINDOW_IDS
-from tokenizer.encoding.work_folder import WorkFolder
+from tokenizer.encoding.work_folder import Job, WorkFolder
 from tokenizer.encoding.worker_pool import run_in_pool
 
 FORMAT = "pretrain-tasks/1"
@@ -101,31 +101,57 @@ class EncodeRun:
         self._complete = self._prepare(overwrite=overwrite)
 
     def _prepare(self, *, overwrite: bool) -> Manifest | None:
-        """Prepare the output; returns the manifest if an earlier run was killed after completing the corpus."""
+        """Prepare the output; returns the manifest if an earlier run with this job has completed the corpus."""
         found = self.work.found_job()
         if (self.output / MANIFEST_NAME).exists():
-            if found == self.work.job and not overwrite:
-                self.work.remove()
-                return read_manifest(self.output)
             if not overwrite:
-                self.work.remove_if_empty()  # the last step of a merge, which a kill may have skipped
-                raise DataError(
-                    f"{self.output}: holds an encoded corpus already",
-                    hint="choose another --output, or add --overwrite",
-                )
-        elif found is None and (self.output / PROBLEMS_NAME).exists():
-            raise DataError(
-                f"{self.output / PROBLEMS_NAME}: is not from an encoding run, and would be overwritten",
-                hint="choose another --output",
-            )
-        with self._disk_errors():
-            if (self.output / MANIFEST_NAME).exists() or found is None or (overwrite and found != self.work.job):
-                self.output.mkdir(parents=True, exist_ok=True)
-                clear_output(self.output, problems=found is not None)
-                if found is not None:
-                    self.work.remove()
-            self.work.open()
+                return self._completed_before(found)
+        elif found is None:
+            self._refuse_foreign_files()
+        try:
+            with self._disk_errors():
+                if (self.output / MANIFEST_NAME).exists() or found is None or (overwrite and found != self.work.job):
+                    self.output.mkdir(parents=True, exist_ok=True)
+                    clear_output(self.output, problems=found is not None)
+                    if found is not None:
+                        self.work.remove()
+                self.work.open()
+        except PretrainError:
+            if self._completed_meanwhile():
+                return self._completed_before(None)
+            raise
         return None
+
+    def _completed_before(self, found: Job | None) -> Manifest:
+        """The manifest of a complete corpus, if this job made it; `found` is what the work folder, if any, says."""
+        if found == self.work.job:
+            self.work.remove()  # the last steps of a merge, which a kill may have skipped
+            return read_manifest(self.output)
+        self.work.remove_if_empty()
+        finished = self.work.finished_job()
+        if finished == self.work.job:
+            return read_manifest(self.output)
+        differences = "" if finished is None else f", encoded with other options:{self.work.differences(finished)}"
+        raise DataError(
+            f"{self.output}: holds an encoded corpus already{differences}",
+            hint="choose another --output, or add --overwrite to replace it. To add documents, encode them alone into "
+            "another folder, and name both folders under data.train",
+        )
+
+    def _refuse_foreign_files(self) -> None:
+        finished = self.work.finished_job()  # of a corpus whose manifest was deleted
+        ours = {ENCODING_NAME} if finished is not None and finished.get("format") == FORMAT else set()
+        for name in {PROBLEMS_NAME, ENCODING_NAME} - ours:
+            if (self.output / name).exists():
+                raise DataError(
+                    f"{self.output / name}: is not from an encoding run, and would be overwritten",
+                    hint="choose another --output",
+                )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether an earlier run with this job has completed the corpus: nothing is left to do."""
+        return self._complete is not None
 
     @property
     def in_hash_pass(self) -> bool:
@@ -191,17 +217,22 @@ class EncodeRun:
                 f"{', …' if len(unfinished) > SHOWN_TASKS else ''}",
                 hint="run these with --task-id, or leave --merge out to run all of them here",
             )
-        with self._disk_errors():
-            receipts = self._receipts(self.plan.tasks)
-            if len(receipts) < len(self.plan.tasks):  # a merge that began earlier found all of them
-                if self._completed_meanwhile():
-                    return read_manifest(self.output)
-                raise DataError(
-                    f"{self.work.path}: {len(self.plan.tasks) - len(receipts)} receipts are missing or corrupt",
-                    hint=self.work.restart_hint,
-                )
-            self._refuse_empty_inputs(receipts)
-            return merge(self.work, receipts, self.encoding)
+        try:
+            with self._disk_errors():
+                receipts = self._receipts(self.plan.tasks)
+                if len(receipts) == len(self.plan.tasks):
+                    self._refuse_empty_inputs(receipts)
+                    return merge(self.work, receipts, self.encoding)
+        except PretrainError:
+            if self._completed_meanwhile():
+                return read_manifest(self.output)
+            raise
+        if self._completed_meanwhile():
+            return read_manifest(self.output)
+        raise DataError(
+            f"{self.work.path}: {len(self.plan.tasks) - len(receipts)} receipts are missing or corrupt",
+            hint=self.work.restart_hint,
+        )
 
     def _refuse_empty_inputs(self, receipts: Sequence[Receipt]) -> None:
         documents = [0] * len(self.plan.sources)

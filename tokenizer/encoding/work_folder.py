@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from pretrain.errors import DataError, PretrainError
+from pretrain.shards.writer import ENCODING_NAME
 from pretrain.storage.files import publish_file, sync, write_synced
 from tokenizer.encoding.receipts import RECEIPT_NAME, Receipt, parse_receipt
 
@@ -53,13 +54,11 @@ class WorkFolder:
         found = self.found_job()
         if found is None:
             self._refuse_others()
-            self.write(JOB_NAME, json.dumps(self.job, indent=1).encode() + b"\n")
+            self.write(JOB_NAME, job_text(self.job))
         elif found != self.job:
-            keys = {**self.job, **found}
-            shown = {key: (_show(found, key), _show(self.job, key)) for key in keys}
-            lines = "".join(f"\n  - {key}: {old}, now {new}" for key, (old, new) in shown.items() if old != new)
             raise DataError(
-                f"{self.output}: holds an unfinished encoding with other options:{lines}", hint=_RESUME_HINT
+                f"{self.output}: holds an unfinished encoding with other options:{self.differences(found)}",
+                hint=_RESUME_HINT,
             )
         self.remove_abandoned()
 
@@ -74,14 +73,16 @@ class WorkFolder:
 
     def found_job(self) -> Job | None:
         """The job of an earlier run; None if there was none. Raises DataError if job.json is corrupt."""
-        path = self.path / JOB_NAME
-        try:
-            found = json.loads(path.read_bytes())
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            raise DataError(f"{path}: corrupt: {error}", hint=self.restart_hint) from None
-        return found if isinstance(found, dict) else {}
+        return _read_job(self.path / JOB_NAME, self.restart_hint)
+
+    def finished_job(self) -> Job | None:
+        """The job that made the complete corpus in the output; None if no file says so. Raises DataError if it is corrupt."""
+        return _read_job(self.output / ENCODING_NAME, "encode again with --overwrite")
+
+    def differences(self, found: Job) -> str:
+        """Differences between another job and this one, a line for each option."""
+        shown = {key: (_show(found, key), _show(self.job, key)) for key in {**self.job, **found}}
+        return "".join(f"\n  - {key}: {old}, now {new}" for key, (old, new) in shown.items() if old != new)
 
     def write(self, name: str, data: bytes) -> None:
         """Write a small file atomically; safe against a concurrent writer of the same file."""
@@ -194,6 +195,21 @@ class WorkFolder:
         """Remove the folder if it is empty; a process that started too late may still work in it."""
         with contextlib.suppress(OSError):
             self.path.rmdir()
+
+
+def job_text(job: Job) -> bytes:
+    """A job as a JSON file: the same bytes for the same job."""
+    return json.dumps(job, indent=1).encode() + b"\n"
+
+
+def _read_job(path: Path, hint: str) -> Job | None:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{path}: corrupt: {error}", hint=hint) from None
+    return found if isinstance(found, dict) else {}
 
 
 def task_name(task: int) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
+from pretrain.cli.views.unread_targets import unread_rows
 from pretrain.report.numbers import format_megabytes
 from pretrain.report.terminal import transient_progress
 from pretrain.shards.manifest import PACKED, Manifest
@@ -41,8 +42,8 @@ def task_rows(run: EncodeRun, tasks: Sequence[CorpusTask]) -> dict[str, str]:
     }
 
 
-def corpus_rows(manifest: Manifest, plan: TaskPlan, output: Path) -> dict[str, str]:
-    """Rows for a finished corpus."""
+def corpus_rows(manifest: Manifest, plan: TaskPlan, output: Path, seq_len: int | None = None) -> dict[str, str]:
+    """Rows for a finished corpus that is to be read at `seq_len`."""
     files = _file_rows(plan)
     rows = {
         "read as": files.pop("read as"),
@@ -53,6 +54,7 @@ def corpus_rows(manifest: Manifest, plan: TaskPlan, output: Path) -> dict[str, s
         **(_packing_rows(manifest) if manifest.layout == PACKED else {}),
         **{f"left out: {reason}": f"{count:,}" for reason, count in manifest.skipped.items()},
         **files,
+        **unread_rows(manifest, seq_len),
         "shards": f"{len(manifest.shards)} in {output}",
     }
     return rows | ({"by file": str(output / PROBLEMS_NAME)} if manifest.skipped else {})

