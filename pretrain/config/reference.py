@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from pretrain.config.build import named_section
-from pretrain.config.check_deepspeed import DEEPSPEED_OPTIONS, DERIVED_OPTIONS, UNUSABLE_OPTIONS
+from pretrain.config.check import DEEPSPEED_OPTIONS, DERIVED_OPTIONS
 from pretrain.config.schema import Config
 
 HEADER = """\
@@ -74,11 +74,7 @@ def _deepspeed() -> str:
     derived = [f"- `{name}`: from {owner}" for name, owner in sorted(DERIVED_OPTIONS.items())]
     passed = [f"- `{name}`" for name in sorted(DEEPSPEED_OPTIONS)]
     intro = ["## Options of `engine.deepspeed`", "", "Rejected, because they are derived from other keys:", ""]
-    unusable = [f"- `{name}`: {reason}; {hint}" for name, (reason, hint) in sorted(UNUSABLE_OPTIONS.items())]
-    refused = ["", "Rejected, because they cannot work here (the reason; what to use instead):", "", *unusable]
-    return "\n".join(
-        [*intro, *derived, *refused, "", "Passed through unchanged (see DeepSpeed's documentation):", "", *passed]
-    )
+    return "\n".join([*intro, *derived, "", "Passed through unchanged (see DeepSpeed's documentation):", "", *passed])
 
 
 if __name__ == "__main__":

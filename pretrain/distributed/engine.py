@@ -61,8 +61,6 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "bf16": {"enabled": config.engine.precision == "bf16"},
         "fp16": {"enabled": config.engine.precision == "fp16"},
         "steps_per_print": 10**12,  # never
-        # With offload DeepSpeed would insist on an Adam of its own, which is compiled at the start and differs by rounding.
-        "zero_force_ds_cpu_optimizer": False,
     }
     if config.engine.precision == "bf16" and config.engine.zero_stage >= 2:
         # By default gradients accumulate in bf16: an error of 0.3 % over 4 micro-batches, 1.5 % over 256. Not at stage 1:

@@ -86,7 +86,7 @@ def with_stage(config: Config, stage: int, *, optimizer: bool = False, parameter
 
 
 def offload_devices(config: Config) -> tuple[str, str]:
-    """Offload devices of (optimizer states, parameters): `none` or `cpu`."""
+    """Offload devices of (optimizer states, parameters): `none`, `cpu` or `nvme`."""
     found = (_zero_options(config).get(name) for name in ("offload_optimizer", "offload_param"))
     optimizer, parameters = (
         str(section.get("device", "none")) if isinstance(section, dict) else "none" for section in found
@@ -155,14 +155,14 @@ def _norm_bytes(model: ModelConfig, width: int, size: int) -> int:
 
 
 def _offloaded(plan: MemoryPlan, config: Config) -> MemoryPlan:
-    """Move offloaded parts to the host. Gradients follow the optimizer states, which update there."""
+    """Move offloaded parts to the host. Gradients follow the optimizer states, which update there; nvme needs only buffers."""
     optimizer, parameters = offload_devices(config)
     host = plan.host
     if optimizer != "none" and config.engine.zero_stage >= 1:
-        host += plan.optimizer + plan.gradients
+        host += plan.optimizer + plan.gradients if optimizer == "cpu" else 0
         plan = replace(plan, optimizer=0, gradients=0)
     if parameters != "none" and config.engine.zero_stage == 3:
-        host += plan.parameters
+        host += plan.parameters if parameters == "cpu" else 0
         plan = replace(plan, parameters=0)
     return replace(plan, host=host)
 

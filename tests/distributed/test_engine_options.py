@@ -1,6 +1,5 @@
 """Precision, accumulation, activation checkpointing and the number of processes: what may change a loss and what may not."""
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -49,26 +48,6 @@ def test_bf16_stays_near_fp32(stage: int, config: Path, baseline: list[float], t
 def test_compiled_blocks_give_the_same_losses(stage: int, config: Path, baseline: list[float], tmp_path: Path) -> None:
     found = run_losses(config, tmp_path, "engine.compile=true", f"engine.zero_stage={stage}")
     assert found == pytest.approx(baseline, abs=1e-4)
-
-
-@pytest.mark.parametrize(
-    ("stage", "parts"),
-    [
-        (2, ["optimizer"]),
-        (3, ["optimizer", "param"]),
-        pytest.param(3, ["optimizer"], marks=pytest.mark.slow),
-        pytest.param(3, ["param"], marks=pytest.mark.slow),
-    ],
-)
-def test_offload_changes_no_loss_and_resumes(
-    stage: int, parts: list[str], config: Path, baseline: list[float], tmp_path: Path
-) -> None:
-    offload = [f"engine.deepspeed.zero_optimization.offload_{part}.device=cpu" for part in parts]
-    options = (f"engine.zero_stage={stage}", "checkpoint.every_steps=5", "checkpoint.keep_last=9", *offload)
-    found = run_losses(config, tmp_path / "one", *options)
-    assert found == pytest.approx(baseline, abs=1e-6)
-    shutil.rmtree(tmp_path / "one/checkpoints/step-00000010")
-    assert run_losses(config, tmp_path / "one", *options) == found  # steps 6 to 10 again, from the checkpoint
 
 
 def test_what_large_models_use_works_together(config: Path, tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ from pretrain.errors import DataError
 from tokenizer.corpus.readers.rejections import DAMAGED_REASONS, HINTS, ORDINARY_REASONS, TRY, Rejection
 
 DUPLICATE = "duplicate"
+HELD_OUT, TRAINED_ON = "held out", "trained on"  # in the other part (encoding/holdout.py)
 SHOWN = 10
-_NOT_BAD = ORDINARY_REASONS | {DUPLICATE}
+_NOT_BAD = ORDINARY_REASONS | {DUPLICATE, HELD_OUT, TRAINED_ON}
 
 
 @dataclass

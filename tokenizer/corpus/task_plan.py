@@ -4,7 +4,8 @@
 2. Check their formats by their first bytes, and leave out what describes the data.     -> file_content.py, file_names.py
 3. Split files that allow it: jsonl (and text with a separator) into byte ranges, parquet into ranges of row groups, by the
    sizes in its footer. Other files stay undivided.
-4. Join neighbours into tasks of about `task_bytes` of text. A task holds files of one input only.
+4. Join neighbours into tasks of about `task_bytes` of text. A task holds files of one input only; for encoding, files that
+   are named one after another are one input, as their folder would be.
 
 Only first bytes and parquet footers are read here; `readers.read_documents` reads the documents of a task.
 """
@@ -14,7 +15,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path, PurePosixPath
 
 from pretrain.errors import DataError
@@ -66,8 +67,11 @@ class TaskPlan:
     problems: RejectionLog = field(default_factory=RejectionLog, compare=False)
 
 
-def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
+def plan_tasks(inputs: Sequence[str], options: ReadOptions, *, join_files: bool = False) -> TaskPlan:
     """Split `inputs` (paths or object store addresses) into tasks.
+
+    With `join_files`, neighbours that are single files are one input: no sequence crosses a task, so many small tasks would
+    lose the ends of many.
 
     Raises DataError if an input is missing, overlaps another, is an empty folder or has no readable file, or if a
     `where` condition does not parse.
@@ -80,9 +84,13 @@ def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
     tasks: list[CorpusTask] = []
     sources = []
     problems = RejectionLog()
-    for number, address in enumerate(inputs):
-        files = _check_files(address, list_files(address, options.file_format), options, problems)
-        sources.append(CorpusSource(address, len(files), sum(file.size for file in files), _is_single(address, files)))
+    listed = [
+        (address, _check_files(address, list_files(address, options.file_format), options, problems))
+        for address in inputs
+    ]
+    for number, (address, files) in enumerate(_join_files(listed) if join_files else listed):
+        single = _is_file(address, files)
+        sources.append(CorpusSource(address, len(files), sum(file.size for file in files), single))
         for parts in _group_parts(_split_files(files, options, problems), options.task_bytes):
             tasks.append(CorpusTask(len(tasks), number, parts))
     return TaskPlan(
@@ -103,7 +111,7 @@ def _check_files(
         raise DataError(f"{escape_url(address)}: no file in it")
     with ThreadPoolExecutor(CHECKED_AT_ONCE) as threads:
         files = list(threads.map(lambda file: check_content(file, options), listed))
-    named = _is_single(address, files)
+    named = _is_file(address, files)
     if named and files[0].format in REFUSED:
         reason, detail = LEFT_OUT[files[0].format]
         raise DataError(
@@ -124,10 +132,6 @@ def _check_files(
     return files
 
 
-def _is_single(address: str, files: Sequence[ListedFile]) -> bool:
-    return len(files) == 1 and _resolve_address(files[0].url) == _resolve_address(address)
-
-
 def _leave_out_descriptions(files: Sequence[ListedFile]) -> list[ListedFile]:
     """Leave out texts that describe data in their folder or below it."""
     folders: set[PurePosixPath] = set()
@@ -140,6 +144,21 @@ def _leave_out_descriptions(files: Sequence[ListedFile]) -> list[ListedFile]:
         else file
         for file in files
     ]
+
+
+def _join_files(listed: Sequence[tuple[str, list[ListedFile]]]) -> Iterator[tuple[str, list[ListedFile]]]:
+    """The inputs, with neighbours that are single files as one, named by its first and last."""
+    for single, run in groupby(listed, lambda one: _is_file(*one)):
+        members = list(run)
+        if single and len(members) > 1:
+            files = [file for _, found in members for file in found]
+            yield f"{members[0][0]} … {members[-1][0]}", files
+        else:
+            yield from members
+
+
+def _is_file(address: str, files: Sequence[ListedFile]) -> bool:
+    return len(files) == 1 and _resolve_address(files[0].url) == _resolve_address(address)
 
 
 def _split_files(files: Sequence[ListedFile], options: ReadOptions, problems: RejectionLog) -> Iterator[FilePart]:

@@ -35,7 +35,10 @@ def merge(work: WorkFolder, receipts: Sequence[Receipt], encoding: Encoding) -> 
     problems.check_limits(encoding.max_bad_documents, encoding.max_bad_files)
     entries = [entry for entry, _, _ in _numbered(receipts)]
     if not entries:
-        raise DataError(f"no document of the corpus can be used{problems.summary()}")
+        raise DataError(
+            f"no document of the corpus can be used{problems.summary()}",
+            hint="hold out another share: --holdout 5%, say" if encoding.part else None,
+        )
     if len(entries) > MOST_SHARDS:
         raise DataError(
             f"{len(entries)} shards, and a corpus has at most {MOST_SHARDS}",

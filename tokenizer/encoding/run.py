@@ -23,7 +23,7 @@ from pretrain.shards.manifest_file import read_manifest
 from pretrain.shards.writer import ENCODING_NAME, PROBLEMS_NAME, clear_output
 from tokenizer.corpus.empty_inputs import refuse_empty_input
 from tokenizer.corpus.readers import CorpusTask, ReadOptions
-from tokenizer.corpus.rejection_log import DUPLICATE, RejectionLog
+from tokenizer.corpus.rejection_log import DUPLICATE, HELD_OUT, TRAINED_ON, RejectionLog
 from tokenizer.corpus.task_plan import TaskPlan, plan_tasks, refuse_output_inside
 from tokenizer.encoding.deduplicate import REPEATED_NAME, HashWorker, find_repeated, hashed_documents
 from tokenizer.encoding.encode_options import EncodeOptions, Encoding, make_encoding
@@ -238,7 +238,9 @@ class EncodeRun:
         documents = [0] * len(self.plan.sources)
         problems = [RejectionLog() for _ in self.plan.sources]
         for task, receipt in zip(self.plan.tasks, receipts, strict=True):
-            documents[task.source] += receipt.documents + receipt.problems.counts.get(DUPLICATE, 0)
+            documents[task.source] += receipt.documents + sum(
+                receipt.problems.counts.get(reason, 0) for reason in (DUPLICATE, HELD_OUT, TRAINED_ON)
+            )
             problems[task.source].merge(receipt.problems)
         for source, found, log in zip(self.plan.sources, documents, problems, strict=True):
             if not found:
@@ -286,12 +288,12 @@ def select_tasks(tasks: Sequence[CorpusTask], task_id: int, num_tasks: int | Non
 
 def _make_plan(inputs: Sequence[str], reading: ReadOptions) -> tuple[TaskPlan, ReadOptions]:
     """The plan, and the options it was made with: a small corpus gets smaller tasks."""
-    plan = plan_tasks(inputs, reading)
+    plan = plan_tasks(inputs, reading, join_files=True)
     share = -(-plan.text_bytes // SMALL_CORPUS_TASKS)
     if share >= reading.task_bytes:
         return plan, reading
     reading = replace(reading, task_bytes=min(reading.task_bytes, max(share, SMALLEST_TASK_BYTES)))
-    return plan_tasks(inputs, reading), reading
+    return plan_tasks(inputs, reading, join_files=True), reading
 
 
 def _make_job(encoding: Encoding, plan: TaskPlan) -> dict[str, object]:
@@ -300,6 +302,8 @@ def _make_job(encoding: Encoding, plan: TaskPlan) -> dict[str, object]:
     # `layout` follows from seq_len; the path of the tokenizer and the limits do not change the bytes.
     for name in ("tokenizer", "layout", "max_bad_documents", "max_bad_files", "reading"):
         del job[name]
+    if not encoding.part:  # as the jobs of earlier releases
+        del job["holdout"], job["part"]
     return {
         "format": FORMAT,
         **encoding.reading.to_json(),

@@ -155,6 +155,13 @@ def test_parameters_are_offloaded_at_stage_3_only() -> None:
     assert plan_memory(with_stage(make(), 2, parameters=True), 8).parameters == plan_memory(make(), 8).parameters
 
 
+def test_states_on_a_disk_are_not_in_the_memory_of_the_host() -> None:
+    options = {"zero_optimization": {"offload_optimizer": {"device": "nvme"}}}
+    config = replace(make(), engine=replace(make().engine, deepspeed=options))
+    plan = plan_memory(config, 8)
+    assert (plan.optimizer, plan.gradients, plan.host) == (0, 0, 0)
+
+
 def test_options_of_deepspeed_count() -> None:
     options = {"zero_optimization": {"reduce_bucket_size": 1000, "stage3_max_live_parameters": 0}}
     config = replace(make(), engine=replace(make().engine, zero_stage=3, deepspeed=options))
