@@ -29,7 +29,7 @@ TABLE = {
     "pretrain.storage": "pretrain.config pretrain.errors fsspec numpy safetensors torch",
     "pretrain.report": "pretrain.errors click rich",
     "pretrain.plan": "pretrain.config",
-    "pretrain.optim": "pretrain.config torch",
+    "pretrain.optim": "pretrain.config pretrain.errors torch",
     "pretrain.model": "pretrain.config torch",
     "tokenizer.models": "pretrain.errors gigatoken google numpy sentencepiece tokenizers",
     "pretrain.shards": "pretrain.errors pretrain.storage numpy",
