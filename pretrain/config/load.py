@@ -83,7 +83,8 @@ def load_saved(path: Path) -> Config:
     """
     problems: list[str] = []
     config = build(_read(path), problems)
-    problems = problems or find_conflicts(config)
+    # Not the engine's options: other versions accepted more of them, and reading weights needs none.
+    problems = problems or find_conflicts(config, engine=False)
     if problems:
         raise ConfigError(problems, source=str(path))
     return config
