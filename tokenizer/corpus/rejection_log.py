@@ -16,6 +16,7 @@ from tokenizer.corpus.readers.rejections import ORDINARY_REASONS, Rejection
 
 DUPLICATE = "duplicate"
 HELD_OUT, TRAINED_ON = "held out", "trained on"  # in the other part (encoding/holdout.py)
+LOSSY = "lost by the tokenizer"
 SHOWN = 10
 _NOT_BAD = ORDINARY_REASONS | {DUPLICATE, HELD_OUT, TRAINED_ON}
 
