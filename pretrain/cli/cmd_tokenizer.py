@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,16 +53,39 @@ class ManyInputs(click.Command):
         return super().parse_args(ctx, repeat_option(args, "--input"))
 
 
+format_option = click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["jsonl", "text", "parquet", "tar"]),
+    help="Format of all files.  [default: by name and content]",
+)
 text_field_option = click.option(
     "--text-field", default="text", show_default=True, help="Field of a record that holds its text; a.b for nested."
 )
-max_bad_option = click.option(
-    "--max-bad-documents",
-    default=100,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Stop above this many unusable documents.",
-)
+
+
+def limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Limits on documents and files that cannot be used."""
+    for option in (
+        click.option(
+            "--max-bad-files",
+            default=0,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Stop above this many files that end early or cannot be read.",
+        ),
+        click.option(
+            "--max-bad-documents",
+            default=100,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Stop above this many unusable documents.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the contents of --output.")
 
 
@@ -103,6 +126,7 @@ def tokenizer() -> None:
 @click.option(
     "--deduplicate", is_flag=True, help="Leave out documents whose text occurs earlier. Reads the corpus twice."
 )
+@format_option
 @click.option(
     "--holdout",
     type=Share(),
@@ -119,7 +143,7 @@ def tokenizer() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Megabytes of text per task.  [default: 268; less for a small corpus]",
 )
-@max_bad_option
+@limit_options
 @overwrite_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show the number of tasks; encode nothing.")
 @click.option("--task-id", type=click.IntRange(min=0), metavar="N", help="Run only task N of the plan; do not merge.")
@@ -185,7 +209,7 @@ def _encode_run(
 
     if run.is_complete:
         click.echo(f"{run.output}: encoded before, with these options from these files; nothing to do", err=True)
-        print_rows(corpus_rows(run.merge(), run.output, seq_len))
+        print_rows(corpus_rows(run.merge(), run.plan, run.output, seq_len))
         return
     if only_plan:
         print_rows(plan_rows(run))
@@ -203,7 +227,7 @@ def _encode_run(
         return
     if hashed and not only_merge:
         _work(run, tasks, workers)
-    print_rows(corpus_rows(run.merge(), run.output, seq_len))
+    print_rows(corpus_rows(run.merge(), run.plan, run.output, seq_len))
 
 
 def _refuse_contradictions(
@@ -229,7 +253,9 @@ def _pop_read_options(options: dict[str, Any]) -> ReadOptions:
     from tokenizer.corpus.readers import ReadOptions
 
     megabytes = options.pop("task_megabytes")
-    reading = ReadOptions(**{name: options.pop(name) for name in ("text_field", "where", "separator", "member")})
+    reading = ReadOptions(
+        **{name: options.pop(name) for name in ("file_format", "text_field", "where", "separator", "member")}
+    )
     return reading if megabytes is None else replace(reading, task_bytes=max(1, int(megabytes * 1e6)))
 
 

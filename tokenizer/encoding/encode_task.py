@@ -50,7 +50,7 @@ class EncodeWorker:
         """`encode_task`, without the task's duplicates if the run deduplicates."""
         duplicates = load_duplicates(self.work, task.number) if self.encoding.deduplicate else None
         encoder = _load_encoder(self.encoding.tokenizer, self.encoding.tokenizer_sha256)
-        counter = TaskCounter(counts, row, self.max_bad_documents)
+        counter = TaskCounter(counts, row, self.max_bad_documents, self.encoding.max_bad_files)
         return encode_task(task, self.encoding, encoder, self.work, counter, duplicates)
 
 
