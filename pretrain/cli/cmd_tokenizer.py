@@ -187,7 +187,6 @@ def encode(
         EncodeRun(replace(encoding, holdout=holdout or 0.0, part=part), inputs, output / part, overwrite=overwrite)
         for part in (PARTS if holdout else ("",))
     ]
-    _warn_of_losses(model)
     for run in runs:
         if holdout:
             click.echo(f"{run.output}:")
@@ -247,19 +246,6 @@ def _refuse_contradictions(
         raise click.UsageError(
             f"--overwrite with {chosen[0]} would remove the output of other tasks: run --plan --overwrite before"
         )
-
-
-def _warn_of_losses(model: Path) -> None:
-    """Warn if a tokenizer.json does not round-trip all texts: its ids fit its model, but some text is lost."""
-    from tokenizer.models.base import is_tokenizer_json
-
-    if is_tokenizer_json(model):
-        from tokenizer.models.round_trip import round_trip_losses
-        from tokenizer.training.inspect_hf import open_tokenizer_json
-
-        lost = round_trip_losses(open_tokenizer_json(model))
-        if lost:
-            click.echo(f"warning: {model}: some texts do not come back from their ids: {'; '.join(lost)}", err=True)
 
 
 def _pop_read_options(options: dict[str, Any]) -> ReadOptions:
