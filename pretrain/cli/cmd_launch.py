@@ -35,12 +35,14 @@ def launch() -> None:
 @OVERRIDES
 def local(config: Path, nproc: int, max_restarts: int, overrides: tuple[str, ...]) -> None:
     """Train with N processes on this machine. Ctrl-C saves and ends; the same command resumes."""
+    from launch.slurm.submit import refuse_beside_job
     from launch.torchrun import launch_with_restarts
     from pretrain.config import load_config
     from pretrain.run_folder import RunFolder
     from pretrain.training.startup.preflight import prepare
 
     run_config = load_config(config, overrides).config
+    refuse_beside_job(Path(run_config.run.dir))
     prepare(run_config, nproc)
     folder = RunFolder(Path(run_config.run.dir))
     sys.exit(launch_with_restarts(str(config), overrides, nproc, folder, max_restarts))
@@ -74,8 +76,10 @@ def hosts(config: Path, hostfile: Path, port: int, ssh: str | None, dry_run: boo
         for host, command in zip(machines, commands, strict=True):
             click.echo(shlex.join([*reach, host.name, command]))
         return
+    from launch.slurm.submit import refuse_beside_job
     from pretrain.training.startup.preflight import prepare
 
+    refuse_beside_job(Path(run_config.run.dir))
     prepare(run_config, sum(host.slots for host in machines))
     sys.exit(launch_hosts(commands, machines, RunFolder(Path(run_config.run.dir)).stop_file, reach))
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ def repeat_option(arguments: list[str], option: str) -> list[str]:
     return expanded
 
 
-class Share(click.ParamType):
+class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in new versions of click only
     """A share between 0 and 1, written `0.005` or `0.5%`."""
 
     name = "share"
@@ -53,17 +54,55 @@ class ManyInputs(click.Command):
         return super().parse_args(ctx, repeat_option(args, "--input"))
 
 
+format_option = click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["jsonl", "text", "parquet", "tar"]),
+    help="Format of all files.  [default: by name and content]",
+)
 text_field_option = click.option(
     "--text-field", default="text", show_default=True, help="Field of a record that holds its text; a.b for nested."
 )
-max_bad_option = click.option(
-    "--max-bad-documents",
-    default=100,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Stop above this many unusable documents.",
-)
+
+
+def limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Limits on documents and files that cannot be used."""
+    for option in (
+        click.option(
+            "--max-bad-files",
+            default=0,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Stop above this many files that end early or cannot be read.",
+        ),
+        click.option(
+            "--max-bad-documents",
+            default=100,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Stop above this many unusable documents.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the contents of --output.")
+
+
+class PieceCount(click.IntRange):
+    """A number of at least 1; `32k` is refused with the two numbers that it may mean."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a number with a suffix."""
+        found = re.fullmatch(r"(\d+)[kK]i?", str(value))
+        if found is not None:
+            number = int(found[1])
+            self.fail(f"{value!r} is not a plain number: write {1000 * number} or {1024 * number}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.group()
@@ -103,6 +142,7 @@ def tokenizer() -> None:
 @click.option(
     "--deduplicate", is_flag=True, help="Leave out documents whose text occurs earlier. Reads the corpus twice."
 )
+@format_option
 @click.option(
     "--holdout",
     type=Share(),
@@ -119,7 +159,7 @@ def tokenizer() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Megabytes of text per task.  [default: 268; less for a small corpus]",
 )
-@max_bad_option
+@limit_options
 @overwrite_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show the number of tasks; encode nothing.")
 @click.option("--task-id", type=click.IntRange(min=0), metavar="N", help="Run only task N of the plan; do not merge.")
@@ -163,7 +203,6 @@ def encode(
         EncodeRun(replace(encoding, holdout=holdout or 0.0, part=part), inputs, output / part, overwrite=overwrite)
         for part in (PARTS if holdout else ("",))
     ]
-    _warn_of_losses(model)
     for run in runs:
         if holdout:
             click.echo(f"{run.output}:")
@@ -186,7 +225,7 @@ def _encode_run(
 
     if run.is_complete:
         click.echo(f"{run.output}: encoded before, with these options from these files; nothing to do", err=True)
-        print_rows(corpus_rows(run.merge(), run.output, seq_len))
+        print_rows(corpus_rows(run.merge(), run.plan, run.output, seq_len))
         return
     if only_plan:
         print_rows(plan_rows(run))
@@ -204,7 +243,7 @@ def _encode_run(
         return
     if hashed and not only_merge:
         _work(run, tasks, workers)
-    print_rows(corpus_rows(run.merge(), run.output, seq_len))
+    print_rows(corpus_rows(run.merge(), run.plan, run.output, seq_len))
 
 
 def _refuse_contradictions(
@@ -225,25 +264,14 @@ def _refuse_contradictions(
         )
 
 
-def _warn_of_losses(model: Path) -> None:
-    """Warn if a tokenizer.json does not round-trip all texts: its ids fit its model, but some text is lost."""
-    from tokenizer.models.base import is_tokenizer_json
-
-    if is_tokenizer_json(model):
-        from tokenizer.models.round_trip import round_trip_losses
-        from tokenizer.training.inspect_hf import open_tokenizer_json
-
-        lost = round_trip_losses(open_tokenizer_json(model))
-        if lost:
-            click.echo(f"warning: {model}: some texts do not come back from their ids: {'; '.join(lost)}", err=True)
-
-
 def _pop_read_options(options: dict[str, Any]) -> ReadOptions:
     """Remove the fields of `ReadOptions` from `options` and return them."""
     from tokenizer.corpus.readers import ReadOptions
 
     megabytes = options.pop("task_megabytes")
-    reading = ReadOptions(**{name: options.pop(name) for name in ("text_field", "where", "separator", "member")})
+    reading = ReadOptions(
+        **{name: options.pop(name) for name in ("file_format", "text_field", "where", "separator", "member")}
+    )
     return reading if megabytes is None else replace(reading, task_bytes=max(1, int(megabytes * 1e6)))
 
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pretrain.cli.cmd_tokenizer import ManyInputs, max_bad_option, overwrite_option, repeat_option, text_field_option
+from pretrain.cli.cmd_tokenizer import (
+    ManyInputs,
+    PieceCount,
+    format_option,
+    limit_options,
+    overwrite_option,
+    repeat_option,
+    text_field_option,
+)
 from pretrain.cli.views.compression_table import (
     print_checks,
     print_pieces,
@@ -67,6 +75,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Keep only records that satisfy this condition; also !=, >=, <=, >, <.",
         ),
         text_field_option,
+        format_option,
     ):
         command = option(command)
     return command
@@ -74,9 +83,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(cls=ManyValues)
 @sources_option
-@click.option(
-    "--vocab-size", required=True, type=click.IntRange(min=1), help="Number of pieces, special ones included."
-)
+@click.option("--vocab-size", required=True, type=PieceCount(), help="Number of pieces, special ones included.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the model.")
 @click.option("--sample-bytes", default="100MB", show_default=True, metavar="B", help="Text to train on in total.")
 @click.option(
@@ -101,7 +108,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @seed_option
 @reading_options
-@max_bad_option
+@limit_options
 @overwrite_option
 def train(
     inputs: tuple[str, ...],
@@ -114,6 +121,7 @@ def train(
     character_coverage: float,
     seed: int,
     max_bad_documents: int,
+    max_bad_files: int,
     overwrite: bool,
     **reading: Any,
 ) -> None:
@@ -126,7 +134,7 @@ def train(
     from tokenizer.training.compression_report import make_report, measure_sources
     from tokenizer.training.inspect_sentencepiece import open_model
     from tokenizer.training.record import describe_record
-    from tokenizer.training.train_bpe import train_tokenizer
+    from tokenizer.training.train_bpe import size_warning, train_tokenizer
 
     with sample_progress() as progress:
         training = train_tokenizer(
@@ -141,10 +149,13 @@ def train(
             seed=seed,
             options=ReadOptions(**reading),
             max_bad_documents=max_bad_documents,
+            max_bad_files=max_bad_files,
             overwrite=overwrite,
             progress=progress,
         )
     print_rows(training_rows(training))
+    if warning := size_warning(vocab_size, training.record["sample_bytes"]):
+        click.echo(f"warning: {warning}", err=True)
     model = open_model(training.path)
     held_out = {sample.name: sample.held_out for sample in training.samples}
     if not any(held_out.values()):
@@ -169,7 +180,7 @@ def train(
 @held_out_option
 @seed_option
 @reading_options
-@max_bad_option
+@limit_options
 @overwrite_option
 def report(
     model: Path,
@@ -178,6 +189,7 @@ def report(
     held_out_bytes: str,
     seed: int,
     max_bad_documents: int,
+    max_bad_files: int,
     overwrite: bool,
     **reading: Any,
 ) -> None:
@@ -207,6 +219,7 @@ def report(
             seed=seed,
             problems=problems,
             max_bad_documents=max_bad_documents,
+            max_bad_files=max_bad_files,
             progress=progress,
         )
     texts = {sample.name: sample.held_out for sample in samples}
@@ -272,7 +285,7 @@ def _standard_input() -> str:
 def _notes(known: int, held_out: Mapping[str, Sequence[str]]) -> list[str]:
     notes = [f"Excluded {known:,} documents that the model was trained on."] if known else []
     if empty := [name for name, texts in held_out.items() if not texts]:
-        notes.append(f"Nothing was held out of {', '.join(empty)}: all of its text is in the sample, or it has none.")
+        notes.append(f"Nothing was held out of {', '.join(empty)}: all of its text that was read is in the sample.")
     return notes
 
 

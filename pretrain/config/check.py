@@ -2,6 +2,7 @@
 
 import difflib
 import math
+from pathlib import Path
 
 from pretrain.config.deepspeed_options import deepspeed_problems
 from pretrain.config.schema import Config, ModelConfig
@@ -19,6 +20,31 @@ def find_conflicts(config: Config, *, engine: bool = True) -> list[str]:
     """All broken rules between values; without `engine`, only those that a reader of finished weights depends on."""
     parts = (_model, _data, _batch, _schedule, _guard, _evaluation, *((_engine, deepspeed_problems) if engine else ()))
     return [problem for part in parts for problem in part(config)]
+
+
+def find_wrong_paths(config: Config) -> list[str]:
+    """Paths as people type them that would be read as something else. Not for saved files: some run was trained with them."""
+    data = config.data
+    sources = [
+        (f"data.{part}", name, source) for part in ("train", "valid") for name, source in getattr(data, part).items()
+    ]
+    paths = {
+        "run.dir": config.run.dir,
+        "run.init_from": config.run.init_from,
+        "data.tokenizer": data.tokenizer,
+        **{f"{where}.{name}.path": source.path for where, name, source in sources},
+    }
+    problems = [
+        f"{key}={path}: ~ stands for the home folder only in a shell\n    hint: {key}={Path(path).expanduser()}"
+        for key, path in paths.items()
+        if path is not None and path.split("/")[0] == "~"
+    ]
+    for where, name, source in sources:
+        if not source.path:
+            near = difflib.get_close_matches(name, [n for w, n, other in sources if w == where and other.path], n=1)
+            hint = f"did you mean {where}.{near[0]}?" if near else f"{where}.{name}.path=DIR"
+            problems.append(f"{where}.{name} has no path\n    hint: {hint}")
+    return problems
 
 
 def check_world(config: Config, world_size: int) -> None:

@@ -83,8 +83,8 @@ TABLE = {
     "pretrain.node_check": "pretrain.health.nodes",
     "launch.slurm": "pretrain.config pretrain.errors pretrain.plan pretrain.storage omegaconf",
     "launch": "launch.slurm pretrain.config pretrain.errors pretrain.plan pretrain.run_folder psutil",
-    "pretrain.cli.views": """launch pretrain.errors pretrain.report pretrain.shards tokenizer.corpus.readers tokenizer.encoding
-        tokenizer.training click rich""",
+    "pretrain.cli.views": """launch pretrain.errors pretrain.report pretrain.shards tokenizer.corpus
+        tokenizer.corpus.readers tokenizer.encoding tokenizer.training click rich""",
     "pretrain.cli.quickstart": """launch pretrain.config pretrain.errors pretrain.plan pretrain.report
         pretrain.run_folder pretrain.training rich""",
     "pretrain.cli": """launch launch.slurm pretrain pretrain.checkpoint pretrain.cli.quickstart pretrain.cli.views

@@ -32,6 +32,7 @@ class EncodeOptions:
     block_tokens: int = BLOCK_TOKENS
     shard_bytes: int = SHARD_BYTES
     max_bad_documents: int = 100
+    max_bad_files: int = 0
     holdout: float = 0.0
     part: str = ""
 

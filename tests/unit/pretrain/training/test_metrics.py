@@ -153,3 +153,18 @@ def test_tensorboard_gets_steps_and_evaluations(folder: RunFolder) -> None:
     assert [(event.step, event.value) for event in board.Scalars("valid/bits_per_byte")] == [(2, 0.25)]
     assert [(event.step, event.value) for event in board.Scalars("data/tokens/web")] == [(1, 64.0), (2, 128.0)]
     assert "valid/step" not in board.Tags()["scalars"]
+
+
+@pytest.mark.parametrize(
+    "damage", [b'{"step": 3, "lo\n', b"\0" * 64 + b"\n", b"\n", b"[3]\n", b'{"loss": 3}\n', b"\xff\xfe\n"]
+)
+@pytest.mark.parametrize("name", ["metrics", "evaluations", "samples", "audit"])
+def test_a_damaged_line_is_moved_aside_with_a_note(folder: RunFolder, name: str, damage: bytes) -> None:
+    path: Path = getattr(folder, name)
+    path.write_bytes(b'{"step": 2}\n' + damage + b'{"step": 4}\n')
+    writer = MetricsWriter(folder, resumed_step=6, tensorboard=False)
+    writer.close()
+    assert steps_in(path) == [2, 4]
+    (note,) = writer.notes
+    assert note.startswith(f"{path}: 1 damaged lines left out; {folder.logs}/replaced-001-")
+    assert damage in (folder.logs / f"replaced-001-{path.name}").read_bytes()

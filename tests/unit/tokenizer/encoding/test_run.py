@@ -25,6 +25,7 @@ from tokenizer.encoding.encode_options import EncodeOptions, make_encoding
 from tokenizer.encoding.run import EncodeRun, encode_corpus
 from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, TaskCounter
 from tokenizer.models.base import tokenizer_sha256
+from tokenizer.models.fast import TextEncoder
 from tokenizer.models.sentencepiece import load_sentencepiece_model
 
 BLOCK = 64
@@ -119,7 +120,7 @@ def test_a_large_vocabulary_is_stored_in_four_bytes(tokenizer: Path, corpus: Pat
     def encode(text: str) -> np.ndarray:
         return np.array(sp.encode(text), np.int32) + 66_000
 
-    encode_task.encode_task(run.plan.tasks[0], run.encoding, encode, run.work, counter)
+    encode_task.encode_task(run.plan.tasks[0], run.encoding, TextEncoder(sp, "shifted", "", encode), run.work, counter)
     manifest = run.merge()
     assert manifest.dtype == "<u4"
     documents = documents_of(tmp_path / "out", manifest)
@@ -177,7 +178,7 @@ def file_output(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (bad_only, "no document of the corpus can be used; left out: 1 text is not a string"),
+        (bad_only, "no document of it can be used; left out: 1 text is not a string"),
         (complete_output, "holds an encoded corpus already"),
         (file_output, "this is a file"),
         (lambda folder: {"workers": 0}, "workers=0"),
@@ -296,7 +297,7 @@ def test_raising_the_limit_goes_on_with_what_is_finished(
     tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bad").mkdir()  # a folder: two files would share a task
-    (tmp_path / "bad/bad.jsonl").write_text('{"text": 1}\n' * 3)
+    (tmp_path / "bad/bad.jsonl").write_text('{"text": 1}\n' * 3 + '{"text": "good"}\n')
     inputs = [corpus, tmp_path / "bad"]  # the larger task comes first
     with pytest.raises(DataError, match="more than max_bad_documents=2"):
         encode_corpus(tokenizer, inputs, tmp_path / "out", workers=1, max_bad_documents=2)
