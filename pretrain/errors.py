@@ -12,7 +12,8 @@ An error names the value, the rule that it breaks, and what to do next (`hint`).
 exception (health/watchdog.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 
 class PretrainError(Exception):
@@ -44,6 +45,34 @@ class ConfigError(UserError):
         count = f"{len(problems)} problem{'s' if len(problems) != 1 else ''}"
         head = f"{count} in the configuration{f' ({source})' if source else ''}:"
         super().__init__("\n".join([head, *(f"  - {problem}" for problem in problems)]))
+
+
+class Together:
+    """Independent checks whose errors are raised together: `with together.check(): …` for each, then `raise_all()`."""
+
+    def __init__(self) -> None:
+        self._errors: list[UserError] = []
+
+    @contextmanager
+    def check(self) -> Iterator[None]:
+        """Keep a UserError of the block, which ends there."""
+        try:
+            yield
+        except UserError as error:
+            self._errors.append(error)
+
+    def raise_all(self) -> None:
+        """Raise the error if there is one, several as one ConfigError."""
+        if len(self._errors) == 1:
+            raise self._errors[0]
+        if self._errors:
+            raise ConfigError([problem for error in self._errors for problem in _problems(error)])
+
+
+def _problems(error: UserError) -> list[str]:
+    if isinstance(error, ConfigError):
+        return error.problems
+    return [error.message if error.hint is None else f"{error.message}\n    hint: {error.hint}"]
 
 
 class DataError(UserError):

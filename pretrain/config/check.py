@@ -106,7 +106,7 @@ def _model(config: Config) -> list[str]:
     if config.data.seq_len > model.max_seq_len:
         problems.append(
             f"data.seq_len={config.data.seq_len} is above model.max_seq_len={model.max_seq_len}\n"
-            f"    hint: model.max_seq_len={config.data.seq_len}"
+            f"    hint: data.seq_len={2 ** int(math.log2(model.max_seq_len))}, or a larger model.max_seq_len"
         )
     return problems
 

@@ -29,6 +29,7 @@ from pretrain.errors import ConfigError, UserError
 Tree = dict[str, Any]
 COMMAND_LINE = "command line"
 _KEY = re.compile(r"[\w-]+(\.[\w-]+)*")
+_DOTTED = re.compile(r"\b[a-z_]+(?:\.\w+){1,2}")  # keys that a message names; of a source or stage, all together
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     problems: list[str] = []
     tree, origins = read_tree(Path(path), overrides, problems)
     config = build(tree, problems)
-    if not problems:
-        problems += [*find_wrong_paths(config), *find_conflicts(config)]
+    # A refused value has its default in `config`: a conflict of the default is not one of the user's.
+    refused = set(_DOTTED.findall("\n".join(problems)))
+    conflicts = [*find_wrong_paths(config), *find_conflicts(config)]
+    problems += [conflict for conflict in conflicts if refused.isdisjoint(_DOTTED.findall(conflict))]
     if problems:
         raise ConfigError(problems, source=str(path))
     return LoadedConfig(config, origins)

@@ -19,7 +19,7 @@ from pretrain.data.blocks.block_memory import BlockMemory
 from pretrain.data.blocks.block_reader import LocalBlocks, RemoteBlocks
 from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.data.order import OrderedSource
-from pretrain.errors import DataError
+from pretrain.errors import DataError, Together
 from pretrain.shards.format import check_folder
 from pretrain.shards.manifest import Manifest, fingerprint, last_blocks, unread_targets
 from pretrain.shards.manifest_file import load_manifest
@@ -170,7 +170,12 @@ class Source:
 
 def open_sources(configs: Mapping[str, SourceConfig], seq_len: int, store: StoreConfig | None = None) -> list[Source]:
     """All sources of a section, sorted by name, so that the order does not depend on how the file lists them."""
-    return [Source(name, configs[name], seq_len, store) for name in sorted(configs)]
+    found, together = [], Together()
+    for name in sorted(configs):
+        with together.check():
+            found.append(Source(name, configs[name], seq_len, store))
+    together.raise_all()
+    return found
 
 
 def _open_blocks(store: Store, manifest: Manifest, config: StoreConfig) -> LocalBlocks | RemoteBlocks:

@@ -12,7 +12,7 @@ from pretrain.config import Config
 from pretrain.data.gaps import position_after
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source, open_sources
-from pretrain.errors import ConfigError, DataError
+from pretrain.errors import ConfigError, DataError, Together
 from pretrain.optim.schedule import samples_between
 from pretrain.run_folder import SkippedRange
 from pretrain.shards.manifest import fingerprint
@@ -51,11 +51,18 @@ def open_data(config: Config) -> OpenedData:
     """Open the sources of a run; check them against the model and the tokenizer. Raises ConfigError or DataError."""
     if not config.data.train:
         raise ConfigError(["data.train names no source\n    hint: data.train.web.path=DIR"])
-    train = open_sources(config.data.train, config.data.seq_len, config.data.store)
-    valid = open_sources(config.data.valid, config.data.seq_len, config.data.store)
-    tokenizer = _read_tokenizer(config)
+    together = Together()
+    with together.check():
+        train = open_sources(config.data.train, config.data.seq_len, config.data.store)
+    with together.check():
+        valid = open_sources(config.data.valid, config.data.seq_len, config.data.store)
+    with together.check():
+        tokenizer = _read_tokenizer(config)
+    together.raise_all()
     for source in [*train, *valid]:
-        _check_vocabulary(source, config, tokenizer)
+        with together.check():
+            _check_vocabulary(source, config, tokenizer)
+    together.raise_all()
     _check_ends(config, [*train, *valid])
     _check_distinct(train, valid)
     return OpenedData(config, train, valid, tokenizer)

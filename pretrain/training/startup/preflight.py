@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pretrain.checkpoint.remote import check_upload
 from pretrain.config import Config, check_world
+from pretrain.errors import Together
 from pretrain.generation.prompts import sample_prompts
 from pretrain.run_folder import RunFolder
 from pretrain.training.startup.opened_data import OpenedData, open_data
@@ -18,10 +19,16 @@ def prepare(config: Config, world_size: int, *, is_main: bool = True) -> OpenedD
 
     Only one process (`is_main`) checks that all shards exist: a thousand processes that list a folder overload its store.
     """
-    check_world(config, world_size)
-    check_upload(config)
-    RunFolder(Path(config.run.dir)).check_free()
-    data = open_data(config)
+    together = Together()
+    with together.check():
+        check_world(config, world_size)
+    with together.check():
+        check_upload(config)
+    with together.check():
+        RunFolder(Path(config.run.dir)).check_free()
+    with together.check():
+        data = open_data(config)
+    together.raise_all()
     sample_prompts(config, data.tokenizer)
     # Errors only. The decision is rank 0's, once the run is claimed: until then another process may save.
     find_resume_point(data, hashes=False)

@@ -127,3 +127,17 @@ def test_an_interpolation_that_cannot_be_resolved_is_one_problem(tmp_path: Path,
 def test_a_broken_interpolation_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         load_text(tmp_path, "run: {dir: '${x'}")
+
+
+def test_problems_of_all_layers_come_at_once_and_none_that_a_default_makes(tmp_path: Path) -> None:
+    """A type, an unknown key and two conflicts in one round; the refused seq_len conflicts with nothing."""
+    text = """
+    model: {d_model: 100, n_heads: 3, n_kv_heads: 3, max_seq_len: 64}
+    data: {seq_len: long}
+    schedule: {total_step: 10}
+    batch: {global_batch_size: 7, micro_batch_size: 2}
+    """
+    with pytest.raises(ConfigError) as caught:
+        load_text(tmp_path, text)
+    named = [problem.split("=")[0].split()[0] for problem in caught.value.problems]
+    assert named == ["data.seq_len", "schedule.total_step", "model.d_model", "batch.global_batch_size"]
