@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -83,6 +84,21 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the contents of --output.")
+
+
+class PieceCount(click.IntRange):
+    """A number of at least 1; `32k` is refused with the two numbers that it may mean."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a number with a suffix."""
+        found = re.fullmatch(r"(\d+)[kK]i?", str(value))
+        if found is not None:
+            number = int(found[1])
+            self.fail(f"{value!r} is not a plain number: write {1000 * number} or {1024 * number}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.group()

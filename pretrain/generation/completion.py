@@ -8,7 +8,7 @@ from pretrain.generation.decode_loop import generate
 from pretrain.generation.detokenize import CompletionBuilder
 from pretrain.generation.prompts import new_token_limit
 from pretrain.generation.sampling import Sampler
-from pretrain.model.logits_fn import LogitsFn
+from pretrain.model.logits_fn import LogitsFn, without_padding
 from tokenizer.models.base import Tokenizer
 
 
@@ -46,6 +46,7 @@ def complete(
         )
         for row, prompt in enumerate(prompts)
     ]
+    logits_fn = without_padding(logits_fn, tokenizer.vocab_size())
     generate(logits_fn, prompts, sample, lambda row, token: builders[row].add(token), max_new_tokens=max_new_tokens)
     return [
         _completion(builder, new_token_limit(logits_fn.config, prompt, max_new_tokens) < max_new_tokens)
@@ -66,7 +67,7 @@ def complete_by_beams(
 ) -> list[list[Completion]]:
     """The `beams` best completions of each prompt, best first. Raises UserError like `new_token_limit`."""
     found = beam_search(
-        logits_fn,
+        without_padding(logits_fn, tokenizer.vocab_size()),
         prompts,
         beams=beams,
         max_new_tokens=max_new_tokens,

@@ -93,6 +93,7 @@ TABLE = {
         pretrain.shards pretrain.storage pretrain.training pretrain.training.startup tokenizer.corpus
         tokenizer.corpus.readers tokenizer.encoding tokenizer.encoding.foreign tokenizer.models tokenizer.training
         click numpy rich torch""",
+    "pretrain.__main__": "pretrain.cli",
 }
 
 
