@@ -29,21 +29,17 @@ def repeat_option(arguments: list[str], option: str) -> list[str]:
     return expanded
 
 
-class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in new versions of click only
+def parse_share(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
     """A share between 0 and 1, written `0.005` or `0.5%`."""
-
-    name = "share"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """Parse a share."""
-        text = str(value)
-        try:
-            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        except ValueError:
-            share = 0.0
-        if not 0 < share < 1:
-            self.fail(f"{text!r} is not a share between 0 and 1. Write 0.5% or 0.005.", param, ctx)
-        return share
+    if text is None:
+        return None
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = 0.0
+    if not 0 < share < 1:
+        raise click.BadParameter(f"{text!r} is not a share between 0 and 1. Write 0.5% or 0.005.", ctx, param)
+    return share
 
 
 class ManyInputs(click.Command):
@@ -145,7 +141,8 @@ def tokenizer() -> None:
 @format_option
 @click.option(
     "--holdout",
-    type=Share(),
+    metavar="SHARE",
+    callback=parse_share,
     help="Share of documents, such as 0.5%, to hold out by a hash of their text: writes DIR/train and DIR/valid.",
 )
 @text_field_option
