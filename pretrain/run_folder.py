@@ -1,7 +1,8 @@
 """The folder of a run, and its progress.
 
 RUN/config.yaml                the resolved configuration of the last start
-RUN/status                     running | unfinished (stopped, resumable) | done | failed
+RUN/status                     running | unfinished (stopped, resumable) | done | failed | crashed
+RUN/failure.json               why the newest start failed or crashed; failure.py
 RUN/metrics.jsonl              one line an optimizer step
 RUN/evaluations.jsonl          one line an evaluation
 RUN/samples.jsonl              with eval.prompts, one line an evaluation: completions of the prompts
@@ -27,7 +28,7 @@ from typing import IO, Any, NamedTuple
 from pretrain.errors import UserError
 from pretrain.storage.files import publish_file
 
-STATUSES = ("running", "unfinished", "done", "failed")
+STATUSES = ("running", "unfinished", "done", "failed", "crashed")
 
 
 class SkippedRange(NamedTuple):
@@ -119,6 +120,11 @@ class RunFolder:
     def skipped(self) -> Path:
         """Samples skipped after rollbacks."""
         return self.path / "jumps.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the newest start failed."""
+        return self.path / "failure.json"
 
     @property
     def heartbeats(self) -> Path:

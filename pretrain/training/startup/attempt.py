@@ -93,6 +93,8 @@ class Attempt:
         self.folder.make()
         self._lock = self.folder.claim()
         self.number = self.folder.begin_attempt()
+        self.folder.failure.unlink(missing_ok=True)
+        self.folder.set_status("running")
         self._remove_old_stop_file(stop)
         self.folder.clean()
         for saves in (self.folder.checkpoints, self.folder.weights):
@@ -102,7 +104,6 @@ class Attempt:
         self.remote = open_remote(self.data.config)
         point = find_resume_point(self.data, hashes=True, recover=self._recover)
         publish_file(self.folder.config, config_text(self.data.config))
-        self.folder.set_status("running")
         return point
 
     def _recover(self, log: Log) -> ResumePoint | None:

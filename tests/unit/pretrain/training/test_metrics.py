@@ -153,3 +153,13 @@ def test_tensorboard_gets_steps_and_evaluations(folder: RunFolder) -> None:
     assert [(event.step, event.value) for event in board.Scalars("valid/bits_per_byte")] == [(2, 0.25)]
     assert [(event.step, event.value) for event in board.Scalars("data/tokens/web")] == [(1, 64.0), (2, 128.0)]
     assert "valid/step" not in board.Tags()["scalars"]
+
+
+@pytest.mark.parametrize("file", ["_steps", "_evaluations"])
+def test_a_full_disk_is_one_error_that_names_the_file(folder: RunFolder, file: str) -> None:
+    writer = MetricsWriter(folder, resumed_step=0, tensorboard=False)
+    getattr(writer, file).close()
+    setattr(writer, file, open("/dev/full", "a"))  # noqa: PTH123, SIM115
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        (writer.step if file == "_steps" else writer.evaluation)(values(1))
+    writer.close()  # the lost line is not reported again: the error above would be buried
