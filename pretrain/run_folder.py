@@ -39,6 +39,11 @@ class SkippedRange(NamedTuple):
     step: int
     reason: str
 
+    @property
+    def span(self) -> tuple[int, int]:
+        """First sample, number of samples."""
+        return self.first, self.samples
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -49,14 +54,14 @@ class Progress:
     tokens: int = 0
 
     def advanced(self, samples: int, tokens: int) -> "Progress":
-        """Progress after one more step."""
-        return Progress(self.step + 1, self.samples + samples, self.tokens + tokens)
+        """Progress after one more step, which ended at `samples` and had so many tokens."""
+        return Progress(self.step + 1, samples, self.tokens + tokens)
 
     def after_skipped(self, skipped: Sequence[SkippedRange]) -> "Progress":
-        """Progress after the ranges that start here."""
+        """Progress after the ranges that hold the next sample."""
         progress = self
         for gap in sorted(skipped):
-            if gap.first == progress.samples:
+            if gap.first <= progress.samples < gap.first + gap.samples:
                 progress = replace(progress, samples=gap.first + gap.samples)
         return progress
 
@@ -220,7 +225,8 @@ class RunFolder:
             return []
         except (ValueError, TypeError) as error:
             raise UserError(
-                f"{self.skipped} is corrupt: {error}", hint="remove it to read the skipped batches again"
+                f"{self.skipped} is corrupt: {error}",
+                hint="remove it: the newest checkpoint holds earlier ranges",
             ) from error
 
     def write_skipped(self, skipped: Sequence[SkippedRange]) -> None:

@@ -18,14 +18,19 @@ def data() -> None:
 
 @data.command()
 @ADDRESS
-def info(address: str) -> None:
-    """Print the manifest."""
+@click.option(
+    "--seq-len", type=click.IntRange(1), help="data.seq_len of a run, for what it leaves unread.  [default: 2048]"
+)
+def info(address: str, seq_len: int | None) -> None:
+    """Print the manifest, and the share of targets that a run leaves unread."""
+    from pretrain.cli.views.unread_targets import unread_rows
     from pretrain.shards.manifest_file import load_manifest
     from pretrain.storage.store import open_store
 
     manifest = load_manifest(open_store(address))
     begin = "" if manifest.bos_id == manifest.eos_id else f"begin with {manifest.bos_id} and "
-    version = manifest.sentencepiece_version
+    version = manifest.sentencepiece_version  # without a name, it is that of SentencePiece
+    encoder = f", SentencePiece {version}" if version[:1].isdigit() else "" if version == "unknown" else f", {version}"
     rows = {
         "tokens": f"{manifest.tokens:,}",
         "documents": f"{manifest.documents:,}",
@@ -35,8 +40,9 @@ def info(address: str) -> None:
         "shards": f"{len(manifest.shards):,}, {format_megabytes(manifest.shards.bytes.sum())}",
         "blocks": f"{manifest.shards.blocks.sum():,} of {manifest.block_tokens:,} tokens",
         "ids": f"{manifest.dtype}, below {manifest.vocab_size:,}; documents {begin}end with {manifest.eos_id}",
-        "tokenizer": f"sha256 {manifest.tokenizer_sha256[:16]}…, {version if ' ' in version else f'SentencePiece {version}'}",
+        "tokenizer": f"sha256 {manifest.tokenizer_sha256[:16]}…{encoder}",
         **{f"left out: {reason}": f"{count:,}" for reason, count in manifest.skipped.items()},
+        **unread_rows(manifest, seq_len),
     }
     print_rows(rows)
 

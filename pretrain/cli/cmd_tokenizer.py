@@ -82,7 +82,7 @@ def tokenizer() -> None:
     help="stream: concatenated documents, cut at sequence ends. packed: bins of --seq-len ids that keep documents intact "
     "where possible.",
 )
-@click.option("--seq-len", type=click.IntRange(min=2), help="packed only: data.seq_len of the training run.")
+@click.option("--seq-len", type=click.IntRange(min=2), help="data.seq_len of the training run; packed needs it.")
 @click.option(
     "--deduplicate", is_flag=True, help="Leave out documents whose text occurs earlier. Reads the corpus twice."
 )
@@ -123,17 +123,24 @@ def encode(
     run --plan, then a job array with --task-id, then --merge, all with the same options.
     """
     from pretrain.cli.views.encode_table import corpus_rows, plan_rows, task_rows
+    from pretrain.cli.views.unread_targets import check_seq_len
     from pretrain.report.terminal import print_rows
+    from pretrain.shards.format import BLOCK_TOKENS
     from tokenizer.encoding.encode_options import EncodeOptions, make_encoding
     from tokenizer.encoding.run import EncodeRun, select_tasks, worker_count
 
     _refuse_contradictions(only_plan, task_id, num_tasks, only_merge, overwrite)
+    seq_len = options["seq_len"]
+    if options["layout"] == "stream":  # which any length can read: reported, but no option of the encoding
+        options["seq_len"] = None
+        if seq_len is not None:
+            check_seq_len(seq_len, BLOCK_TOKENS)
     encode_options = EncodeOptions(reading=_pop_read_options(options), **options)
     run = EncodeRun(make_encoding(model, encode_options), inputs, output, overwrite=overwrite)
     _warn_of_losses(model)
     if run.is_complete:
         click.echo(f"{output}: encoded before, with these options from these files; nothing to do", err=True)
-        print_rows(corpus_rows(run.merge(), output))
+        print_rows(corpus_rows(run.merge(), output, seq_len))
         return
     if only_plan:
         print_rows(plan_rows(run))
@@ -152,7 +159,7 @@ def encode(
         return
     if hashed and not only_merge:
         _work(run, tasks, workers)
-    print_rows(corpus_rows(run.merge(), output))
+    print_rows(corpus_rows(run.merge(), output, seq_len))
 
 
 def _refuse_contradictions(

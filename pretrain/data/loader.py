@@ -20,6 +20,7 @@ import webdataset
 
 from pretrain.config.schema import BatchConfig, DataConfig
 from pretrain.data.documents import mark_documents
+from pretrain.data.gaps import Gap, samples_at
 from pretrain.data.order import Order
 from pretrain.data.permute import I64
 from pretrain.data.prefetch import fetch_ahead
@@ -39,13 +40,13 @@ class Position(NamedTuple):
     samples: int
 
 
-def rank_samples(batch: BatchConfig, world: World, position: Position) -> Iterator[I64]:
+def rank_samples(batch: BatchConfig, world: World, position: Position, gaps: Sequence[Gap] = ()) -> Iterator[I64]:
     """Global sample ids g of this rank from a position on, endless: arrays (steps, micro-batches, micro_batch_size).
 
-    A step reads global_batch_size consecutive g; each rank takes a contiguous part. The batch size is constant within an
-    array.
+    A step reads the next global_batch_size g that are in no gap; each rank takes a contiguous part. The batch size is
+    constant within an array.
     """
-    step, samples = position
+    step, done = position.step, 0
     levels = batch_levels(batch)
     for number, (start, size) in enumerate(levels):
         end = levels[number + 1][0] if number + 1 < len(levels) else None
@@ -54,16 +55,19 @@ def rank_samples(batch: BatchConfig, world: World, position: Position) -> Iterat
         planned = max(1, PLANNED_SAMPLES // per_rank)
         while end is None or step < end:
             count = planned if end is None else min(planned, end - step)
-            firsts = samples + world.rank * per_rank + np.arange(count)[:, None] * size
-            yield (firsts + np.arange(per_rank)[None, :]).reshape(count, -1, batch.micro_batch_size)
-            step, samples = step + count, samples + count * size
+            firsts = done + world.rank * per_rank + np.arange(count)[:, None] * size
+            numbers = (firsts + np.arange(per_rank)[None, :]).reshape(count, -1, batch.micro_batch_size)
+            yield samples_at(numbers, position.samples, gaps)
+            step, done = step + count, done + count * size
 
 
-def plan_batches(order: Order, batch: BatchConfig, world: World, position: Position) -> Callable[[], Iterator[Item]]:
+def plan_batches(
+    order: Order, batch: BatchConfig, world: World, position: Position, gaps: Sequence[Gap] = ()
+) -> Callable[[], Iterator[Item]]:
     """Endless items with `samples` (g), `source`, `epoch` and `sequence`, each of shape (B,)."""
 
     def plan() -> Iterator[Item]:
-        for g in rank_samples(batch, world, position):
+        for g in rank_samples(batch, world, position, gaps):
             samples = order(g.ravel())
             shape = (-1, batch.micro_batch_size)
             columns = [g.reshape(shape), *(part.reshape(shape) for part in samples)]
@@ -179,11 +183,12 @@ def build_stream(
     position: Position,
     data: DataConfig,
     *,
+    gaps: Sequence[Gap] = (),
     pin: bool = False,
 ) -> webdataset.DataPipeline:
     """The pipeline of one rank, from a position on."""
     return webdataset.DataPipeline(
-        plan_batches(order, batch, world, position),
+        plan_batches(order, batch, world, position, gaps),
         fetch_ahead(sources),
         read_tokens(sources),
         split_targets(sources, document_mask=data.document_mask, pin=pin),

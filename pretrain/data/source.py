@@ -21,7 +21,7 @@ from pretrain.data.blocks.disk_cache import ShardCache
 from pretrain.data.order import OrderedSource
 from pretrain.errors import DataError
 from pretrain.shards.format import check_folder
-from pretrain.shards.manifest import Manifest, fingerprint
+from pretrain.shards.manifest import Manifest, fingerprint, last_blocks, unread_targets
 from pretrain.shards.manifest_file import load_manifest
 from pretrain.storage.store import LocalStore, Store, open_store
 
@@ -35,7 +35,7 @@ class Source:
     """Sequences 0 … N - 1 of `seq_len` tokens (+ 1, the last target), in their order on disk.
 
     A sequence never crosses a block. A block of n tokens holds (n - 1) // seq_len of them; only a shard's last block may
-    have a remainder, which is not read (`dropped_tokens`).
+    have a remainder, its tail. Training does not read tails (`dropped_tokens`); evaluation does (`read_tail`).
     """
 
     def __init__(self, name: str, config: SourceConfig, seq_len: int, store: StoreConfig | None = None) -> None:
@@ -60,7 +60,12 @@ class Source:
     @property
     def dropped_tokens(self) -> int:
         """Targets at the ends of shards that do not fill a sequence."""
-        return self.manifest.stored_targets - len(self) * self.seq_len
+        return unread_targets(self.manifest, self.seq_len)
+
+    @cached_property
+    def tails(self) -> NDArray[np.int64]:
+        """Numbers of the shards that have a tail."""
+        return np.flatnonzero(last_blocks(self.manifest) % self.seq_len)
 
     @property
     def bytes_per_token(self) -> float:
@@ -107,6 +112,19 @@ class Source:
         finally:
             self._blocks.unpin(shards, blocks)
 
+    def read_tail(self, tail: int, into: NDArray[np.int64]) -> int:
+        """Copy tail number `tail` to the beginning of `into`; returns its number of targets, one less than its tokens."""
+        shard = int(self.tails[tail])
+        block = int(self.manifest.shards.blocks[shard]) - 1
+        self._blocks.pin([shard], [block], urgent=True)
+        try:
+            tokens = self._blocks.tokens(shard, block)
+            targets = (len(tokens) - 1) % self.seq_len
+            into[: targets + 1] = tokens[len(tokens) - 1 - targets :]
+        finally:
+            self._blocks.unpin([shard], [block])
+        return targets
+
     @property
     def memory(self) -> BlockMemory | None:
         """Memory cache of fetched blocks; None for a corpus on a disk."""
@@ -131,9 +149,7 @@ class Source:
     def _first_sequences(self) -> NDArray[np.int64]:
         """Number of the first sequence of each shard, then the number of sequences."""
         full = self.manifest.shards.blocks - 1
-        # A manifest whose shards' tokens do not match their blocks was refused on load.
-        last = self.manifest.shards.tokens - full * self.manifest.block_tokens
-        return np.concatenate([[0], np.cumsum(full * self._rows + last // self.seq_len)])
+        return np.concatenate([[0], np.cumsum(full * self._rows + last_blocks(self.manifest) // self.seq_len)])
 
     def _check_seq_len(self) -> None:
         block_tokens, packed = self.manifest.block_tokens, self.manifest.packed_seq_len

@@ -21,6 +21,7 @@ from pretrain.model.kv_cache import KVCache
 from pretrain.model.logits_fn import LogitsFn
 from pretrain.model.loss import LossSums
 from pretrain.optim.adamw import build_optimizer
+from pretrain.optim.clipping import clip_gradients
 from pretrain.plan.counts import count_parameters, plan_batch
 
 
@@ -50,7 +51,8 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "train_batch_size": config.batch.global_batch_size,
         "train_micro_batch_size_per_gpu": config.batch.micro_batch_size,
         "gradient_accumulation_steps": plan.grad_accum_steps,
-        "gradient_clipping": config.optimizer.clip_grad_norm,  # set explicitly: without it DeepSpeed clips at 1.0
+        # Set explicitly: without it DeepSpeed clips at 1.0. Stage 0 clips by itself: DeepSpeed sums squares in fp32 there.
+        "gradient_clipping": config.optimizer.clip_grad_norm if config.engine.zero_stage else 0.0,
         "zero_optimization": {
             "stage": config.engine.zero_stage,
             "reduce_bucket_size": bucket,
@@ -123,8 +125,8 @@ class Engine:
             cross_entropy += sums.cross_entropy.detach()
             z_squared += sums.z_squared.detach()
             if self.stage == 0 and index == len(batches) - 1:
-                # After the last backward, gradients are averaged over ranks and not yet clipped.
-                grad_norm = float(nn.utils.get_total_norm([p.grad for p in self.model.parameters()]))
+                # After the last backward, gradients are averaged over ranks.
+                grad_norm = clip_gradients(self.model.parameters(), self.config.optimizer.clip_grad_norm)
             if index == len(batches) - 1:
                 before_update()
             self.deepspeed.step()

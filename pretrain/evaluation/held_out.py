@@ -1,6 +1,7 @@
 """Held-out loss: on the same sequences each time, and bitwise equal for any number of processes.
 
-    sequences of a source   batch k has sequences k·b … k·b + b - 1; the last batch is padded with IGNORE
+    sequences of a source   then its tails, which are shorter (data/source.py), padded with IGNORE
+      → batch k             has numbers k·b … k·b + b - 1; the last batch is padded with IGNORE
       → process k mod n     computes batch k alone: its sums do not depend on n
       → all-reduce          of a vector with one element per batch, 0 in all processes but one: exact
       → math.fsum           over all batches: rounded once, so independent of the order
@@ -79,8 +80,8 @@ def score_sources(
 ) -> dict[str, Score]:
     """The score of each source, by name. A collective.
 
-    The first `max_sequences / len(sources)` sequences of each are read, or all. `loss` gives the sums of a batch, with
-    documents if `document_mask`.
+    The first `max_sequences / len(sources)` sequences of each are read, or all; tails are the last ones. `loss` gives the
+    sums of a batch, with documents if `document_mask`.
     """
     scores = {}
     for source in sources:
@@ -90,8 +91,9 @@ def score_sources(
 
 
 def count_sequences(source: Source, max_sequences: int | None, sources: int) -> int:
-    """Number of sequences that an evaluation of `sources` sources reads from this one."""
-    return len(source) if max_sequences is None else min(len(source), max(1, max_sequences // sources))
+    """Number of sequences, tails included, that an evaluation of `sources` sources reads from this one."""
+    every = len(source) + len(source.tails)
+    return every if max_sequences is None else min(every, max(1, max_sequences // sources))
 
 
 def combined_score(scores: Sequence[Score]) -> Score:
@@ -119,12 +121,12 @@ def held_out_batches(
 ) -> Iterator[Batch]:
     """This rank's share of sequences 0 … count - 1; every rank gets the same number of batches.
 
-    Padding rows have IGNORE as targets.
+    Numbers from len(source) on are its tails. Padding, of rows and of tails, has IGNORE as targets.
     """
     items = _held_out_tokens(source, count, micro_batch_size, world)
     for item in split_targets([source], document_mask=document_mask)(items):
-        is_padding = torch.from_numpy(item["sequence"] >= count)
-        targets = item["targets"].masked_fill(is_padding[:, None], IGNORE)
+        is_padding = torch.arange(source.seq_len) >= torch.from_numpy(item["lengths"])[:, None]
+        targets = item["targets"].masked_fill(is_padding, IGNORE)
         yield Batch(item["inputs"], targets, item.get("documents"))
 
 
@@ -161,5 +163,9 @@ def _held_out_tokens(source: Source, count: int, micro_batch_size: int, world: W
     for start in range(0, count, micro_batch_size * world.size):
         sequences = start + world.rank * micro_batch_size + np.arange(micro_batch_size)
         tokens = np.zeros((micro_batch_size, source.seq_len + 1), dtype=np.int64)
-        source.read(sequences[sequences < count], tokens)
-        yield {"source": np.zeros(micro_batch_size, dtype=np.int64), "sequence": sequences, "tokens": tokens}
+        lengths = np.where(sequences < min(count, len(source)), source.seq_len, 0)  # targets of each row
+        source.read(sequences[lengths > 0], tokens)
+        for row in np.flatnonzero((sequences >= len(source)) & (sequences < count)):
+            lengths[row] = source.read_tail(int(sequences[row]) - len(source), tokens[row])
+        numbers = np.zeros(micro_batch_size, dtype=np.int64)
+        yield {"source": numbers, "sequence": sequences, "tokens": tokens, "lengths": lengths}

@@ -13,6 +13,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from pretrain.shards.table import ShardTable
 
 FORMAT = "pretrain-shards/2"
@@ -67,6 +70,21 @@ class Manifest:
 def token_dtype(vocab_size: int) -> str:
     """The smallest little-endian unsigned type that holds every id: `<u2` up to 65,536 ids, else `<u4`."""
     return "<u2" if vocab_size <= LARGEST_VOCAB["<u2"] else "<u4"
+
+
+def last_blocks(manifest: Manifest) -> NDArray[np.int64]:
+    """Targets in the last block of each shard."""
+    # A manifest whose shards' tokens do not match their blocks was refused on load.
+    last: NDArray[np.int64] = manifest.shards.tokens - (manifest.shards.blocks - 1) * manifest.block_tokens
+    return last
+
+
+def unread_targets(manifest: Manifest, seq_len: int) -> int:
+    """Targets that training at `seq_len` does not read: what is left of each shard's last block after whole sequences.
+
+    `seq_len` must divide the blocks.
+    """
+    return int((last_blocks(manifest) % seq_len).sum())
 
 
 def fingerprint(manifest: Manifest) -> str:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 import torch
 
 from pretrain.data.audit import digest, sequence_sums
+from pretrain.data.gaps import position_after
 from pretrain.data.loader import Position, build_stream
 from pretrain.data.order import Order
 from pretrain.distributed.collectives import gather_to_all, sum_integers_over_ranks
@@ -25,6 +26,7 @@ class BatchLoader:
     def __init__(self, data: OpenedData, world: World, device: torch.device) -> None:
         self.data, self.world, self.device = data, world, device
         self.order: Order
+        self._gaps: list[tuple[int, int]] = []
         self.error: PretrainError | None = None  # why the batches could not be read
         self._stream: Any = None
         self._next: tuple[int, int] | None = None  # step and samples at which the next batches begin
@@ -32,6 +34,7 @@ class BatchLoader:
     def plan(self, state: dict[str, Any] | None, skipped: Sequence[SkippedRange]) -> None:
         """Plan the order for a run that continues from the state of a checkpoint, or starts."""
         self.order = self.data.order(state, skipped)
+        self._gaps = [gap.span for gap in skipped]
         self._stream = None
 
     def next(self, progress: Progress) -> Batches:
@@ -49,16 +52,21 @@ class BatchLoader:
                     self.world,
                     Position(progress.step, progress.samples),
                     config.data,
+                    gaps=self._gaps,
                     pin=self.device.type == "cuda",
                 )
             )
         size = batch_size(progress.step, config.batch)
-        self._next = progress.step + 1, progress.samples + size
+        self._next = progress.step + 1, self.end(progress)
         try:
             return list(islice(self._stream, size // self.world.size // config.batch.micro_batch_size))
         except PretrainError as error:
             self.error = error
             return []
+
+    def end(self, progress: Progress) -> int:
+        """The sample behind the step after `progress`."""
+        return position_after(progress.samples, batch_size(progress.step, self.data.config.batch), self._gaps)
 
     def raise_everywhere(self) -> NoReturn:
         """Raise the read error of one rank on every rank. A collective."""

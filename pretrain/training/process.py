@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> None:
         print("usage: python -m pretrain.train CONFIG [key=value …]", file=sys.stderr)
         leave(0 if arguments[:1] in (["-h"], ["--help"]) else 2)
     stop = StopRequest().install()
-    rank = os.environ.get("RANK") or "0"
+    world = World()  # until it is known, each process speaks
     try:
         world = World.from_environment()
         config = load_config(arguments[0], arguments[1:]).config
@@ -90,7 +90,7 @@ def main(arguments: Sequence[str]) -> None:
             say_phase(world, "checking data and checkpoints")
         data = prepare(config, world.size, is_main=world.is_main)
     except PretrainError as error:  # the same on every rank
-        if rank == "0":
+        if world.is_main:
             print(f"error: {error}", file=sys.stderr)
         leave(error.exit_code)
     stop.set_deadline(config.run.time_limit_minutes)

@@ -114,7 +114,7 @@ class Trainer:
         cross_entropy, z_squared = sum_over_ranks([sums.cross_entropy, sums.z_squared], self.device)
         first = self.progress.samples
         self._firsts.append(first)
-        self.progress = self.progress.advanced(batch_size(self.progress.step, self.config.batch), targets)
+        self.progress = self.progress.advanced(self.batches.end(self.progress), targets)
         seconds = time.perf_counter() - started
         loss = cross_entropy / targets
         verdict = self.guard.judge(loss, sums.grad_norm)
@@ -135,7 +135,7 @@ class Trainer:
             "sources": self.batches.tokens_read(self.progress.samples),
         }
         if self.config.data.audit:
-            size = self.progress.samples - first
+            size = batch_size(self.progress.step - 1, self.config.batch)
             line = {"step": self.progress.step, "samples": first, "batch": size, "digest": self.batches.audit(batches)}
             self.recorder.audit(line)
         slowest = self.stragglers.step(self.progress.step)

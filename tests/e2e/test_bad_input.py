@@ -65,18 +65,24 @@ def test_an_error_on_one_rank_says_which(config: Path, tmp_path: Path) -> None:
     if torch.cuda.is_available():
         pytest.skip("the mistake is a device that is not there")
     command = [sys.executable, "-m", "pretrain.train", str(config), "engine.device=cuda", f"run.dir={tmp_path}"]
-    environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2"}
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
+    environment = {**os.environ, "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", **address}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "error on rank 1: engine.device=cuda" in done.stderr
 
 
-def test_srun_without_a_rank_environment_is_refused(config: Path) -> None:
-    environment = {**os.environ, "SLURM_STEP_NUM_TASKS": "4"}
+@pytest.mark.parametrize(
+    ("inherited", "said"),
+    [({"SLURM_STEP_NUM_TASKS": "4"}, "each would train alone"), ({"RANK": "1"}, "RANK=1 but no WORLD_SIZE")],
+)
+def test_a_rank_environment_that_no_launcher_made_is_refused(
+    inherited: dict[str, str], said: str, config: Path
+) -> None:
     command = [sys.executable, "-m", "pretrain.train", str(config)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env={**os.environ, **inherited}, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert "each would train alone" in done.stderr
+    assert said in done.stderr
 
 
 def test_several_mistakes_are_reported_together(config: Path) -> None:

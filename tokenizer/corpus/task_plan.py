@@ -3,7 +3,8 @@
 1. List the files of each input, in a fixed order.                                                    -> listing.py
 2. Split files that allow it: jsonl (and text with a separator) into byte ranges, parquet into ranges of row groups, by the
    sizes in its footer. Other files stay undivided.
-3. Join neighbours into tasks of about `task_bytes` of text. A task holds files of one input only.
+3. Join neighbours into tasks of about `task_bytes` of text. A task holds files of one input only; for encoding, files that
+   are named one after another are one input, as their folder would be.
 
 Only parquet footers are read here; `readers.read_documents` reads the documents of a task.
 """
@@ -13,7 +14,7 @@ import json
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 from pathlib import Path
 
 from pretrain.errors import DataError
@@ -54,8 +55,11 @@ class TaskPlan:
     fingerprint: str
 
 
-def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
+def plan_tasks(inputs: Sequence[str], options: ReadOptions, *, join_files: bool = False) -> TaskPlan:
     """Split `inputs` (paths or object store addresses) into tasks.
+
+    With `join_files`, neighbours that are single files are one input: no sequence crosses a task, so many small tasks would
+    lose the ends of many.
 
     Raises DataError if an input is missing, overlaps another, is an empty folder or has an unreadable format, or if a
     `where` condition does not parse.
@@ -67,10 +71,8 @@ def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
     _refuse_overlap(inputs)
     tasks: list[CorpusTask] = []
     sources = []
-    for number, address in enumerate(inputs):
-        files = list_files(address)
-        if not files:
-            raise DataError(f"{escape_url(address)}: no file in it")
+    listed = [(address, _listed_files(address)) for address in inputs]
+    for number, (address, files) in enumerate(_join_files(listed) if join_files else listed):
         sources.append(CorpusSource(address, len(files), sum(file.size for file in files)))
         for parts in _group_parts(_split_files(files, options), options.task_bytes):
             tasks.append(CorpusTask(len(tasks), number, parts))
@@ -81,6 +83,28 @@ def plan_tasks(inputs: Sequence[str], options: ReadOptions) -> TaskPlan:
         text_bytes=sum(task.text_bytes for task in tasks),
         fingerprint=_fingerprint(tasks, options),
     )
+
+
+def _listed_files(address: str) -> list[ListedFile]:
+    files = list_files(address)
+    if not files:
+        raise DataError(f"{escape_url(address)}: no file in it")
+    return list(files)
+
+
+def _join_files(listed: Sequence[tuple[str, list[ListedFile]]]) -> Iterator[tuple[str, list[ListedFile]]]:
+    """The inputs, with neighbours that are single files as one, named by its first and last."""
+    for single, run in groupby(listed, lambda one: _is_file(*one)):
+        members = list(run)
+        if single and len(members) > 1:
+            files = [file for _, found in members for file in found]
+            yield f"{members[0][0]} … {members[-1][0]}", files
+        else:
+            yield from members
+
+
+def _is_file(address: str, files: Sequence[ListedFile]) -> bool:
+    return len(files) == 1 and _resolve_address(files[0].url) == _resolve_address(address)
 
 
 def _split_files(files: Sequence[ListedFile], options: ReadOptions) -> Iterator[FilePart]:

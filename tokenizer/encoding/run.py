@@ -266,12 +266,12 @@ def select_tasks(tasks: Sequence[CorpusTask], task_id: int, num_tasks: int | Non
 
 def _make_plan(inputs: Sequence[str], reading: ReadOptions) -> tuple[TaskPlan, ReadOptions]:
     """The plan, and the options it was made with: a small corpus gets smaller tasks."""
-    plan = plan_tasks(inputs, reading)
+    plan = plan_tasks(inputs, reading, join_files=True)
     share = -(-plan.text_bytes // SMALL_CORPUS_TASKS)
     if share >= reading.task_bytes:
         return plan, reading
     reading = replace(reading, task_bytes=min(reading.task_bytes, max(share, SMALLEST_TASK_BYTES)))
-    return plan_tasks(inputs, reading), reading
+    return plan_tasks(inputs, reading, join_files=True), reading
 
 
 def _make_job(encoding: Encoding, plan: TaskPlan) -> dict[str, object]:

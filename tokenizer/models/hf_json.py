@@ -104,7 +104,7 @@ def _build(files: Mapping[str, bytes], tokenizer_json: dict[str, Any], where: st
         )
     _mark_special(backend, set(ids.values()))
     backend.encode_special_tokens = True
-    tokenizer = HFTokenizer(backend, tokenizer_json, ids, _bos_id(backend, ids["eos"], where))
+    tokenizer = HFTokenizer(backend, tokenizer_json, ids, _bos_id(backend, tokenizer_json, ids["eos"], where))
     if tokenizer.vocab_size() > LARGEST_VOCAB:
         raise DataError(f"{where}: has the id {tokenizer.vocab_size() - 1}; ids must be below {LARGEST_VOCAB}")
     for spelling in spellable_special_tokens(tokenizer):
@@ -172,12 +172,24 @@ def _mark_special(backend: Tokenizer, tokens: set[int]) -> None:
             backend.add_special_tokens([AddedToken(spelling, normalized=False, special=True)])
 
 
-def _bos_id(backend: Tokenizer, eos: int, where: str) -> int:
+def _bos_id(backend: Tokenizer, tokenizer_json: dict[str, Any], eos: int, where: str) -> int:
     """The token that the template puts before each text; -1 if none, or if it is eos (of the previous document)."""
-    framed, inner = backend.encode("a").ids, backend.encode("a", add_special_tokens=False).ids
-    before = framed[: framed.index(inner[0])] if inner and inner[0] in framed else []
+    before = list(_before_text(tokenizer_json.get("post_processor")))
     if before and backend.id_to_token(before[0]) is None:
         raise DataError(f"{where}: puts the id {before[0]} before each text, which is not in its vocabulary")
     if len(before) > 1:
         raise DataError(f"{where}: puts the tokens {before} before each text; a document can begin with one at most")
     return before[0] if before and before[0] != eos else -1
+
+
+def _before_text(processor: dict[str, Any] | None) -> Iterator[int]:
+    """Ids that a post-processor, which the library has parsed, puts before a text. Of several, the last is outermost."""
+    processor = processor or {}
+    for inner in reversed(processor.get("processors", ())):
+        yield from _before_text(inner)
+    if "cls" in processor:  # BertProcessing, RobertaProcessing
+        yield processor["cls"][1]
+    for piece in processor.get("single", ()):  # TemplateProcessing
+        if "SpecialToken" not in piece:
+            return
+        yield from processor["special_tokens"][piece["SpecialToken"]["id"]]["ids"]

@@ -9,7 +9,7 @@ from tokenizer.models.hf_json import SPECIAL_NAMES, HFTokenizer
 from tokenizer.models.open_tokenizer import load_tokenizer
 from tokenizer.models.round_trip import describe_part, round_trip_losses
 from tokenizer.models.stress_texts import stress_texts
-from tokenizer.training.inspect_sentencepiece import LISTED_TOKENS, Check, visible
+from tokenizer.training.inspect_sentencepiece import Check, listed
 
 
 def open_tokenizer_json(path: Path) -> HFTokenizer:
@@ -34,8 +34,8 @@ def facts(path: Path, tokenizer: HFTokenizer) -> dict[str, str]:
         "type": ", ".join([str(model.get("type", "unnamed (old file format)")), *settings]),
         "tokens": f"{tokenizer.vocab_size():,}: {own:,} of the model{merges}, {len(added):,} added",
         "special ids": "  ".join(f"{name} {special_ids.get(name, 'none')}" for name in SPECIAL_NAMES),
-        "special tokens": _listed(list(tokenizer.special_tokens.values())),
-        "other added tokens": _listed([entry.content for entry in added.values() if not entry.special]),
+        "special tokens": listed(list(tokenizer.special_tokens.values())),
+        "other added tokens": listed([entry.content for entry in added.values() if not entry.special]),
         "normalizer": describe_part(parts.get("normalizer")) or "none",
         "pre-tokenizer": describe_part(parts.get("pre_tokenizer")) or "none",
         "decoder": describe_part(parts.get("decoder")) or "none",
@@ -82,8 +82,3 @@ def pieces_of(tokenizer: HFTokenizer, text: str) -> list[tuple[str, int]]:
 def _document(tokenizer: HFTokenizer) -> str:
     bos, eos = tokenizer.bos_id(), tokenizer.eos_id()
     return f"ids, {eos}" if bos < 0 else f"{bos}, ids, {eos}"
-
-
-def _listed(spellings: list[str]) -> str:
-    more = f" … {len(spellings):,} in all" if len(spellings) > LISTED_TOKENS else ""
-    return " ".join(map(visible, spellings[:LISTED_TOKENS])) + more if spellings else "none"

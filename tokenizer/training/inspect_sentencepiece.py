@@ -38,7 +38,7 @@ KINDS = {
     UNUSED: "unused",
     BYTE: "byte",
 }
-LISTED_TOKENS = 10
+LISTED_TOKENS = 20
 
 
 class SentencePieceModel(NamedTuple):
@@ -106,7 +106,7 @@ def facts(model: SentencePieceModel) -> dict[str, str]:
         "pieces": f"{len(model.proto.pieces):,}: "
         + ", ".join(f"{n:,} {KINDS[kind]}" for kind, n in kinds.items() if n),
         "special ids": "  ".join(f"{name} {token if token >= 0 else 'none'}" for name, token in named.items()),
-        "control symbols": " ".join(visible(symbol) for symbol in model.control_symbols),
+        "control symbols": listed(model.control_symbols),
         "normalization": visible(normalizer.name) or "unnamed",
         "dummy prefix": _yes(normalizer.add_dummy_prefix),
         "extra spaces removed": _yes(normalizer.remove_extra_whitespaces),
@@ -152,7 +152,7 @@ def run_checks(model: SentencePieceModel) -> list[Check]:
         Check(
             "text stays text",
             not user_defined,
-            "a text that spells one of these gets its id: " + " ".join(map(visible, user_defined[:LISTED_TOKENS]))
+            "a text that spells one of these gets its id: " + listed(user_defined)
             if user_defined
             else "a text that spells a control symbol stays text",
         ),
@@ -201,6 +201,12 @@ def pieces_of(model: SentencePieceModel, text: str) -> list[tuple[str, int]]:
 def visible(text: str) -> str:
     """Escape (as `\\n`) characters that do not print, or that would reorder or recolor a terminal's output."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+def listed(spellings: list[str]) -> str:
+    """The first LISTED_TOKENS, and how many there are if that is not all."""
+    more = f" … {len(spellings):,} in all" if len(spellings) > LISTED_TOKENS else ""
+    return " ".join(map(visible, spellings[:LISTED_TOKENS])) + more if spellings else "none"
 
 
 def _rewriting(model: SentencePieceModel) -> list[str]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 
+from pretrain.cli.views.unread_targets import unread_rows
 from pretrain.report.numbers import format_megabytes
 from pretrain.report.terminal import transient_progress
 from pretrain.shards.manifest import PACKED, Manifest
@@ -38,8 +39,8 @@ def task_rows(run: EncodeRun, tasks: Sequence[CorpusTask]) -> dict[str, str]:
     }
 
 
-def corpus_rows(manifest: Manifest, output: Path) -> dict[str, str]:
-    """Rows for a finished corpus."""
+def corpus_rows(manifest: Manifest, output: Path, seq_len: int | None = None) -> dict[str, str]:
+    """Rows for a finished corpus that is to be read at `seq_len`."""
     rows = {
         "documents": f"{manifest.documents:,}",
         "text": format_megabytes(manifest.text_bytes),
@@ -47,6 +48,7 @@ def corpus_rows(manifest: Manifest, output: Path) -> dict[str, str]:
         "bytes per token": f"{manifest.text_bytes / manifest.tokens:.2f}",
         **(_packing_rows(manifest) if manifest.layout == PACKED else {}),
         **{f"left out: {reason}": f"{count:,}" for reason, count in manifest.skipped.items()},
+        **unread_rows(manifest, seq_len),
         "shards": f"{len(manifest.shards)} in {output}",
     }
     return rows | ({"by file": str(output / PROBLEMS_NAME)} if manifest.skipped else {})

@@ -103,8 +103,15 @@ class Attempt:
         self.skipped = self.folder.read_skipped()
         self.remote = open_remote(self.data.config)
         point = find_resume_point(self.data, hashes=True, recover=self._recover)
+        self._add_skipped(point)
         publish_file(self.folder.config, config_text(self.data.config))
         return point
+
+    def _add_skipped(self, point: ResumePoint) -> None:
+        """Add the ranges that the checkpoint knows: with a new disk, jumps.json is not there."""
+        for gap in (point.state or {}).get("jumps", []):
+            if (known := SkippedRange(**gap)) not in self.skipped:
+                self.skip(known)
 
     def _recover(self, log: Log) -> ResumePoint | None:
         """From the object store, for a run without a usable checkpoint: its disk may be new."""

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pretrain.config import Config
+from pretrain.data.gaps import position_after
 from pretrain.data.order import Order, Stage
 from pretrain.data.source import Source, open_sources
 from pretrain.errors import ConfigError, DataError
@@ -72,9 +73,8 @@ def plan_stages(
     stages = [Stage(0, {name: source.weight for name, source in config.data.train.items()})]
     for stage in sorted(config.data.stages.values(), key=lambda stage: stage.start_step):
         if stage.start_step >= past["step"]:
-            start = past["samples"] + samples_between(past["step"], stage.start_step, config.batch)
-            for gap in sorted(skipped):
-                start += gap.samples if past["samples"] <= gap.first < start else 0
+            count = samples_between(past["step"], stage.start_step, config.batch)
+            start = position_after(past["samples"], count, [gap.span for gap in skipped])
         elif len(stages) < len(began):
             start = began[len(stages)]
         else:  # unknown to the checkpoint, which will not fit whatever the start

@@ -4,11 +4,17 @@ from pathlib import Path
 import pytest
 
 from pretrain.errors import UserError
-from pretrain.run_folder import STATUSES, Progress, RunFolder
+from pretrain.run_folder import STATUSES, Progress, RunFolder, SkippedRange
 
 
 def test_progress_counts_steps_samples_and_tokens() -> None:
-    assert Progress().advanced(32, 1_000).advanced(64, 2_000) == Progress(step=2, samples=96, tokens=3_000)
+    assert Progress().advanced(32, 1_000).advanced(96, 2_000) == Progress(step=2, samples=96, tokens=3_000)
+
+
+@pytest.mark.parametrize(("samples", "after"), [(15, 15), (16, 24), (20, 24), (23, 24), (24, 24)])
+def test_a_skipped_range_is_left_from_anywhere_in_it(samples: int, after: int) -> None:
+    skipped = [SkippedRange(16, 8, 3, "nan")]
+    assert Progress(2, samples).after_skipped(skipped) == Progress(2, after)
 
 
 def test_progress_survives_json_beside_other_keys() -> None:

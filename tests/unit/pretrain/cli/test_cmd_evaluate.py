@@ -165,7 +165,7 @@ def test_what_is_right_is_not_refused(place: Path) -> None:
     for arguments in (["@run"], ["@run", "--data", "c=@valid"], ["@export", "--data", "c=@valid", "--seq-len", "32"]):
         done = invoked(place, [*arguments, "--json", "@found.json"])
         assert done.exit_code == 0, done.exception
-        assert json.loads((place / "found.json").read_text())["held_out"]["sequences"] == 9
+        assert json.loads((place / "found.json").read_text())["held_out"]["sequences"] == 10
 
 
 def test_weights_that_are_not_finite_are_refused(place: Path) -> None:

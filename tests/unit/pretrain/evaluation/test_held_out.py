@@ -12,7 +12,14 @@ from pretrain.config.schema import SourceConfig
 from pretrain.data.source import Source
 from pretrain.distributed.engine import Batch
 from pretrain.distributed.world import World
-from pretrain.evaluation.held_out import BatchSums, Score, evaluation_values, held_out_batches, score_sources
+from pretrain.evaluation.held_out import (
+    BatchSums,
+    Score,
+    count_sequences,
+    evaluation_values,
+    held_out_batches,
+    score_sources,
+)
 from pretrain.model.loss import IGNORE
 from pretrain.shards.manifest_file import read_manifest, write_manifest
 from tests.support.shards import BOS, EOS, write_corpus
@@ -46,6 +53,27 @@ def test_any_number_of_ranks_reads_each_sequence_once_in_as_many_batches(
             assert row == list(range(row[0], row[0] + T))
             assert target == list(range(row[0] + 1, row[0] + T + 1))
     assert sorted(read) == list(range(count))
+
+
+@pytest.mark.parametrize(("micro", "size"), [(1, 1), (4, 1), (3, 2), (5, 7)])
+def test_every_target_of_every_shard_is_scored_once_tails_last(tmp_path: Path, micro: int, size: int) -> None:
+    stream = write_corpus(
+        tmp_path, 64 * 5 + 14, vocab_size=1_001, blocks_per_shard=2
+    )  # the last shard ends in 5 targets
+    source = Source("web", SourceConfig(str(tmp_path)), T)
+    count = count_sequences(source, None, 1)
+    assert (len(source), count) == (41, 42)
+    assert count_sequences(source, 41, 1) == 41
+    scored: list[int] = []
+    for rank in range(size):
+        for batch in held_out_batches(source, count, micro, World(rank, size)):
+            known = batch.targets != IGNORE
+            scored += batch.targets[known].tolist()
+            assert (batch.inputs[known] + 1 == batch.targets[known]).all()  # `write_corpus` counts up
+    assert sorted(scored) == stream[1:].tolist()
+    score = run([source], None, micro_batch_size=micro)["web"]
+    assert (score.sequences, score.targets) == (42, source.manifest.tokens)
+    assert source.dropped_tokens == 5
 
 
 def test_places_that_are_left_over_hold_valid_ids_and_no_targets(source: Source) -> None:

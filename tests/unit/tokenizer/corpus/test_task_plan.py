@@ -92,6 +92,25 @@ def test_a_task_holds_files_of_one_input_only(tmp_path: Path) -> None:
     ]
 
 
+def test_files_named_one_by_one_share_tasks_as_in_their_folder(tmp_path: Path) -> None:
+    names = [tmp_path / "many" / f"{n:02d}.txt" for n in range(30)]
+    (tmp_path / "many").mkdir()
+    for name in names:
+        name.write_bytes(bytes(10))
+    found, folder = (
+        plan_tasks([str(path) for path in paths], ReadOptions(task_bytes=100), join_files=True)
+        for paths in (names, [tmp_path / "many"])
+    )
+    assert found.tasks == folder.tasks and len(found.tasks) == 3
+    assert [(source.input, source.files) for source in found.sources] == [(f"{names[0]} … {names[-1]}", 30)]
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "alone" / "x.txt").write_bytes(bytes(10))
+    mixed = [*names[:3], tmp_path / "alone", *names[3:5]]
+    plan_of_mixed = plan_tasks([str(path) for path in mixed], ReadOptions(), join_files=True)
+    assert [len(task.parts) for task in plan_of_mixed.tasks] == [3, 1, 2]
+    assert [task.source for task in plan_of_mixed.tasks] == [0, 1, 2]
+
+
 def test_a_folder_is_walked_in_sorted_order_and_what_is_not_read_is_counted(tmp_path: Path) -> None:
     outside = tmp_path / "outside.txt"
     outside.write_text("outside")

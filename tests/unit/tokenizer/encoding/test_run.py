@@ -295,9 +295,9 @@ def test_an_array_that_deduplicates_runs_twice(tokenizer: Path, corpus: Path, tm
 def test_raising_the_limit_goes_on_with_what_is_finished(
     tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad = tmp_path / "bad.jsonl"
-    bad.write_text('{"text": 1}\n' * 3)
-    inputs = [corpus, bad]  # the larger task comes first
+    (tmp_path / "bad").mkdir()  # a folder: two files would share a task
+    (tmp_path / "bad/bad.jsonl").write_text('{"text": 1}\n' * 3)
+    inputs = [corpus, tmp_path / "bad"]  # the larger task comes first
     with pytest.raises(DataError, match="more than max_bad_documents=2"):
         encode_corpus(tokenizer, inputs, tmp_path / "out", workers=1, max_bad_documents=2)
     kept = (tmp_path / "out/tasks/task-000000/receipt.json").stat().st_mtime_ns

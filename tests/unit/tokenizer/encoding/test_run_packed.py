@@ -99,7 +99,7 @@ def test_a_tokenizer_that_cannot_pad_writes_streams_only(
     ("options", "message"),
     [
         (["--layout", "packed"], "hint: --seq-len N, where N is data.seq_len of the training"),
-        (["--seq-len", "128"], "hint: omit --seq-len, or add --layout packed"),
+        (["--seq-len", "1000"], "hint: --seq-len 2048, or another power of two"),
         (["--layout", "packed", "--seq-len", "1000"], "hint: --seq-len 1024"),
         (["--layout", "packed", "--seq-len", "1"], "--seq-len"),
         (["--layout", "sorted"], "--layout"),

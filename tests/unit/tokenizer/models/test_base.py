@@ -186,6 +186,19 @@ def test_a_document_begins_as_the_template_begins_a_text(
     assert load_tokenizer(path).bos_id() == (900 if "begin" in template else -1)
 
 
+def test_the_begin_is_that_of_the_template_whatever_the_vocabulary(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(models.BPE({"x": 0, "y": 1}, []))  # no letter "a"
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True), AddedToken("</s>", special=True)])
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    template = processors.TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 2), ("</s>", 3)])
+    roberta = processors.RobertaProcessing(("</s>", 3), ("<s>", 2))
+    byte_level = processors.ByteLevel(trim_offsets=False)
+    for processor in (template, roberta, processors.Sequence([byte_level, template])):
+        tokenizer.post_processor = processor
+        tokenizer.save(str(tmp_path / "tokenizer.json"))
+        assert load_tokenizer(tmp_path / "tokenizer.json").bos_id() == 2
+
+
 def test_two_tokens_before_each_text_are_refused(kinds: dict[str, Path], tmp_path: Path) -> None:
     path = copy(kinds["llama3"], tmp_path)
     edit(path, post_processor=template_of(path, "<|begin_of_text|>", "<|reserved_special_token_0|>"))

@@ -10,6 +10,7 @@ from tokenizer.models.sentencepiece_to_hf import incompatibilities
 from tokenizer.training.inspect_sentencepiece import (
     Check,
     facts,
+    listed,
     measure_round_trip,
     open_model,
     pieces_of,
@@ -81,6 +82,7 @@ def test_facts_are_read_from_the_model_itself(tmp_path: Path) -> None:
     assert shown["character coverage"] == "0.99" and shown["normalization"] == "identity"
     assert shown["special ids"] == "unk 0  bos 1  eos 2  pad 3"
     assert shown["control symbols"].startswith("<unk> <s> </s> <pad> <|im_start|>")
+    assert listed([f"<{n}>" for n in range(750)]).endswith("<19> … 750 in all") and listed([]) == "none"
     assert "256 byte" in shown["pieces"] and "11 control" in shown["pieces"]
 
 
