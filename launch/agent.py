@@ -54,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
             logger.handlers, logger.propagate = [], True
     logging.getLogger("torch").handlers = [_file_handler(log)]
     try:
-        run.run(run.parse_args(options))
+        run.run(run.parse_args(options))  # type: ignore[no-untyped-call]
     except ChildFailedError as error:
         logging.getLogger("torch").error("%s", error)
         failures: Mapping[int, Any] = error.failures

@@ -78,7 +78,7 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
     return RunStatus(
         run=str(run),
         status=status,
-        why=why if failure is None or job is not None else f"{failure.status}: {failure}",
+        why=why if failure is None or record is not None else f"{failure.status}: {failure}",
         attempt=folder.attempt(),
         step=step,
         total_steps=total,
@@ -164,8 +164,8 @@ def _why(
     if last is not None and last.what == "end":
         return f"job {last.job_id} ended: {last.text}"
     if record is not None:
-        end = slurm.job_end(record.job_id)
-        return f"job {record.job_id} is gone" + (f": {end}" if end else ", for an unknown reason")
+        found = slurm.job_end(record.job_id)
+        return f"job {record.job_id} is gone" + (f": {found}" if found else ", for an unknown reason")
     if status == "running":
         late = silent_s is not None and silent_s > max(SILENT_S, 10 * (step_s or 0))
         return "it stopped without recording why: killed, or its machine is down" if late else "training"

@@ -83,14 +83,9 @@ TABLE = {
     "pretrain.train": "pretrain.training",
     "pretrain.node_check": "pretrain.health.nodes",
     "launch.slurm": "pretrain.config pretrain.errors pretrain.plan pretrain.storage omegaconf",
-<<<<<<< HEAD
     "launch": """launch.slurm pretrain.config pretrain.errors pretrain.failure pretrain.plan pretrain.run_folder psutil
         torch""",
-    "pretrain.cli.views": """launch pretrain.report pretrain.shards tokenizer.corpus.readers tokenizer.encoding
-=======
-    "launch": "launch.slurm pretrain.config pretrain.errors pretrain.plan pretrain.run_folder psutil",
     "pretrain.cli.views": """launch pretrain.errors pretrain.report pretrain.shards tokenizer.corpus.readers tokenizer.encoding
->>>>>>> main
         tokenizer.training click rich""",
     "pretrain.cli.quickstart": """launch pretrain.config pretrain.errors pretrain.plan pretrain.report
         pretrain.run_folder pretrain.training rich""",
