@@ -37,14 +37,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.pieces import KINDS
 from pretrain.checkpoint.restore import load_checkpoint
 from pretrain.checkpoint.snapshot import Snapshot, lower_priority, take_snapshot, write_snapshot
 from pretrain.config.schema import BatchConfig, Config, DataConfig, EngineConfig, ModelConfig, ScheduleConfig
 from pretrain.distributed.collectives import gather_to_all
 from pretrain.distributed.engine import Batch, Engine
 from pretrain.distributed.world import World
-from pretrain.distributed.zero_partitions import partitions
+from pretrain.distributed.zero_partitions import all_kinds, partitions
 from pretrain.plan.counts import count_parameters
 from pretrain.run_folder import Progress
 from tests.support.elastic import CPU, run_group
@@ -75,7 +74,7 @@ class Bench:
         tokens = torch.randint(config.model.vocab_size, (1, config.data.seq_len + 1))
         self.batch = Batch(tokens[:, :-1], tokens[:, 1:])
         self.step()
-        self.tensors = [part.flat(kind) for part in partitions(self.engine) for kind in KINDS]
+        self.tensors = [part.flat(kind) for part in partitions(self.engine) for kind in all_kinds(self.engine)]
         self.bytes = sum(4 * tensor.numel() for tensor in self.tensors)
         self.noise = memoryview(bytearray(os.urandom(1 << 20) * (self.bytes >> 20)))
 

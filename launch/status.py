@@ -3,7 +3,6 @@
 `why` says in one sentence why the run is not training, or that it is.
 """
 
-import json
 import os
 import time
 from collections.abc import Sequence
@@ -18,8 +17,12 @@ from launch.slurm.job_record import JobEvent, JobRecord, LaunchFolder
 from launch.slurm.pending_reasons import explain_reason
 from pretrain.config.load import load_saved
 from pretrain.errors import PretrainError, UserError
+<<<<<<< HEAD
 from pretrain.failure import read_failure
 from pretrain.run_folder import RunFolder
+=======
+from pretrain.run_folder import RunFolder, parse_lines
+>>>>>>> main
 
 RECENT_STEPS = 20  # averaged for the speed
 TAIL_BYTES = 65_536
@@ -110,7 +113,7 @@ def find_runs(folder: Path) -> list[Path]:
 
 
 def read_tail(path: Path, count: int = RECENT_STEPS) -> list[dict[str, Any]]:
-    """Last complete JSON lines of a file that may be long and is being appended to."""
+    """Last intact JSON lines of a file that may be long and is being appended to."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -118,8 +121,8 @@ def read_tail(path: Path, count: int = RECENT_STEPS) -> list[dict[str, Any]]:
             data = file.read()
     except FileNotFoundError:
         return []
-    lines = data.split(b"\n")[1 if size > TAIL_BYTES else 0 : -1]
-    return [json.loads(line) for line in lines[-count:]]
+    whole = data.partition(b"\n")[2] if size > TAIL_BYTES else data
+    return parse_lines(whole)[0][-count:]
 
 
 def _find_job(record: JobRecord | None) -> tuple[slurm.QueuedJob | None, str | None]:

@@ -1,8 +1,13 @@
 """The folder of a run, and its progress.
 
 RUN/config.yaml                the resolved configuration of the last start
+<<<<<<< HEAD
 RUN/status                     running | unfinished (stopped, resumable) | done | failed | crashed
 RUN/failure.json               why the newest start failed or crashed; failure.py
+=======
+RUN/configs/attempt-1.yaml     the same of each start
+RUN/status                     running | unfinished (stopped, resumable) | done | failed
+>>>>>>> main
 RUN/metrics.jsonl              one line an optimizer step
 RUN/evaluations.jsonl          one line an evaluation
 RUN/samples.jsonl              with eval.prompts, one line an evaluation: completions of the prompts
@@ -86,6 +91,10 @@ class RunFolder:
         """The resolved configuration."""
         return self.path / "config.yaml"
 
+    def config_of(self, attempt: int) -> Path:
+        """The resolved configuration of a start."""
+        return self.path / "configs" / f"attempt-{attempt}.yaml"
+
     @property
     def metrics(self) -> Path:
         """One line a step."""
@@ -149,7 +158,7 @@ class RunFolder:
     def make(self) -> None:
         """Create missing folders. Raises UserError if that fails."""
         try:
-            for folder in (self.path, self.checkpoints, self.logs):
+            for folder in (self.path, self.checkpoints, self.logs, self.path / "configs"):
                 folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(
@@ -200,7 +209,7 @@ class RunFolder:
 
     def clean(self) -> None:
         """Remove temporary files of killed processes. Only for the holder of the lock."""
-        for folder in (self.path, self.heartbeats):
+        for folder in (self.path, self.heartbeats, self.path / "configs"):
             for leftover in folder.glob(".*.tmp"):
                 leftover.unlink(missing_ok=True)
 
@@ -244,3 +253,21 @@ class RunFolder:
         """Replace the status atomically."""
         assert status in STATUSES
         publish_file(self.path / "status", status + "\n")
+
+
+def parse_lines(data: bytes) -> tuple[list[dict[str, Any]], int]:
+    """Entries of metrics.jsonl and its like, and the number of damaged lines: cut off by a crash, or zeros of a lost block.
+
+    A last line without its end is none of them: it is being written, or a kill cut it off.
+    """
+    entries, damaged = [], 0
+    for line in data.split(b"\n")[:-1]:
+        try:
+            entry = json.loads(line.decode())
+        except ValueError:
+            entry = None
+        if isinstance(entry, dict) and type(entry.get("step")) is int:
+            entries.append(entry)
+        else:
+            damaged += 1
+    return entries, damaged

@@ -120,6 +120,14 @@ def submit(submission: Submission, prepare: Callable[[], object]) -> JobRecord:
     return record
 
 
+def refuse_beside_job(run: Path) -> None:
+    """Raise UserError if a job of the run waits, starts or trains, and this process is none of that job's."""
+    folder = LaunchFolder(run / "launch")
+    record = folder.read_record()
+    if record is not None and os.environ.get("SLURM_JOB_ID") != str(record.job_id) and slurm.installed():
+        refuse_second_job(folder, run)
+
+
 def refuse_second_job(folder: LaunchFolder, run: Path) -> None:
     """Raise UserError if the run's newest job has not ended: two jobs would keep superseding each other."""
     record = folder.read_record()

@@ -21,7 +21,6 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.pieces import KINDS
 from pretrain.checkpoint.remote import RemoteRun
 from pretrain.checkpoint.retention import prune
 from pretrain.checkpoint.snapshot import WEIGHTS, Snapshot, lower_priority, take_snapshot, write_snapshot
@@ -30,6 +29,7 @@ from pretrain.config.schema import CheckpointConfig
 from pretrain.distributed.collectives import from_main, gather_to_all, sum_over_ranks
 from pretrain.distributed.engine import Engine
 from pretrain.distributed.world import World
+from pretrain.distributed.zero_partitions import all_kinds
 from pretrain.errors import PretrainError
 from pretrain.run_folder import Progress, RunFolder
 
@@ -94,7 +94,7 @@ class AsyncSaver:
         # Full state last: after a kill between the two commits, the resumed run repeats this save of both.
         self._targets = [
             *([(self.folder.weights, WEIGHTS)] if weights else []),
-            *([(self.folder.checkpoints, KINDS)] if full else []),
+            *([(self.folder.checkpoints, all_kinds(engine))] if full else []),
         ]
         snapshot = take_snapshot(
             engine,
@@ -103,7 +103,7 @@ class AsyncSaver:
             trainer_state,
             tokenizer=tokenizer,
             buffers=self._buffers,
-            kinds=KINDS if full else WEIGHTS,
+            kinds=all_kinds(engine) if full else WEIGHTS,
         )
         self._written, self._problem = None, None
         self._thread = threading.Thread(target=self._write, args=(snapshot,), name="save", daemon=True)

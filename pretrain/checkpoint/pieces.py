@@ -4,8 +4,9 @@ Parameters are flattened. Each rank writes the ranges that it owns, under keys t
 
     KIND/START/NAME      e.g.  exp_avg/4096/blocks.0.attention.query.weight
 
-KIND is `fp32` (master weights), `exp_avg` or `exp_avg_sq` (Adam's moments). A reader requests any range of any parameter
-and gets it from the files that hold it. The files are safetensors: loading executes nothing.
+KIND is `fp32` (master weights) or a name of the optimizer's state: `exp_avg`, `exp_avg_sq` (AdamW's moments). A reader
+requests any range of any parameter and gets it from the files that hold it. The files are safetensors: loading
+executes nothing.
 """
 
 from collections.abc import Iterable, Mapping
@@ -18,8 +19,6 @@ from torch import Tensor
 from pretrain.checkpoint.layout import FileEntry
 from pretrain.errors import CheckpointError, DataError
 from pretrain.storage.safetensors import Entry, read_elements, read_header, write_durably
-
-KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 
 
 class Piece(NamedTuple):
@@ -62,6 +61,10 @@ class PieceIndex:
     def names(self) -> list[str]:
         """All parameters, sorted."""
         return sorted({name for kind, name in self._pieces if kind == "fp32"})
+
+    def kinds(self) -> set[str]:
+        """Kinds of all pieces; `fp32` alone if this is a weights-only save."""
+        return {kind for kind, _ in self._pieces}
 
     def read(self, kind: str, name: str, start: int, out: Tensor) -> None:
         """Fill the flat tensor `out`, of any dtype and device, with elements from `start` on.

@@ -57,9 +57,10 @@ def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[
 
 def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world: "World") -> Progress:
     """Fill a new or used engine from a checkpoint of any ZeRO stage and any number of ranks. Returns its progress."""
-    from pretrain.checkpoint.pieces import KINDS, PieceIndex
+    from pretrain.checkpoint.pieces import PieceIndex
     from pretrain.checkpoint.rng_state import set_rng_state
     from pretrain.distributed.zero_partitions import (
+        all_kinds,
         copy_masters_to_model,
         init_optimizer_state,
         load_loss_scale_state,
@@ -67,9 +68,15 @@ def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world
     )
 
     index = PieceIndex(layout.listed_files(folder, ".safetensors"))
+    if (found := index.kinds()) > {"fp32"} and found != set(all_kinds(engine)):
+        raise CheckpointError(
+            f"checkpoint {folder} holds optimizer state {', '.join(sorted(found - {'fp32'}))}; the optimizer of this run has "
+            f"{', '.join(engine.state_names)}",
+            hint=f"run.init_from={folder} starts a new run, with another run.dir, from its weights",
+        )
     for part in partitions(engine):
-        init_optimizer_state(part, state["optimizer_steps"])
-        for kind in KINDS:  # in the order of the file: sequential reads
+        init_optimizer_state(part, engine.state_names, state["optimizer_steps"])
+        for kind in all_kinds(engine):  # in the order of the file: sequential reads
             for fragment in part.fragments:
                 target = part.flat(kind).narrow(0, fragment.offset, fragment.numel)
                 index.read(kind, fragment.name, fragment.start, target)

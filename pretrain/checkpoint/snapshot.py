@@ -20,13 +20,20 @@ import torch
 from torch import Tensor
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.pieces import KINDS, piece_key, write_pieces
+from pretrain.checkpoint.pieces import piece_key, write_pieces
 from pretrain.checkpoint.rng_state import rng_state
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config
 from pretrain.distributed.engine import Engine
 from pretrain.distributed.world import World
-from pretrain.distributed.zero_partitions import loss_scale_state, optimizer_steps, partitions, saves_partitions
+from pretrain.distributed.zero_partitions import (
+    all_kinds,
+    check_optimizer_state,
+    loss_scale_state,
+    optimizer_steps,
+    partitions,
+    saves_partitions,
+)
 from pretrain.run_folder import Progress
 
 LOWER_PRIORITY = 15  # added to the niceness: gets about 1/30 of a core that others compete for
@@ -52,17 +59,20 @@ def take_snapshot(
     *,
     tokenizer: dict[str, bytes] | None,
     buffers: dict[str, Tensor],
-    kinds: Sequence[str] = KINDS,
+    kinds: Sequence[str] | None = None,
 ) -> Snapshot:
     """Copy this rank's partitions to the host. `buffers` persists between calls and holds the memory to reuse.
 
-    `trainer_state` is added to state.json. `tokenizer` holds its files by name, from `read_tokenizer`.
+    `trainer_state` is added to state.json. `tokenizer` holds its files by name, from `read_tokenizer`. Raises UserError if
+    the optimizer keeps other state than it declares.
     """
-    pieces: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
+    check_optimizer_state(engine)
+    names = all_kinds(engine) if kinds is None else kinds
+    pieces: dict[str, dict[str, Tensor]] = {kind: {} for kind in names}
     if saves_partitions(engine):
         for part in partitions(engine):
             for fragment in part.fragments:
-                for kind in kinds:
+                for kind in names:
                     key = piece_key(kind, fragment.start, fragment.name)
                     source = part.flat(kind).narrow(0, fragment.offset, fragment.numel).detach()
                     pieces[kind][key] = _copy(source, buffers, key)
@@ -86,14 +96,14 @@ def lower_priority() -> None:
         os.setpriority(os.PRIO_PROCESS, thread, min(19, os.getpriority(os.PRIO_PROCESS, thread) + LOWER_PRIORITY))
 
 
-def write_snapshot(staging: Path, snapshot: Snapshot, kinds: Sequence[str] = KINDS) -> list[layout.FileEntry]:
+def write_snapshot(staging: Path, snapshot: Snapshot, kinds: Sequence[str] | None = None) -> list[layout.FileEntry]:
     """Write this rank's files to the staging folder, creating it. Raises OSError if the disk is full or fails."""
     staging.mkdir(parents=True, exist_ok=True)
     files = snapshot.files
     if snapshot.config is not None:  # takes 5 ms: here training does not wait for it
         files = {**files, layout.CONFIG: config_text(snapshot.config).encode()}
     entries = [layout.write_file(staging / name, data) for name, data in files.items()]
-    pieces = {key: tensor for kind in kinds for key, tensor in snapshot.pieces[kind].items()}
+    pieces = {key: tensor for kind in kinds or snapshot.pieces for key, tensor in snapshot.pieces[kind].items()}
     if pieces:
         entries.append(write_pieces(staging / f"rank-{snapshot.rank:05d}.safetensors", pieces))
     return entries

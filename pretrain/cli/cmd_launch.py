@@ -35,13 +35,18 @@ def launch() -> None:
 @OVERRIDES
 def local(config: Path, nproc: int, max_restarts: int, overrides: tuple[str, ...]) -> None:
     """Train with N processes on this machine. Ctrl-C saves and ends; the same command resumes."""
+    from launch.slurm.submit import refuse_beside_job
     from launch.torchrun import launch_with_restarts
     from pretrain.config import load_config
     from pretrain.run_folder import RunFolder
     from pretrain.training.startup.preflight import prepare
 
     run_config = load_config(config, overrides).config
+<<<<<<< HEAD
     click.echo("checking data and checkpoints …")
+=======
+    refuse_beside_job(Path(run_config.run.dir))
+>>>>>>> main
     prepare(run_config, nproc)
     click.echo(f"starting {nproc} process{'es' if nproc > 1 else ''} …")
     folder = RunFolder(Path(run_config.run.dir))
@@ -79,9 +84,14 @@ def hosts(config: Path, hostfile: Path, port: int, ssh: str | None, dry_run: boo
         for host, command in zip(machines, commands, strict=True):
             click.echo(shlex.join([*reach, host.name, command]))
         return
+    from launch.slurm.submit import refuse_beside_job
     from pretrain.training.startup.preflight import prepare
 
+<<<<<<< HEAD
     click.echo("checking data and checkpoints …")
+=======
+    refuse_beside_job(Path(run_config.run.dir))
+>>>>>>> main
     prepare(run_config, sum(host.slots for host in machines))
     click.echo(f"starting processes on {len(machines)} machines …")
     sys.exit(launch_hosts(commands, machines, run, reach))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,23 @@ def repeat_option(arguments: list[str], option: str) -> list[str]:
     return expanded
 
 
+class Share(click.ParamType):
+    """A share between 0 and 1, written `0.005` or `0.5%`."""
+
+    name = "share"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Parse a share."""
+        text = str(value)
+        try:
+            share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        except ValueError:
+            share = 0.0
+        if not 0 < share < 1:
+            self.fail(f"{text!r} is not a share between 0 and 1. Write 0.5% or 0.005.", param, ctx)
+        return share
+
+
 class ManyInputs(click.Command):
     """Command whose `--input` takes several paths, up to the next option."""
 
@@ -36,16 +53,39 @@ class ManyInputs(click.Command):
         return super().parse_args(ctx, repeat_option(args, "--input"))
 
 
+format_option = click.option(
+    "--format",
+    "file_format",
+    type=click.Choice(["jsonl", "text", "parquet", "tar"]),
+    help="Format of all files.  [default: by name and content]",
+)
 text_field_option = click.option(
     "--text-field", default="text", show_default=True, help="Field of a record that holds its text; a.b for nested."
 )
-max_bad_option = click.option(
-    "--max-bad-documents",
-    default=100,
-    show_default=True,
-    type=click.IntRange(min=0),
-    help="Stop above this many unusable documents.",
-)
+
+
+def limit_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Limits on documents and files that cannot be used."""
+    for option in (
+        click.option(
+            "--max-bad-files",
+            default=0,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Stop above this many files that end early or cannot be read.",
+        ),
+        click.option(
+            "--max-bad-documents",
+            default=100,
+            show_default=True,
+            type=click.IntRange(min=0),
+            help="Stop above this many unusable documents.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the contents of --output.")
 
 
@@ -86,6 +126,12 @@ def tokenizer() -> None:
 @click.option(
     "--deduplicate", is_flag=True, help="Leave out documents whose text occurs earlier. Reads the corpus twice."
 )
+@format_option
+@click.option(
+    "--holdout",
+    type=Share(),
+    help="Share of documents, such as 0.5%, to hold out by a hash of their text: writes DIR/train and DIR/valid.",
+)
 @text_field_option
 @click.option(
     "--where", multiple=True, metavar="FIELD=VALUE", help="Keep only matching records; also !=, >=, <=, >, <."
@@ -97,7 +143,7 @@ def tokenizer() -> None:
     type=click.FloatRange(min=0, min_open=True),
     help="Megabytes of text per task.  [default: 268; less for a small corpus]",
 )
-@max_bad_option
+@limit_options
 @overwrite_option
 @click.option("--plan", "only_plan", is_flag=True, help="Show the number of tasks; encode nothing.")
 @click.option("--task-id", type=click.IntRange(min=0), metavar="N", help="Run only task N of the plan; do not merge.")
@@ -115,6 +161,7 @@ def encode(
     task_id: int | None,
     num_tasks: int | None,
     only_merge: bool,
+    holdout: float | None,
     **options: Any,
 ) -> None:
     """Encode a corpus into token shards.
@@ -122,12 +169,11 @@ def encode(
     The corpus is split into tasks, which run in parallel. After a kill, run the same command again to resume. On a cluster,
     run --plan, then a job array with --task-id, then --merge, all with the same options.
     """
-    from pretrain.cli.views.encode_table import corpus_rows, plan_rows, task_rows
     from pretrain.cli.views.unread_targets import check_seq_len
-    from pretrain.report.terminal import print_rows
     from pretrain.shards.format import BLOCK_TOKENS
     from tokenizer.encoding.encode_options import EncodeOptions, make_encoding
-    from tokenizer.encoding.run import EncodeRun, select_tasks, worker_count
+    from tokenizer.encoding.holdout import PARTS
+    from tokenizer.encoding.run import EncodeRun, worker_count
 
     _refuse_contradictions(only_plan, task_id, num_tasks, only_merge, overwrite)
     seq_len = options["seq_len"]
@@ -136,16 +182,39 @@ def encode(
         if seq_len is not None:
             check_seq_len(seq_len, BLOCK_TOKENS)
     encode_options = EncodeOptions(reading=_pop_read_options(options), **options)
-    run = EncodeRun(make_encoding(model, encode_options), inputs, output, overwrite=overwrite)
+    encoding = make_encoding(model, encode_options)
+    runs = [
+        EncodeRun(replace(encoding, holdout=holdout or 0.0, part=part), inputs, output / part, overwrite=overwrite)
+        for part in (PARTS if holdout else ("",))
+    ]
     _warn_of_losses(model)
+    for run in runs:
+        if holdout:
+            click.echo(f"{run.output}:")
+        _encode_run(run, worker_count(workers), only_plan, task_id, num_tasks, only_merge, seq_len)
+
+
+def _encode_run(
+    run: EncodeRun,
+    workers: int,
+    only_plan: bool,
+    task_id: int | None,
+    num_tasks: int | None,
+    only_merge: bool,
+    seq_len: int | None,
+) -> None:
+    """The steps of one output."""
+    from pretrain.cli.views.encode_table import corpus_rows, plan_rows, task_rows
+    from pretrain.report.terminal import print_rows
+    from tokenizer.encoding.run import select_tasks
+
     if run.is_complete:
-        click.echo(f"{output}: encoded before, with these options from these files; nothing to do", err=True)
-        print_rows(corpus_rows(run.merge(), output, seq_len))
+        click.echo(f"{run.output}: encoded before, with these options from these files; nothing to do", err=True)
+        print_rows(corpus_rows(run.merge(), run.plan, run.output, seq_len))
         return
     if only_plan:
         print_rows(plan_rows(run))
         return
-    workers = worker_count(workers)
     tasks = run.plan.tasks if task_id is None else select_tasks(run.plan.tasks, task_id, num_tasks)
     if not only_merge:
         _work(run, tasks, workers)
@@ -159,7 +228,7 @@ def encode(
         return
     if hashed and not only_merge:
         _work(run, tasks, workers)
-    print_rows(corpus_rows(run.merge(), output, seq_len))
+    print_rows(corpus_rows(run.merge(), run.plan, run.output, seq_len))
 
 
 def _refuse_contradictions(
@@ -198,7 +267,9 @@ def _pop_read_options(options: dict[str, Any]) -> ReadOptions:
     from tokenizer.corpus.readers import ReadOptions
 
     megabytes = options.pop("task_megabytes")
-    reading = ReadOptions(**{name: options.pop(name) for name in ("text_field", "where", "separator", "member")})
+    reading = ReadOptions(
+        **{name: options.pop(name) for name in ("file_format", "text_field", "where", "separator", "member")}
+    )
     return reading if megabytes is None else replace(reading, task_bytes=max(1, int(megabytes * 1e6)))
 
 

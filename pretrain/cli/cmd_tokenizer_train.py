@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from pretrain.cli.cmd_tokenizer import ManyInputs, max_bad_option, overwrite_option, repeat_option, text_field_option
+from pretrain.cli.cmd_tokenizer import (
+    ManyInputs,
+    format_option,
+    limit_options,
+    overwrite_option,
+    repeat_option,
+    text_field_option,
+)
 from pretrain.cli.views.compression_table import (
     print_checks,
     print_pieces,
@@ -67,6 +74,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Keep only records that satisfy this condition; also !=, >=, <=, >, <.",
         ),
         text_field_option,
+        format_option,
     ):
         command = option(command)
     return command
@@ -101,7 +109,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 )
 @seed_option
 @reading_options
-@max_bad_option
+@limit_options
 @overwrite_option
 def train(
     inputs: tuple[str, ...],
@@ -114,6 +122,7 @@ def train(
     character_coverage: float,
     seed: int,
     max_bad_documents: int,
+    max_bad_files: int,
     overwrite: bool,
     **reading: Any,
 ) -> None:
@@ -141,6 +150,7 @@ def train(
             seed=seed,
             options=ReadOptions(**reading),
             max_bad_documents=max_bad_documents,
+            max_bad_files=max_bad_files,
             overwrite=overwrite,
             progress=progress,
         )
@@ -169,7 +179,7 @@ def train(
 @held_out_option
 @seed_option
 @reading_options
-@max_bad_option
+@limit_options
 @overwrite_option
 def report(
     model: Path,
@@ -178,6 +188,7 @@ def report(
     held_out_bytes: str,
     seed: int,
     max_bad_documents: int,
+    max_bad_files: int,
     overwrite: bool,
     **reading: Any,
 ) -> None:
@@ -207,6 +218,7 @@ def report(
             seed=seed,
             problems=problems,
             max_bad_documents=max_bad_documents,
+            max_bad_files=max_bad_files,
             progress=progress,
         )
     texts = {sample.name: sample.held_out for sample in samples}
@@ -272,7 +284,7 @@ def _standard_input() -> str:
 def _notes(known: int, held_out: Mapping[str, Sequence[str]]) -> list[str]:
     notes = [f"Excluded {known:,} documents that the model was trained on."] if known else []
     if empty := [name for name, texts in held_out.items() if not texts]:
-        notes.append(f"Nothing was held out of {', '.join(empty)}: all of its text is in the sample, or it has none.")
+        notes.append(f"Nothing was held out of {', '.join(empty)}: all of its text that was read is in the sample.")
     return notes
 
 

@@ -61,8 +61,10 @@ def quickstart(out: Path, overrides: tuple[str, ...]) -> None:
 @OVERRIDES
 def train(config: Path, overrides: tuple[str, ...]) -> None:
     """Train in this process. Resumes from the newest checkpoint of run.dir."""
+    from launch.slurm.submit import refuse_beside_job
     from pretrain.training.process import main as train_main
 
+    refuse_beside_job(Path(load_config(config, overrides).config.run.dir))
     train_main([str(config), *overrides])
 
 

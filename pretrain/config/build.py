@@ -64,7 +64,18 @@ def _named_sections(cls: type, tree: Any, name: str, problems: list[str], root: 
         first = dataclasses.fields(cls)[0].name
         problems.append(f"{name}={tree!r} is not a set of named sections\n    hint: {name}.NAME.{first}=…")
         return {}
+    _refuse_words(tree, name, problems)
     return {str(key): build_section(cls, value, f"{name}.{key}.", problems, root) for key, value in tree.items()}
+
+
+def _refuse_words(tree: dict[Any, Any], name: str, problems: list[str]) -> None:
+    """Add a problem for each name that YAML 1.1 reads as a truth value."""
+    problems += [
+        f"{name} has a name that YAML reads as {str(key).lower()}: no, off, on and yes need quotes\n"
+        f"    hint: in quotes, such as '{'yes' if key else 'no'}'"
+        for key in tree
+        if isinstance(key, bool)
+    ]
 
 
 def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> Any:
@@ -98,6 +109,7 @@ def _leaf(value: Any, kind: Any, name: str, rules: Any, problems: list[str]) -> 
 
 def _numbers(tree: dict[Any, Any], name: str, problems: list[str]) -> dict[str, float]:
     """A mapping of names to non-negative numbers."""
+    _refuse_words(tree, name, problems)
     rules = {"choices": (), "minimum": 0, "above": None, "maximum": None, "below": None}
     leaves = {str(key): _leaf(value, float, f"{name}.{key}", rules, problems) for key, value in tree.items()}
     return {key: value for key, value in leaves.items() if value is not dataclasses.MISSING}

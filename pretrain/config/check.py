@@ -2,37 +2,11 @@
 
 import difflib
 import math
+from pathlib import Path
 
+from pretrain.config.deepspeed_options import deepspeed_problems
 from pretrain.config.schema import Config, ModelConfig
 from pretrain.errors import ConfigError
-
-# Top-level options of DeepSpeed 0.19, without removed ones, which it rejects only once all processes run. DeepSpeed ignores
-# a misspelt name, so names are checked here; tests/unit/pretrain/config/test_deepspeed_options.py keeps the list current.
-DEEPSPEED_OPTIONS = frozenset(
-    """
-    activation_checkpointing aio autotuning bf16 checkpoint comet comms_logger communication_data_type compile
-    csv_monitor data_efficiency data_parallel_size data_types dataloader_drop_last datastates_ckpt disable_allgather
-    disable_python_gc dump_state expert_parallel flops_profiler fp16 gradient_predivide_factor
-    hybrid_engine log_level memory_breakdown pipeline prescale_gradients
-    seq_parallel_communication_data_type sequence_parallel_size steps_per_print tensor_parallel tensorboard timers
-    torch_autocast use_data_before_expert_parallelism vocabulary_size wall_clock_breakdown wandb weight_quantization
-    zero_allow_untested_optimizer zero_force_ds_cpu_optimizer zero_optimization
-    """.split()
-)
-# Derived from other sections of the configuration; a second value could only contradict them.
-DERIVED_OPTIONS = {
-    "train_batch_size": "batch.global_batch_size",
-    "train_micro_batch_size_per_gpu": "batch.micro_batch_size",
-    "gradient_accumulation_steps": "batch.global_batch_size",
-    "gradient_clipping": "optimizer.clip_grad_norm",
-    "gradient_allreduce_op": "the loss, which averages over the targets of all ranks",
-    "managed_gradient_accumulation": "batch.micro_batch_size",
-    "optimizer": "the section optimizer",
-    "scheduler": "the section schedule",
-    "bf16.enabled": "engine.precision",
-    "fp16.enabled": "engine.precision",
-    "zero_optimization.stage": "engine.zero_stage",
-}
 
 
 def check_config(config: Config) -> None:
@@ -42,10 +16,35 @@ def check_config(config: Config) -> None:
         raise ConfigError(problems)
 
 
-def find_conflicts(config: Config) -> list[str]:
-    """All broken rules between values."""
-    parts = (_model, _data, _batch, _schedule, _engine, _guard, _evaluation, _deepspeed)
+def find_conflicts(config: Config, *, engine: bool = True) -> list[str]:
+    """All broken rules between values; without `engine`, only those that a reader of finished weights depends on."""
+    parts = (_model, _data, _batch, _schedule, _guard, _evaluation, *((_engine, deepspeed_problems) if engine else ()))
     return [problem for part in parts for problem in part(config)]
+
+
+def find_wrong_paths(config: Config) -> list[str]:
+    """Paths as people type them that would be read as something else. Not for saved files: some run was trained with them."""
+    data = config.data
+    sources = [
+        (f"data.{part}", name, source) for part in ("train", "valid") for name, source in getattr(data, part).items()
+    ]
+    paths = {
+        "run.dir": config.run.dir,
+        "run.init_from": config.run.init_from,
+        "data.tokenizer": data.tokenizer,
+        **{f"{where}.{name}.path": source.path for where, name, source in sources},
+    }
+    problems = [
+        f"{key}={path}: ~ stands for the home folder only in a shell\n    hint: {key}={Path(path).expanduser()}"
+        for key, path in paths.items()
+        if path is not None and path.split("/")[0] == "~"
+    ]
+    for where, name, source in sources:
+        if not source.path:
+            near = difflib.get_close_matches(name, [n for w, n, other in sources if w == where and other.path], n=1)
+            hint = f"did you mean {where}.{near[0]}?" if near else f"{where}.{name}.path=DIR"
+            problems.append(f"{where}.{name} has no path\n    hint: {hint}")
+    return problems
 
 
 def check_world(config: Config, world_size: int) -> None:
@@ -273,32 +272,4 @@ def _evaluation(config: Config) -> list[str]:
             "eval.prompts has no effect with eval.every_steps=0: samples are generated at evaluations\n"
             "    hint: eval.prompts=[]"
         )
-    return problems
-
-
-def _deepspeed(config: Config) -> list[str]:
-    problems = []
-    accumulation = config.engine.deepspeed.get("data_types")
-    if config.engine.zero_stage == 1 and config.engine.precision == "bf16" and accumulation:
-        problems.append(
-            f"engine.deepspeed.data_types={accumulation!r} at stage 1 in bf16 selects an optimizer of DeepSpeed that cannot be "
-            f"saved here\n    hint: engine.zero_stage=2"
-        )
-    for name, value in config.engine.deepspeed.items():
-        if name in ("zero_optimization", "bf16", "fp16") and not isinstance(value, dict):
-            problems.append(
-                f"engine.deepspeed.{name}={value!r} would replace a derived section\n"
-                f"    hint: set single options in it, e.g. engine.deepspeed.zero_optimization.overlap_comm=true"
-            )
-            continue
-        inner = [f"{name}.{key}" for key in value] if isinstance(value, dict) else []
-        owner = next((DERIVED_OPTIONS[key] for key in (name, *inner) if key in DERIVED_OPTIONS), None)
-        if owner is not None:
-            problems.append(f"engine.deepspeed.{name} is derived from {owner}\n    hint: change it there")
-        elif name not in DEEPSPEED_OPTIONS:
-            near = difflib.get_close_matches(str(name), DEEPSPEED_OPTIONS, n=1)
-            hint = f"\n    hint: did you mean {near[0]}?" if near else ""
-            problems.append(
-                f"engine.deepspeed.{name} is not an option of DeepSpeed, which would ignore it silently{hint}"
-            )
     return problems

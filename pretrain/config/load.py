@@ -22,7 +22,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from pretrain.config.build import build
-from pretrain.config.check import find_conflicts
+from pretrain.config.check import find_conflicts, find_wrong_paths
 from pretrain.config.schema import Config
 from pretrain.errors import ConfigError, UserError
 
@@ -48,7 +48,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> LoadedConfig
     tree, origins = read_tree(Path(path), overrides, problems)
     config = build(tree, problems)
     if not problems:
-        problems += find_conflicts(config)
+        problems += [*find_wrong_paths(config), *find_conflicts(config)]
     if problems:
         raise ConfigError(problems, source=str(path))
     return LoadedConfig(config, origins)
@@ -83,7 +83,8 @@ def load_saved(path: Path) -> Config:
     """
     problems: list[str] = []
     config = build(_read(path), problems)
-    problems = problems or find_conflicts(config)
+    # Not the engine's options: other versions accepted more of them, and reading weights needs none.
+    problems = problems or find_conflicts(config, engine=False)
     if problems:
         raise ConfigError(problems, source=str(path))
     return config

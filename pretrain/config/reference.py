@@ -10,7 +10,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 import yaml
 
 from pretrain.config.build import named_section
-from pretrain.config.check import DEEPSPEED_OPTIONS, DERIVED_OPTIONS
+from pretrain.config.deepspeed_options import DERIVED_OPTIONS, PASSED_OPTIONS, REFUSED_OPTIONS
 from pretrain.config.schema import Config
 
 HEADER = """\
@@ -72,9 +72,17 @@ def _yaml(value: Any) -> str:
 
 def _deepspeed() -> str:
     derived = [f"- `{name}`: from {owner}" for name, owner in sorted(DERIVED_OPTIONS.items())]
-    passed = [f"- `{name}`" for name in sorted(DEEPSPEED_OPTIONS)]
-    intro = ["## Options of `engine.deepspeed`", "", "Rejected, because they are derived from other keys:", ""]
-    return "\n".join([*intro, *derived, "", "Passed through unchanged (see DeepSpeed's documentation):", "", *passed])
+    refused = [f"- `{name}`: {reason}" for name, reason in sorted(REFUSED_OPTIONS.items())]
+    passed = [f"- `{name}`" for name in sorted(PASSED_OPTIONS)]
+    lines = [
+        "## Options of `engine.deepspeed`",
+        "",
+        "Rejected, because they are derived from other keys:",
+        "",
+        *derived,
+    ]
+    lines += ["", "Rejected, because they cannot work here:", "", *refused]
+    return "\n".join([*lines, "", "Passed through unchanged (see DeepSpeed's documentation):", "", *passed])
 
 
 if __name__ == "__main__":

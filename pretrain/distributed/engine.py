@@ -22,6 +22,7 @@ from pretrain.model.logits_fn import LogitsFn
 from pretrain.model.loss import LossSums
 from pretrain.optim.adamw import build_optimizer
 from pretrain.optim.clipping import clip_gradients
+from pretrain.optim.optimizer_state import state_names
 from pretrain.plan.counts import count_parameters, plan_batch
 
 
@@ -61,6 +62,8 @@ def deepspeed_config(config: Config, world_size: int) -> dict[str, Any]:
         "bf16": {"enabled": config.engine.precision == "bf16"},
         "fp16": {"enabled": config.engine.precision == "fp16"},
         "steps_per_print": 10**12,  # never
+        # With offload, torch's AdamW updates on the host: DeepSpeed's own needs a C++ compiler at start.
+        "zero_force_ds_cpu_optimizer": False,
     }
     if config.engine.precision == "bf16" and config.engine.zero_stage >= 2:
         # By default gradients accumulate in bf16: an error of 0.3 % over 4 micro-batches, 1.5 % over 256. Not at stage 1:
@@ -86,8 +89,10 @@ class Engine:
 
             # Gather a block at once: hooks of its submodules would break the compiled graph.
             set_z3_leaf_modules(model, [type(model.blocks[0])])
+        optimizer = build_optimizer(model, config.optimizer)
+        self.state_names = state_names(optimizer)
         self.deepspeed, self.optimizer, _, _ = deepspeed.initialize(
-            model=model, optimizer=build_optimizer(model, config.optimizer), config=options, dist_init_required=False
+            model=model, optimizer=optimizer, config=options, dist_init_required=False
         )
         self.model: Decoder = self.deepspeed.module
         if config.engine.compile:

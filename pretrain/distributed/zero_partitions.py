@@ -7,7 +7,7 @@ At every ZeRO stage the optimizer works on flat fp32 tensors ("partitions") that
     stage 3      one per sub-group: the rank-th slice of ceil(numel / world_size) elements of each parameter
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,8 +15,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pretrain.distributed.engine import Engine
+from pretrain.optim.optimizer_state import STEP, check_state
 
-ADAM_MOMENTS = ("exp_avg", "exp_avg_sq")
 LOSS_SCALE = ("cur_scale", "cur_iter", "last_overflow_iter", "cur_hysteresis")
 
 
@@ -32,7 +32,7 @@ class Fragment(NamedTuple):
 class Partition(NamedTuple):
     """A flat fp32 master, its optimizer state, and its fragments.
 
-    `shape` is that of the optimizer's parameter and so of its moments: CUDA's fused AdamW requires equal shapes.
+    `shape` is that of the optimizer's parameter and so of its state: CUDA's fused AdamW requires equal shapes.
     """
 
     master: Tensor
@@ -41,10 +41,10 @@ class Partition(NamedTuple):
     shape: torch.Size
 
     def flat(self, kind: str) -> Tensor:
-        """The flat tensor of a kind: `fp32` is the master, others are Adam moments."""
+        """The flat tensor of a kind: `fp32` is the master, others are names of the optimizer's state."""
         if kind == "fp32":
             return self.master
-        # Adam has no state while fp16 has skipped every step so far.
+        # There is no state while fp16 has skipped every step so far.
         return self.state[kind].view(-1) if kind in self.state else torch.zeros_like(self.master)
 
 
@@ -59,16 +59,27 @@ def saves_partitions(engine: Engine) -> bool:
     return engine.stage > 0 or dist.get_rank() == 0
 
 
-def init_optimizer_state(partition: Partition, optimizer_steps: int) -> None:
-    """Create the state that AdamW would create at its first step, to be filled from a checkpoint."""
-    partition.state["step"] = torch.tensor(float(optimizer_steps), device=partition.master.device)
-    for moment in ADAM_MOMENTS:
-        partition.state[moment] = torch.zeros_like(partition.master).view(partition.shape)
+def all_kinds(engine: Engine) -> tuple[str, ...]:
+    """Kinds of a full checkpoint: the masters and the state that the optimizer declares."""
+    return ("fp32", *engine.state_names)
+
+
+def check_optimizer_state(engine: Engine) -> None:
+    """Raise UserError if the optimizer keeps other state than it declares, which a checkpoint would lose."""
+    for part in partitions(engine):
+        check_state(engine.state_names, part.state, part.master.numel())
+
+
+def init_optimizer_state(partition: Partition, names: Sequence[str], optimizer_steps: int) -> None:
+    """Create the state that the optimizer would create at its first step, to be filled from a checkpoint."""
+    partition.state[STEP] = torch.tensor(float(optimizer_steps), device=partition.master.device)
+    for name in names:
+        partition.state[name] = torch.zeros_like(partition.master).view(partition.shape)
 
 
 def optimizer_steps(engine: Engine) -> int:
-    """Updates by Adam; fewer than the run's steps if fp16 overflowed."""
-    return next((int(part.state["step"]) for part in partitions(engine) if "step" in part.state), 0)
+    """Updates by the optimizer; fewer than the run's steps if fp16 overflowed."""
+    return next((int(part.state[STEP]) for part in partitions(engine) if STEP in part.state), 0)
 
 
 def copy_masters_to_model(engine: Engine) -> None:

@@ -3,16 +3,31 @@
 from collections.abc import Iterable
 
 import torch
-from torch import nn
+from torch import Tensor
+
+# Elements whose squares are summed in fp32. On a CPU the fp32 norm of 64 M elements is 0.5 % too small; of short rows, combined
+# in fp64, it is exact to 1e-9 at the same speed. fp64 throughout takes ten times longer.
+ROW = 256
 
 
 @torch.no_grad()
-def clip_gradients(parameters: Iterable[nn.Parameter], limit: float) -> float:
-    """Scale all gradients so that their global norm is at most `limit` (0: leave them); returns the norm before."""
+def global_norm(tensors: Iterable[Tensor]) -> float:
+    """The 2-norm of all elements."""
+    norms = [norm for tensor in tensors for norm in _row_norms(tensor.reshape(-1))]
+    return float(torch.linalg.vector_norm(torch.cat(norms), dtype=torch.float64))
+
+
+def _row_norms(flat: Tensor) -> tuple[Tensor, Tensor]:
+    whole = flat.numel() // ROW * ROW
+    rows = torch.linalg.vector_norm(flat[:whole].view(-1, ROW), dim=1)
+    return rows, torch.linalg.vector_norm(flat[whole:]).view(1)
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Iterable[torch.nn.Parameter], max_norm: float) -> float:
+    """Scale gradients to `max_norm` if their global norm exceeds it; 0: no clipping. Returns the norm before that."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    # In float64: on a CPU torch sums squares in fp32, and 25 million of them came out 0.1 % too small.
-    norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=torch.float64) for gradient in gradients])
-    norm = float(torch.linalg.vector_norm(norms))
-    if 0 < limit < norm:
-        torch._foreach_mul_(gradients, limit / (norm + 1e-6))
+    norm = global_norm(gradients)
+    if max_norm and norm > max_norm:
+        torch._foreach_mul_(gradients, max_norm / norm)
     return norm

@@ -5,8 +5,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
+<<<<<<< HEAD
 from pretrain.run_folder import RunFolder
 from pretrain.storage.files import append_line, publish_file
+=======
+from pretrain.run_folder import RunFolder, parse_lines
+from pretrain.storage.files import publish_file
+>>>>>>> main
 
 TENSORBOARD_GROUPS = {
     "loss": "train/loss",
@@ -20,13 +25,13 @@ TENSORBOARD_GROUPS = {
 class MetricsWriter:
     """Appends lines, after removing those beyond the step that training resumes from.
 
-    `resumed_step` is None for a start from scratch, which removes all.
+    `resumed_step` is None for a start from scratch, which removes all. `notes` says which lines were found damaged.
     """
 
     def __init__(self, folder: RunFolder, *, resumed_step: int | None, tensorboard: bool) -> None:
         kept = -1 if resumed_step is None else resumed_step
-        for path in (folder.metrics, folder.evaluations, folder.samples, folder.audit):
-            keep_until(path, kept, folder.logs)
+        files = (folder.metrics, folder.evaluations, folder.samples, folder.audit)
+        self.notes = [note for path in files if (note := keep_until(path, kept, folder.logs))]
         self._audit_path = folder.audit
         self._audit: IO[str] | None = None
         self._samples_path = folder.samples
@@ -87,25 +92,28 @@ class MetricsWriter:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """All complete lines of a file; a last line that a kill cut off is left out."""
-    if not path.exists():
-        return []
-    lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    """All intact lines of a file."""
+    return parse_lines(path.read_bytes())[0] if path.exists() else []
 
 
-def keep_until(path: Path, step: int, logs: Path) -> None:
-    """Keep lines up to `step`; copy the file to logs/ first if lines are removed, since those steps are about to be redone."""
+def keep_until(path: Path, step: int, logs: Path) -> str | None:
+    """Keep intact lines up to `step`; copy the file to logs/ first if lines are removed: those steps are about to be redone.
+
+    Returns a note if lines were damaged.
+    """
     if not path.exists():
-        return
-    lines = read_lines(path)
+        return None
+    data, note = path.read_bytes(), None
+    lines, damaged = parse_lines(data)
     kept = [line for line in lines if line["step"] <= step]
-    ends_whole = path.stat().st_size == 0 or path.read_bytes().endswith(b"\n")
-    if len(kept) != len(lines) or not ends_whole:
+    if len(kept) != len(lines) or damaged or (data and not data.endswith(b"\n")):
         number = len(list(logs.glob(f"replaced-*-{path.name}"))) + 1
-        (logs / f"replaced-{number:03d}-{path.name}").write_bytes(path.read_bytes())
+        copy = logs / f"replaced-{number:03d}-{path.name}"
+        copy.write_bytes(data)
+        note = f"{path}: {damaged} damaged lines left out; {copy} has the file as it was" if damaged else None
     # A new file in any case: an older attempt that is still alive keeps writing to the old one.
     publish_file(path, "".join(json.dumps(line) + "\n" for line in kept))
+    return note
 
 
 def _as_markdown(text: str) -> str:

@@ -36,6 +36,8 @@ class Recorder:
         if self._metrics is not None:
             self._metrics.close()
         self._metrics = MetricsWriter(self._folder, resumed_step=step, tensorboard=self._tensorboard)
+        for note in self._metrics.notes:
+            self.say(note)
 
     def start(self, step: int) -> None:
         """Show the progress bar."""

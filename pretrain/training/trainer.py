@@ -227,9 +227,13 @@ class Trainer:
         self.saver.continue_from(point.step, point.checkpoint)
         for reason in point.skipped if self.world.is_main else ():
             self.recorder.say(f"skipped a checkpoint: {reason}")
+        for change in point.changes:
+            self.recorder.say(change)
         for change in changed_rotation(self.config, point.initial_weights):
             self.recorder.say(f"rotary positions differ from run.init_from: {change}")
         self.recorder.say(headline(self.config, self.world.size, self.device.type, self.progress.step))
+        if not self.config.data.valid:
+            self.recorder.say("no held-out loss: data.valid names no source\n  hint: data.valid.NAME.path=DIR")
         self.recorder.start(self.progress.step)
 
     def _restore(self, point: ResumePoint) -> None:

@@ -30,6 +30,7 @@ from tests.support.elastic import (
     save_all,
     setup,
 )
+from tests.support.other_optimizer import resume_with_momentum
 
 STAGES, WORLDS = (0, 1, 2, 3), (1, 2, 3, 4)
 CLOSE = 1e-6  # of losses: another number of ranks adds up in another order
@@ -142,6 +143,24 @@ def test_every_stage_and_world_into_every_other(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_every_stage_and_world_into_every_other_in_bf16_with_tied_embeddings(tmp_path: Path) -> None:
     check(tmp_path, crossing(matrix("bf16", tied=True)))
+
+
+def test_offload_changes_no_loss_and_resumes_without_it(tmp_path: Path) -> None:
+    """Both ways, and with the losses of the plain loop, which `check_saved` compares."""
+    odd = [offloaded(2, 2), offloaded(3, 2), offloaded(3, 2, parameters=True)]
+    usual = setup(3, 2)
+    check(tmp_path, [*((one, usual) for one in odd), (usual, odd[-1])])
+    check_saved(tmp_path, odd)
+    after = [json.loads((tmp_path / f"{how.name}.json").read_text()) for how in (usual, *odd)]
+    assert all(losses == pytest.approx(after[0], abs=CLOSE) for losses in after)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+def test_an_optimizer_that_declares_its_state_resumes_with_all_of_it(stage: int, tmp_path: Path) -> None:
+    """SGD with momentum: one tensor, under another name than Adam's."""
+    run_group(1, resume_with_momentum, tmp_path, stage, scratch=tmp_path)
+    before, after, uninterrupted = json.loads((tmp_path / "losses.json").read_text())
+    assert after == uninterrupted and after != before
 
 
 @pytest.mark.slow

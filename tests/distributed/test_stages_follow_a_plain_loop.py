@@ -77,8 +77,8 @@ def test_losses_of_a_stage_are_those_of_the_plain_loop(
 @pytest.mark.parametrize(
     "model",
     [
-        {"norm_position": "post", "qk_norm": "full", "rope_fraction": 0.5},
         {"qk_norm": "head", "norm": "layernorm", "norm_bias": True, "attention_bias": "all", "ffn_bias": True},
+        pytest.param({"norm_position": "post", "qk_norm": "full", "rope_fraction": 0.5}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
@@ -92,7 +92,7 @@ def test_other_blocks_follow_the_plain_loop_when_partitioned(model: dict[str, An
     assert max(abs(found[step] - expected[step][0]) for step in expected) <= 1e-5
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_two_runs_of_the_same_command_are_bitwise_equal(stage: int, config: Path, tmp_path: Path) -> None:
     for name in ("first", "second"):
         train(config, 2, f"engine.zero_stage={stage}", f"run.dir={tmp_path / name}", "schedule.total_steps=12")

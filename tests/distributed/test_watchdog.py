@@ -110,7 +110,7 @@ def test_a_run_whose_steps_are_longer_than_the_limit_is_left_alone_and_its_slow_
     assert "step 4: rank 1 on " in (tmp_path / "run/logs/train.log").read_text()
 
 
-@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("stage", [pytest.param(0, marks=pytest.mark.slow), 2])
 def test_a_flipped_bit_stops_all_processes_before_it_is_saved_and_is_named(
     stage: int, tmp_path: Path, ranks: Iterator
 ) -> None:

@@ -71,7 +71,9 @@ def test_a_bad_batch_is_jumped_over_and_training_goes_on(
     assert leftovers(run) == []
 
 
-@pytest.mark.parametrize("point", ["jump", pytest.param("rollback", marks=pytest.mark.slow), "forward"])
+@pytest.mark.parametrize(
+    "point", ["jump", *(pytest.param(point, marks=pytest.mark.slow) for point in ("rollback", "forward"))]
+)
 @pytest.mark.parametrize(("stage", "ranks"), [(2, 1), *OTHERS])
 def test_a_kill_between_the_jump_and_the_next_checkpoint_changes_nothing(
     stage: int, ranks: int, point: str, config: Path, prefork: Prefork, tmp_path: Path

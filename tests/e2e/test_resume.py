@@ -53,7 +53,9 @@ def test_kill_9_at_a_random_step_changes_no_loss(
     assert losses(tmp_path / "metrics.jsonl") == undisturbed[stage]
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, signal.SIGINT, pytest.param(signal.SIGUSR1, marks=pytest.mark.slow)]
+)
 def test_a_signal_saves_and_ends_and_the_same_command_goes_on(
     number: signal.Signals, config: Path, undisturbed: dict[int, dict[int, float]], tmp_path: Path
 ) -> None:

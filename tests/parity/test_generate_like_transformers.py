@@ -55,7 +55,17 @@ class Pair:
         return self.theirs.generate(ids, attention_mask=mask, **options)
 
 
-@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
+# Variants of a family above; logits of each are compared by the tests of exports.
+VARIANTS = ("llama, linear", "llama, yarn", "gpt2, sinusoidal")
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param(shape, id=name, marks=pytest.mark.slow if name in VARIANTS else ())
+        for name, shape in FAMILIES.items()
+    ],
+)
 def pair(request: pytest.FixtureRequest, sentencepiece_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Pair:
     return Pair(request.param, sentencepiece_model, tmp_path_factory.mktemp("pair"))
 

@@ -107,13 +107,12 @@ def round_robin(stage: int, world: int) -> Setup:
 
 
 def offloaded(stage: int, world: int, *, parameters: bool = False) -> Setup:
-    """DeepSpeed's offload to the host, with torch's AdamW: its own CPUAdam would be compiled for minutes."""
+    """DeepSpeed's offload of states, and at stage 3 of parameters, to the host."""
     sections = ("offload_optimizer", "offload_param") if parameters else ("offload_optimizer",)
     return Setup(
         stage,
         world,
         zero={section: {"device": "cpu"} for section in sections},
-        deepspeed={"zero_force_ds_cpu_optimizer": False},
         label=f"-{len(sections)}-offloaded",
     )
 

@@ -64,10 +64,11 @@ class HashWorker:
     reading: ReadOptions
     work: WorkFolder
     max_bad_documents: int
+    max_bad_files: int = 0
 
     def __call__(self, task: CorpusTask, counts: SharedCounts, row: int) -> HashedTask:
         """Hash the documents of one task and commit the hashes."""
-        counter = TaskCounter(counts, row, self.max_bad_documents)
+        counter = TaskCounter(counts, row, self.max_bad_documents, self.max_bad_files)
         with self.work.staging(hashes_name(task.number)) as folder:
             runs = _runs(task, self.reading, counter)
             for number, run in enumerate(runs):

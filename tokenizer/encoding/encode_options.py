@@ -10,6 +10,7 @@ from pretrain.shards.manifest import PACKED, STREAM
 from pretrain.shards.packed_writer import check_layout, check_padding
 from pretrain.shards.writer import SHARD_BYTES
 from tokenizer.corpus.readers import ReadOptions
+from tokenizer.encoding.holdout import PARTS
 from tokenizer.models.base import is_tokenizer_json, tokenizer_sha256
 from tokenizer.models.open_tokenizer import load_tokenizer
 
@@ -19,7 +20,8 @@ class EncodeOptions:
     """Options of `tokenizer encode`. Raises DataError for an impossible value.
 
     Layout "packed" needs `seq_len`, the ids of a bin: the sequence length of training. `deduplicate` leaves out documents
-    whose text occurs earlier in the corpus.
+    whose text occurs earlier in the corpus. With `part`, only the documents of this part are encoded: about the share
+    `holdout` is part "valid", the rest "train" (holdout.py).
     """
 
     reading: ReadOptions = field(default_factory=ReadOptions)
@@ -30,12 +32,19 @@ class EncodeOptions:
     block_tokens: int = BLOCK_TOKENS
     shard_bytes: int = SHARD_BYTES
     max_bad_documents: int = 100
+    max_bad_files: int = 0
+    holdout: float = 0.0
+    part: str = ""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise DataError(f"seed={self.seed} is negative", hint="--seed 0, or any larger number")
         if self.block_tokens < 1:
             raise DataError(f"block_tokens={self.block_tokens} is less than 1")
+        if self.part not in ("", *PARTS) or bool(self.part) != (0 < self.holdout < 1):
+            raise DataError(
+                f"holdout={self.holdout:g} is not between 0 and 1", hint="--holdout 0.5%, the share of all documents"
+            )
         check_layout(self.layout, self.seq_len, self.block_tokens)
 
 

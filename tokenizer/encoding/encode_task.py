@@ -1,7 +1,7 @@
 """Encodes one task, from its documents to its shards.
 
 1. Read documents, part by part.                                                             -> corpus/readers/
-2. Leave out documents whose text occurs earlier in the corpus.                               -> deduplicate.py
+2. Leave out documents whose text occurs earlier, or that belong to the other part.          -> deduplicate.py, holdout.py
 3. Encode each: bos + ids + eos, or ids + eos if the tokenizer has no bos.                     -> models/fast.py
 4. Shuffle in windows of about 2^26 ids.                                                          -> shuffle.py
 5. Layout "packed": pack documents into bins.                       -> shards/packing.py, shards/packed_writer.py
@@ -28,6 +28,7 @@ from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import DUPLICATE
 from tokenizer.encoding.deduplicate import TaskDuplicates, load_duplicates
 from tokenizer.encoding.encode_options import Encoding
+from tokenizer.encoding.holdout import left_out
 from tokenizer.encoding.receipts import Receipt, hash_indexes
 from tokenizer.encoding.shared_counts import SharedCounts, TaskCounter
 from tokenizer.encoding.shuffle import ShuffleWindow, window_seed
@@ -48,7 +49,7 @@ class EncodeWorker:
         """`encode_task`, without the task's duplicates if the run deduplicates."""
         duplicates = load_duplicates(self.work, task.number) if self.encoding.deduplicate else None
         encode = _load_encoder(self.encoding.tokenizer, self.encoding.tokenizer_sha256)
-        counter = TaskCounter(counts, row, self.max_bad_documents)
+        counter = TaskCounter(counts, row, self.max_bad_documents, self.encoding.max_bad_files)
         return encode_task(task, self.encoding, encode, self.work, counter, duplicates)
 
 
@@ -132,6 +133,9 @@ def _windows(
             if number - 1 == following:
                 following = next(repeated, None)
                 counter.reject(escape_url(part.url), Rejection(found.place, DUPLICATE, "its text came before"))
+                continue
+            if reason := left_out(found.text, encoding.holdout, encoding.part):
+                counter.reject(escape_url(part.url), Rejection(found.place, reason, "by the hash of its text"))
                 continue
             ids = encode(found.text)
             window.add(encoding.bos_id, ids, encoding.eos_id)

@@ -27,15 +27,18 @@ from tokenizer.encoding.work_folder import WorkFolder, job_text, task_name
 def merge(work: WorkFolder, receipts: Sequence[Receipt], encoding: Encoding) -> Manifest:
     """Merge all tasks, by their `receipts` in order, into a corpus; returns its manifest.
 
-    Raises DataError for more bad documents than allowed, a corpus without usable documents, or missing shards.
+    Raises DataError for more bad documents or files than allowed, a corpus without usable documents, or missing shards.
     """
     problems = RejectionLog()
     for receipt in receipts:
         problems.merge(receipt.problems)
-    problems.check_limit(encoding.max_bad_documents)
+    problems.check_limits(encoding.max_bad_documents, encoding.max_bad_files)
     entries = [entry for entry, _, _ in _numbered(receipts)]
     if not entries:
-        raise DataError(f"no document of the corpus can be used{problems.summary()}")
+        raise DataError(
+            f"no document of the corpus can be used{problems.summary()}",
+            hint="hold out another share: --holdout 5%, say" if encoding.part else None,
+        )
     if len(entries) > MOST_SHARDS:
         raise DataError(
             f"{len(entries)} shards, and a corpus has at most {MOST_SHARDS}",

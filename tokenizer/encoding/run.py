@@ -21,8 +21,9 @@ from pretrain.errors import DataError, PretrainError
 from pretrain.shards.manifest import MANIFEST_NAME, Manifest
 from pretrain.shards.manifest_file import read_manifest
 from pretrain.shards.writer import ENCODING_NAME, PROBLEMS_NAME, clear_output
+from tokenizer.corpus.empty_inputs import refuse_empty_input
 from tokenizer.corpus.readers import CorpusTask, ReadOptions
-from tokenizer.corpus.rejection_log import RejectionLog
+from tokenizer.corpus.rejection_log import DUPLICATE, HELD_OUT, TRAINED_ON, RejectionLog
 from tokenizer.corpus.task_plan import TaskPlan, plan_tasks, refuse_output_inside
 from tokenizer.encoding.deduplicate import REPEATED_NAME, HashWorker, find_repeated, hashed_documents
 from tokenizer.encoding.encode_options import EncodeOptions, Encoding, make_encoding
@@ -59,7 +60,7 @@ def encode_corpus(
     `workers` is the number of processes (default: one per usable core; 1 encodes in this process); `options` are the
     fields of EncodeOptions. Resumes an earlier call; `overwrite` replaces a complete corpus, or one with other options.
     `progress` is called a few times per second. Raises DataError for an unusable tokenizer, corpus or option, a complete
-    output, and more than `max_bad_documents` bad documents; PretrainError if a process dies or the disk is full.
+    output, and more bad documents or damaged files than allowed; PretrainError if a process dies or the disk is full.
     """
     workers = worker_count(workers)
     run = EncodeRun(make_encoding(tokenizer, EncodeOptions(**options)), inputs, output, overwrite=overwrite)
@@ -94,6 +95,7 @@ class EncodeRun:
             )
         refuse_output_inside(list(map(str, inputs)), output)
         self.plan, reading = _make_plan(list(map(str, inputs)), encoding.reading)
+        self.plan.problems.check_limits(encoding.max_bad_documents, encoding.max_bad_files)
         self.encoding = replace(encoding, reading=reading)
         self.work = WorkFolder(output, _make_job(self.encoding, self.plan))
         self._complete = self._prepare(overwrite=overwrite)
@@ -176,15 +178,22 @@ class EncodeRun:
                 problems.merge(receipt.problems)
             allowed = self.encoding.max_bad_documents - problems.bad
             worker = (
-                HashWorker(self.encoding.reading, self.work, allowed)
+                HashWorker(self.encoding.reading, self.work, allowed, self.encoding.max_bad_files)
                 if hashing
                 else EncodeWorker(self.encoding, self.work, allowed)
             )
-            outcome = run_in_pool(unfinished, worker, workers=workers, max_bad=allowed, progress=progress)
+            outcome = run_in_pool(
+                unfinished,
+                worker,
+                workers=workers,
+                max_bad=allowed,
+                max_bad_files=self.encoding.max_bad_files,
+                progress=progress,
+            )
         found = {number: result.problems for number, result in outcome.results.items()} | outcome.stopped
         for number in sorted(found):
             problems.merge(found[number])
-        problems.check_limit(self.encoding.max_bad_documents)
+        problems.check_limits(self.encoding.max_bad_documents, self.encoding.max_bad_files)
         return len(unfinished)
 
     def finish_hash_pass(self) -> None:
@@ -194,7 +203,7 @@ class EncodeRun:
                 find_repeated(self.work, len(self.plan.tasks))
 
     def merge(self) -> Manifest:
-        """Merge all tasks into the corpus. Raises DataError, listing unfinished tasks, if there are any."""
+        """Merge all tasks into the corpus. Raises DataError for unfinished tasks, and an input without documents."""
         if self._complete is not None:
             return self._complete
         unfinished = self.unfinished(self.plan.tasks)
@@ -212,6 +221,7 @@ class EncodeRun:
             with self._disk_errors():
                 receipts = self._receipts(self.plan.tasks)
                 if len(receipts) == len(self.plan.tasks):
+                    self._refuse_empty_inputs(receipts)
                     return merge(self.work, receipts, self.encoding)
         except PretrainError:
             if self._completed_meanwhile():
@@ -223,6 +233,18 @@ class EncodeRun:
             f"{self.work.path}: {len(self.plan.tasks) - len(receipts)} receipts are missing or corrupt",
             hint=self.work.restart_hint,
         )
+
+    def _refuse_empty_inputs(self, receipts: Sequence[Receipt]) -> None:
+        documents = [0] * len(self.plan.sources)
+        problems = [RejectionLog() for _ in self.plan.sources]
+        for task, receipt in zip(self.plan.tasks, receipts, strict=True):
+            documents[task.source] += receipt.documents + sum(
+                receipt.problems.counts.get(reason, 0) for reason in (DUPLICATE, HELD_OUT, TRAINED_ON)
+            )
+            problems[task.source].merge(receipt.problems)
+        for source, found, log in zip(self.plan.sources, documents, problems, strict=True):
+            if not found:
+                refuse_empty_input(source.input, log, single_file=source.single)
 
     def _completed_meanwhile(self) -> bool:
         """Whether a concurrent merge has published the corpus; it then removes the receipts."""
@@ -277,12 +299,14 @@ def _make_plan(inputs: Sequence[str], reading: ReadOptions) -> tuple[TaskPlan, R
 def _make_job(encoding: Encoding, plan: TaskPlan) -> dict[str, object]:
     """All that the output bytes depend on, under the names of the options."""
     job = asdict(encoding)
-    # `layout` follows from seq_len; the path of the tokenizer and the limit do not change the bytes.
-    for name in ("tokenizer", "layout", "max_bad_documents"):
+    # `layout` follows from seq_len; the path of the tokenizer and the limits do not change the bytes.
+    for name in ("tokenizer", "layout", "max_bad_documents", "max_bad_files", "reading"):
         del job[name]
+    if not encoding.part:  # as the jobs of earlier releases
+        del job["holdout"], job["part"]
     return {
         "format": FORMAT,
-        **job.pop("reading"),
+        **encoding.reading.to_json(),
         **job,
         "window": [WINDOW_IDS, WINDOW_DOCUMENTS],
         "tasks": len(plan.tasks),

@@ -86,11 +86,12 @@ class SharedCounts:
 class TaskCounter:
     """Counts one task, in shared memory.
 
-    Raises StoppedError when the run stops, or above `limit` bad documents, which the parent process then reports.
+    Raises StoppedError when the run stops, or above `limit` bad documents or `max_bad_files` damaged files, which the
+    parent process then reports.
     """
 
-    def __init__(self, counts: SharedCounts, row: int, limit: int) -> None:
-        self._counts, self._row, self._limit = counts, counts.row(row), limit
+    def __init__(self, counts: SharedCounts, row: int, limit: int, max_bad_files: int = 0) -> None:
+        self._counts, self._row, self._limit, self._max_bad_files = counts, counts.row(row), limit, max_bad_files
         self.problems = RejectionLog()
         self.seen = self.written = self.text_bytes = 0
 
@@ -107,7 +108,7 @@ class TaskCounter:
         self.problems.add(file, rejection)
         self._row[BAD] = self.problems.bad
         self._count_seen()
-        if self.problems.bad > self._limit:
+        if self.problems.bad > self._limit or len(self.problems.damaged) > self._max_bad_files:
             raise StoppedError(self.problems)
 
     def done(self) -> None:

@@ -57,11 +57,13 @@ def run_in_pool(
     *,
     workers: int,
     max_bad: int,
+    max_bad_files: int = 0,
     progress: Callable[[EncodeProgress], None] | None = None,
 ) -> PoolOutcome:
     """Run every task in `workers` processes, or in a thread of this one if `workers` is 1.
 
-    Stops above `max_bad` bad documents. Raises the error of a task, and PretrainError if a worker process dies.
+    Stops above `max_bad` bad documents or `max_bad_files` damaged files. Raises the error of a
+    task, and PretrainError if a worker process dies.
     """
     counts = SharedCounts(len(tasks))
     sizes = np.array([task.text_bytes for task in tasks], np.int64)
@@ -72,6 +74,7 @@ def run_in_pool(
         return outcome
     pool, submit, wake = _start_pool(worker, counts, workers)
     running: dict[Future[Any], CorpusTask] = {}
+    damaged: set[str] = set()
     try:
         while running or (waiting and not counts.stopping):
             if waiting and not counts.stopping and len(running) < _AHEAD * workers:
@@ -83,9 +86,10 @@ def run_in_pool(
                 task = running.pop(future)
                 try:
                     outcome.results[task.number] = future.result()
+                    damaged.update(outcome.results[task.number].problems.damaged)
                 except StoppedError as stopped:
                     outcome.stopped[task.number] = stopped.args[0]
-            if outcome.stopped or counts.bad > max_bad:
+            if outcome.stopped or counts.bad > max_bad or len(damaged) > max_bad_files:
                 counts.stop()
             if progress is not None:
                 progress(counts.progress(sizes))

@@ -12,14 +12,17 @@ a stretch only the beginning is read: it cannot be read from its middle.
 """
 
 import heapq
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b, sha256
 
+from tokenizer.corpus.empty_inputs import refuse_empty_input
+from tokenizer.corpus.file_summary import describe_files, describe_left_out
 from tokenizer.corpus.readers import CorpusTask, Document, ReadOptions, read_part
 from tokenizer.corpus.readers.rejections import Rejection
 from tokenizer.corpus.rejection_log import RejectionLog
-from tokenizer.corpus.task_plan import plan_tasks
+from tokenizer.corpus.task_plan import CorpusSource, plan_tasks
 from tokenizer.models.splitting import split_hard
 from tokenizer.training.budget import Budget, SampleSource
 
@@ -38,7 +41,8 @@ Progress = Callable[[str, int, int], None]  # description of the step, bytes don
 class SourceSample:
     """The sample of a source: chunks to train on, complete documents held out, and amounts read.
 
-    `digests` has a digest of each sampled document's text; `whole` is true if all of the source was read.
+    `digests` has a digest of each sampled document's text; `whole` is true if all of the source was read; `files` and
+    `files_left_out` describe its files (file_summary.py).
     """
 
     name: str
@@ -53,6 +57,8 @@ class SourceSample:
     tasks: int = 0
     tasks_read: int = 0
     whole: bool = False
+    files: str = ""
+    files_left_out: dict[str, str] = field(default_factory=dict)
 
 
 def draw_samples(
@@ -64,11 +70,12 @@ def draw_samples(
     seed: int,
     problems: RejectionLog,
     max_bad_documents: int,
+    max_bad_files: int = 0,
     progress: Progress | None = None,
 ) -> list[SourceSample]:
     """Draw a sample of each source, and hold out up to `held_out_bytes` of each.
 
-    Raises DataError if a source cannot be planned or read, or has more than `max_bad_documents` bad documents.
+    Raises DataError if a source cannot be planned or read, or has more bad documents or files than allowed.
     """
     # Smaller tasks than for encoding, so that a stretch from each of PLACES tasks covers the source evenly.
     stretch = READ_FACTOR * (budget.total + held_out_bytes) // PLACES
@@ -76,6 +83,7 @@ def draw_samples(
     options = replace(options, task_bytes=small)
     owner = [source.name for source in sources for _ in source.inputs]
     plan = plan_tasks([path for source in sources for path in source.inputs], options)
+    plan.problems.check_limits(max_bad_documents, max_bad_files)
     tasks: dict[str, list[CorpusTask]] = {source.name: [] for source in sources}
     for task in plan.tasks:
         tasks[owner[task.source]].append(task)
@@ -84,12 +92,14 @@ def draw_samples(
         sample_source(
             name,
             own,
+            plan.sources,
             options,
             budget=budgets[name],
             held_out_bytes=held_out_bytes,
             seed=seed,
             problems=problems,
             max_bad_documents=max_bad_documents,
+            max_bad_files=max_bad_files,
             progress=progress,
         )
         for name, own in tasks.items()
@@ -99,6 +109,7 @@ def draw_samples(
 def sample_source(
     name: str,
     tasks: Sequence[CorpusTask],
+    inputs: Sequence[CorpusSource],
     options: ReadOptions,
     *,
     budget: int,
@@ -106,13 +117,17 @@ def sample_source(
     seed: int,
     problems: RejectionLog,
     max_bad_documents: int,
+    max_bad_files: int = 0,
     progress: Progress | None = None,
 ) -> SourceSample:
     """Draw `budget` bytes of text, and `held_out_bytes` more. The same tasks and seed give the same documents.
 
-    Raises DataError above `max_bad_documents`.
+    `inputs` are those that
+    the tasks number. Raises DataError above `max_bad_documents` or `max_bad_files`, and for an input without documents.
     """
-    sample = SourceSample(name, budget, tasks=len(tasks))
+    sample = SourceSample(
+        name, budget, tasks=len(tasks), files=describe_files(tasks), files_left_out=describe_left_out(tasks)
+    )
     drawn = _SmallestHashes(budget + held_out_bytes)
     to_read = READ_FACTOR * (budget + held_out_bytes)
     expected = min(to_read, sum(task.text_bytes for task in tasks))
@@ -120,6 +135,8 @@ def sample_source(
     # (task, number of its entries already read)
     waiting = [(number, 0) for number in sorted(range(len(tasks)), key=lambda n: _hash(seed, name, n))]
     begun: set[int] = set()
+    left_out: defaultdict[int, RejectionLog] = defaultdict(RejectionLog)
+    found_in: set[int] = set()
     while waiting and sample.bytes_read < to_read:
         number, skipped = waiting.pop(0)
         begun.add(number)
@@ -129,10 +146,12 @@ def sample_source(
             if entries <= skipped:
                 continue
             if isinstance(found, Rejection):
+                left_out[tasks[number].source].add(file, found)
                 problems.add(file, found)
-                problems.check_limit(max_bad_documents)
+                problems.check_limits(max_bad_documents, max_bad_files)
                 continue
             drawn.add(_hash(seed, name, number, entries), found)
+            found_in.add(tasks[number].source)
             sample.documents_read += 1
             sample.bytes_read += found.bytes
             read += found.bytes
@@ -143,6 +162,8 @@ def sample_source(
                 waiting.append((number, entries))
                 break
     sample.tasks_read, sample.whole = len(begun), not waiting
+    for source in sorted({task.source for task in tasks} - found_in) if sample.whole else ():
+        refuse_empty_input(inputs[source].input, left_out[source], single_file=inputs[source].single)
     _divide(drawn.in_order(), sample, held_out_bytes)
     return sample
 

@@ -93,6 +93,7 @@ def train_tokenizer(
     seed: int = 0,
     options: ReadOptions | None = None,
     max_bad_documents: int = 100,
+    max_bad_files: int = 0,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Training:
@@ -119,6 +120,7 @@ def train_tokenizer(
         seed=seed,
         problems=problems,
         max_bad_documents=max_bad_documents,
+        max_bad_files=max_bad_files,
         progress=progress,
     )
     duplicates = drop_held_out_duplicates(samples)

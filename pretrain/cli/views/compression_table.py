@@ -32,7 +32,13 @@ def training_rows(training: Training) -> dict[str, str]:
     return {
         "pieces": f"{record['settings']['vocab_size']:,}",
         **{f"sample: {name}": describe_sample(source) for name, source in record["sources"].items()},
+        **{f"read as: {sample.name}": sample.files for sample in training.samples},
         **{f"left out: {reason}": f"{count:,}" for reason, count in record["skipped"].items()},
+        **{
+            f"left out of {sample.name}: {reason}": names
+            for sample in training.samples
+            for reason, names in sample.files_left_out.items()
+        },
         **({"left out: U+2585": f"{record['unknown_signs_left_out']:,}"} if record["unknown_signs_left_out"] else {}),
         "time": f"reading {training.sampling_seconds:.1f} s, training {training.training_seconds:.1f} s",
         "memory": f"{format_megabytes(training.peak_bytes, 0)} at most",

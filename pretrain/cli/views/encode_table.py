@@ -11,7 +11,9 @@ from pretrain.report.numbers import format_megabytes
 from pretrain.report.terminal import transient_progress
 from pretrain.shards.manifest import PACKED, Manifest
 from pretrain.shards.writer import PROBLEMS_NAME
+from tokenizer.corpus.file_summary import describe_files, describe_left_out
 from tokenizer.corpus.readers import CorpusTask
+from tokenizer.corpus.task_plan import TaskPlan
 from tokenizer.encoding.run import EncodeRun
 from tokenizer.encoding.shared_counts import EncodeProgress
 
@@ -24,6 +26,7 @@ def plan_rows(run: EncodeRun) -> dict[str, str]:
     return {
         **{source.input: f"{source.files:,} files, {format_megabytes(source.bytes)}" for source in run.plan.sources},
         "text": f"about {format_megabytes(run.plan.text_bytes)}",
+        **_file_rows(run.plan),
         "tasks": f"{tasks:,}, numbered 0 to {tasks - 1:,}, in {run.write_plan()}",
     }
 
@@ -39,19 +42,30 @@ def task_rows(run: EncodeRun, tasks: Sequence[CorpusTask]) -> dict[str, str]:
     }
 
 
-def corpus_rows(manifest: Manifest, output: Path, seq_len: int | None = None) -> dict[str, str]:
+def corpus_rows(manifest: Manifest, plan: TaskPlan, output: Path, seq_len: int | None = None) -> dict[str, str]:
     """Rows for a finished corpus that is to be read at `seq_len`."""
+    files = _file_rows(plan)
     rows = {
+        "read as": files.pop("read as"),
         "documents": f"{manifest.documents:,}",
         "text": format_megabytes(manifest.text_bytes),
         "tokens": f"{manifest.tokens:,}",
         "bytes per token": f"{manifest.text_bytes / manifest.tokens:.2f}",
         **(_packing_rows(manifest) if manifest.layout == PACKED else {}),
         **{f"left out: {reason}": f"{count:,}" for reason, count in manifest.skipped.items()},
+        **files,
         **unread_rows(manifest, seq_len),
         "shards": f"{len(manifest.shards)} in {output}",
     }
     return rows | ({"by file": str(output / PROBLEMS_NAME)} if manifest.skipped else {})
+
+
+def _file_rows(plan: TaskPlan) -> dict[str, str]:
+    left_out = describe_left_out(plan.tasks)
+    return {
+        "read as": describe_files(plan.tasks) or "no file",
+        **{f"left out: {reason}": text for reason, text in left_out.items()},
+    }
 
 
 def _packing_rows(manifest: Manifest) -> dict[str, str]:

@@ -4,7 +4,6 @@ Drawn from metrics.jsonl (a line per step) and evaluations.jsonl (a line per eva
 intervals of steps. The background is white in dark mode too: a page's style does not apply inside an image.
 """
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any
 
 from pretrain.convert.files.weight_files import WeightSource
 from pretrain.report.charts import Line, line_chart
-from pretrain.run_folder import RunFolder
+from pretrain.run_folder import RunFolder, parse_lines
 
 CURVE = "training-curve.svg"
 MOST_POINTS = 400
@@ -94,16 +93,10 @@ def _thinned(losses: Sequence[tuple[int, float]]) -> list[tuple[float, float]]:
 
 
 def _lines(path: Path, step: int) -> Iterator[dict[str, Any]]:
-    """Lines with an integer `step` up to the given one and a finite `loss`."""
+    """Intact lines up to a step that have a finite `loss`."""
     if not path.is_file():
         return
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for text in file:
-            try:
-                line = json.loads(text)
-            except ValueError:
-                continue
-            if isinstance(line, dict) and type(line.get("step")) is int and line["step"] <= step:
-                loss = line.get("loss")
-                if isinstance(loss, int | float) and math.isfinite(loss):
-                    yield line
+    for line in parse_lines(path.read_bytes())[0]:
+        loss = line.get("loss")
+        if line["step"] <= step and isinstance(loss, int | float) and math.isfinite(loss):
+            yield line

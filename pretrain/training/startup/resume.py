@@ -11,8 +11,10 @@ from typing import Any
 
 from pretrain.checkpoint import layout
 from pretrain.checkpoint.restore import check_fits, check_state
+from pretrain.config.load import load_saved
 from pretrain.errors import CheckpointError
 from pretrain.run_folder import RunFolder
+from pretrain.training.startup.changes import changed_values, learning_rate_jump
 from pretrain.training.startup.init_weights import find_initial_weights
 from pretrain.training.startup.opened_data import OpenedData
 
@@ -29,6 +31,7 @@ class ResumePoint:
     state: dict[str, Any] | None = None  # of the checkpoint
     initial_weights: Path | None = None  # folder that run.init_from stands for; None with a checkpoint
     skipped: tuple[str, ...] = field(default=(), compare=False)  # why newer checkpoints were not used
+    changes: tuple[str, ...] = field(default=(), compare=False)  # of the configuration since the checkpoint
 
     @property
     def step(self) -> int:
@@ -79,4 +82,9 @@ def find_resume_point(data: OpenedData, *, hashes: bool, recover: Recover | None
     assert point.checkpoint is not None and point.state is not None
     check_state(point.checkpoint, point.state)
     check_fits(point.checkpoint, point.state, config, data.order(point.state).description)
-    return ResumePoint(point.checkpoint, point.state, skipped=tuple(reasons))
+    old = load_saved(point.checkpoint / layout.CONFIG)
+    jump = learning_rate_jump(old, config, point.step)
+    changes = [f"changed since step {point.step}: {line}" for line in changed_values(old, config)]
+    return ResumePoint(
+        point.checkpoint, point.state, skipped=tuple(reasons), changes=(*changes, *([jump] if jump else []))
+    )

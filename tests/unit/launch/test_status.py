@@ -91,6 +91,13 @@ def test_of_a_long_file_only_the_end_is_read(tmp_path: Path) -> None:
     assert [values["step"] for values in read_tail(path)] == list(range(9_980, 10_000))
 
 
+@pytest.mark.parametrize("damage", [b'{"step": 41, "lo\n', b"\0" * 64 + b"\n"])
+def test_a_damaged_line_does_not_cost_the_status(run: Path, damage: bytes) -> None:
+    with (run / "metrics.jsonl").open("ab") as file:
+        file.write(damage)
+    assert read_status(run, NOW).step == 40
+
+
 def test_a_configuration_of_another_version_costs_only_the_total(run: Path) -> None:
     (run / "config.yaml").write_text("of_a_later_version: 1")
     status = read_status(run, NOW)

@@ -120,3 +120,12 @@ def test_processes_share_the_cores_unless_told_otherwise(
         monkeypatch.setenv("OMP_NUM_THREADS", given)
     program = "import os\nraise SystemExit(int(os.environ['OMP_NUM_THREADS']))"
     assert run_child(monkeypatch, program, tmp_path / "stop") == expected
+
+
+def test_a_file_in_the_working_folder_does_not_take_the_place_of_a_module(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "pretrain.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(torchrun, "torchrun_command", lambda *_: [sys.executable, "-m", "pretrain.train", "--help"])
+    assert launch_local("run.yaml", [], 1, tmp_path / "stop") == 0

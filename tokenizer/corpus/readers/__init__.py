@@ -16,7 +16,7 @@ from tokenizer.corpus.readers.open_file import escape_url
 from tokenizer.corpus.readers.parquet import read_parquet
 from tokenizer.corpus.readers.parts import LEFT_OUT, CorpusTask, Document, FilePart, ReadOptions
 from tokenizer.corpus.readers.plain_text import read_text_file
-from tokenizer.corpus.readers.rejections import EMPTY, Rejection
+from tokenizer.corpus.readers.rejections import DAMAGED_REASONS, EMPTY, UNREADABLE, Rejection
 from tokenizer.corpus.readers.tar import read_tar
 from tokenizer.corpus.readers.tar_members import UnusableError
 
@@ -54,14 +54,15 @@ def read_part(part: FilePart, options: ReadOptions) -> Iterator[Document | Rejec
     try:
         for found in _READERS[part.format.partition(".")[0]](part, options):
             documents += isinstance(found, Document)
+            if isinstance(found, Rejection) and found.reason in DAMAGED_REASONS:
+                found = _add_count(found, part, documents)
             yield found
     except UnusableError as problem:
-        yield _reject_rest(part, problem.reason, problem.detail, documents)
+        yield _add_count(Rejection(escape_url(part.url), problem.reason, problem.detail), part, documents)
     except OSError as error:
-        yield _reject_rest(part, "unreadable", str(error.strerror), documents)
+        yield _add_count(Rejection(escape_url(part.url), UNREADABLE, str(error.strerror)), part, documents)
 
 
-def _reject_rest(part: FilePart, reason: str, detail: str, documents: int) -> Rejection:
-    return Rejection(
-        escape_url(part.url), reason, f"{detail}; {documents} documents before it were read, the rest is left out"
-    )
+def _add_count(damage: Rejection, part: FilePart, documents: int) -> Rejection:
+    where = " in this part of the file" if part.start else ""
+    return damage._replace(detail=f"{damage.detail}; {documents} documents before it{where} were read")

@@ -10,6 +10,7 @@ exactly there, so reading begins one delimiter earlier.
 from collections.abc import Iterator
 
 CHUNK_BYTES = 1 << 20
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"  # before UTF-8 by many Windows programs; it says nothing, and is no part of the text
 
 
 def split_records(

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 from tokenizer.corpus.readers.parts import ReadOptions
+from tokenizer.corpus.readers.rejections import BOMB, FILE_TOO_LARGE
 from tokenizer.corpus.readers.tar_members import UnusableError
 
 INPUT_BYTES = 64 << 10
@@ -78,11 +79,9 @@ def _slices(file: BinaryIO, length: int) -> Iterator[bytes]:
 
 def _check_size(taken: int, given: int, options: ReadOptions) -> None:
     if given > options.max_file_bytes:
-        raise UnusableError("too large", f"expands to more than max_file_bytes={options.max_file_bytes}")
+        raise UnusableError(FILE_TOO_LARGE, f"expands to more than max_file_bytes={options.max_file_bytes}")
     if given > options.max_document_bytes and given > options.max_ratio * taken:
-        raise UnusableError(
-            "decompression bomb", f"{taken} bytes expand to {given}, more than max_ratio={options.max_ratio} times"
-        )
+        raise UnusableError(BOMB, f"{taken} bytes expand to {given}, more than max_ratio={options.max_ratio} times")
 
 
 def _feed_gzip(stream: Any, data: bytes) -> Iterator[bytes]:

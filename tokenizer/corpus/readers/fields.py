@@ -9,13 +9,14 @@ an object, or a non-number in a numeric comparison; such records are counted sep
 
 import operator
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
 from pretrain.errors import DataError
 from tokenizer.corpus.readers.parts import Document, ReadOptions
-from tokenizer.corpus.readers.rejections import EMPTY, FILTERED, NO_FILTER_FIELD, Rejection
+from tokenizer.corpus.readers.rejections import EMPTY, FILTERED, NO_FILTER_FIELD, NO_TEXT_FIELD, TRY, Rejection
 from tokenizer.corpus.readers.tar_members import escape_name
 
 _CONDITION = re.compile(r"([^=!<>]+)(!=|>=|<=|=|>|<)(.*)", re.DOTALL)
@@ -26,6 +27,7 @@ _ORDERED: dict[str, Callable[[float, float], bool]] = {
     "<": operator.lt,
 }
 _MISSING = object()
+_USUAL_FIELDS = ("text", "content", "raw_content", "body", "markdown", "document", "article", "code")
 _CONSTANTS = {True: "true", False: "false", None: "null"}
 
 
@@ -70,14 +72,21 @@ def parse_record(record: Mapping[str, Any], place: str, options: ReadOptions) ->
     if isinstance(text, str):
         return check_text(text, place)
     if text is _MISSING:
-        return missing_field(list(record), place, options.text_field)
+        return missing_field(list(record), place, options.text_field, _longest_text(record))
     return Rejection(place, "text is not a string", f"{options.text_field!r} is {type(text).__name__}")
 
 
-def missing_field(names: Sequence[str], place: str, text_field: str) -> Rejection:
-    """Rejection of a record without the text field; `names` are the fields it has."""
+def missing_field(names: Sequence[str], place: str, text_field: str, likely: str | None = None) -> Rejection:
+    """Rejection of a record without the text field; `names` are the fields it has, `likely` the one with its text."""
     among = escape_name(", ".join(map(repr, names[:10])))
-    return Rejection(place, "no text field", f"{text_field!r} is not among {among or 'its fields: it has none'}")
+    likely = next((name for name in _USUAL_FIELDS if name in names), likely)
+    advice = f"{TRY}--text-field {shlex.quote(escape_name(likely))}" if likely else ""
+    return Rejection(place, NO_TEXT_FIELD, f"{text_field!r} is not among {among or 'its fields: it has none'}{advice}")
+
+
+def _longest_text(record: Mapping[str, Any]) -> str | None:
+    texts = [(len(value), name) for name, value in record.items() if isinstance(value, str) and isinstance(name, str)]
+    return max(texts)[1] if texts else None
 
 
 def get_field(record: Mapping[str, Any], name: str) -> Any:

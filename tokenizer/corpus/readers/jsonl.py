@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterator
 
-from tokenizer.corpus.readers.byte_ranges import seek_offset, split_records
+from tokenizer.corpus.readers.byte_ranges import BYTE_ORDER_MARK, seek_offset, split_records
 from tokenizer.corpus.readers.compressed import read_content
 from tokenizer.corpus.readers.fields import parse_record
 from tokenizer.corpus.readers.open_file import escape_url, open_file, read_chunks
 from tokenizer.corpus.readers.parts import Document, FilePart, ReadOptions
-from tokenizer.corpus.readers.rejections import Rejection, too_large
+from tokenizer.corpus.readers.rejections import TRUNCATED_LINES, Rejection, too_large
 
 
 def read_jsonl(part: FilePart, options: ReadOptions) -> Iterator[Document | Rejection]:
@@ -28,12 +28,23 @@ def read_jsonl(part: FilePart, options: ReadOptions) -> Iterator[Document | Reje
             place = f"{name}: byte {offset}" if part.start else f"{name}:{number}"
             if line is None:
                 yield too_large(place, options.max_document_bytes)
-            elif line and not line.isspace():
-                yield parse_line(line, place, options)
+                continue
+            if not offset:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            if line and not line.isspace():
+                found = parse_line(line, place, options)
+                if isinstance(found, Rejection) and not compressed and _is_cut(line, offset + len(line), part):
+                    found = Rejection(place, TRUNCATED_LINES, "the file ends inside this line")
+                yield found
+
+
+def _is_cut(line: bytes, end: int, part: FilePart) -> bool:
+    """Whether an unusable last line looks like the first half of an object, as in a copy that was interrupted."""
+    return end >= part.size and line.lstrip().startswith(b"{") and not line.rstrip().endswith(b"}")
 
 
 def parse_line(line: bytes, place: str, options: ReadOptions) -> Document | Rejection:
-    """The document of one JSON object, or a Rejection."""
+    """The document of one JSON object without a byte-order mark, or a Rejection."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:

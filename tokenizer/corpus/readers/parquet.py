@@ -11,7 +11,7 @@ from pretrain.errors import DataError
 from tokenizer.corpus.readers.fields import missing_field, parse_condition, parse_record
 from tokenizer.corpus.readers.open_file import escape_url, open_file
 from tokenizer.corpus.readers.parts import Document, FilePart, ReadOptions
-from tokenizer.corpus.readers.rejections import Rejection, too_large
+from tokenizer.corpus.readers.rejections import BROKEN_PARQUET, Rejection, too_large
 from tokenizer.corpus.readers.tar_members import UnusableError, escape_name
 
 BATCH_BYTES = 8 << 20
@@ -19,7 +19,6 @@ BATCH_ROWS = 1024
 # With dictionary encoding, footer sizes count a repeated value once; writers limit a dictionary to about 1 MB.
 BATCH_ROWS_OF_DICTIONARY = 64
 READ_BUFFER_BYTES = 4 << 20
-BROKEN_PARQUET = "broken parquet"
 
 
 class RowGroup(NamedTuple):

@@ -10,17 +10,36 @@ from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 from pretrain.errors import DataError
-from tokenizer.corpus.readers.rejections import COMPRESSED, HIDDEN, NOT_REGULAR
+from tokenizer.corpus.readers.rejections import (
+    COMPRESSED,
+    COPIED,
+    DESCRIPTION,
+    HIDDEN,
+    LFS_POINTER,
+    NO_LINES,
+    NOT_REGULAR,
+    NOT_UTF8,
+    TABULAR,
+)
 
+FORMATS = ("jsonl", "text", "parquet", "tar")
 MAX_DOCUMENT_BYTES = 64 << 20
 TASK_BYTES = 256 << 20
 
 # Formats of files that are listed and counted but not read: reason and detail of their Rejection.
 ARCHIVE, HIDDEN_NAME, NO_FILE = "archive", "hidden", "no file"
+COPY, TABLE, METADATA = "copy", "table", "metadata"
+POINTER, UTF16, NOT_LINES = "pointer", "utf-16", "not lines"
 LEFT_OUT = {
     ARCHIVE: (COMPRESSED, "not readable here: unpack or convert it"),
     HIDDEN_NAME: (HIDDEN, "its name begins with a dot, or is __pycache__"),
     NO_FILE: (NOT_REGULAR, "a symbolic link, pipe, socket or device"),
+    COPY: (COPIED, "its name is that of a backup or of a download in progress"),
+    TABLE: (TABULAR, "CSV, or one JSON array of records: convert it to JSON Lines or parquet"),
+    METADATA: (DESCRIPTION, "it lies beside the data that it describes"),
+    POINTER: (LFS_POINTER, "the data were not downloaded; `git lfs pull` fetches them"),
+    UTF16: (NOT_UTF8, "none of it is read; `iconv -f UTF-16 -t UTF-8` converts it"),
+    NOT_LINES: (NO_LINES, "none of it is read; it begins like a web page, or like one JSON array"),
 }
 
 
@@ -28,13 +47,14 @@ LEFT_OUT = {
 class ReadOptions:
     """Options for reading documents, the same for all inputs. Raises DataError for an impossible value.
 
-    `text_field` is the field of a record that holds its text, nested as "a.b.c". A record must meet all conditions in
-    `where` (fields.py). `separator` separates the documents of a text file; without it a file is one document. `member`
-    (fnmatch pattern) selects the tar members that hold text. A task has about `task_bytes` of text. Lines, files and
-    members over `max_document_bytes` are rejected. A compressed file may expand to `max_file_bytes`, and beyond
-    `max_document_bytes` at most `max_ratio`-fold.
+    `file_format`, one of FORMATS, is that of all files, whatever their names and content. `text_field` is the field of a
+    record that holds its text, nested as "a.b.c". A record must meet all conditions in `where` (fields.py). `separator`
+    separates the documents of a text file; without it a file is one document. `member` (fnmatch pattern) selects the tar
+    members that hold text. A task has about `task_bytes` of text. Lines, files and members over `max_document_bytes` are
+    rejected. A compressed file may expand to `max_file_bytes`, and beyond `max_document_bytes` at most `max_ratio`-fold.
     """
 
+    file_format: str | None = None
     text_field: str = "text"
     where: tuple[str, ...] = ()
     separator: str | None = None
@@ -48,10 +68,19 @@ class ReadOptions:
         for name in ("max_document_bytes", "task_bytes", "max_ratio", "max_file_bytes"):
             if getattr(self, name) < 1:
                 raise DataError(f"{name}={getattr(self, name)} is less than 1")
+        if self.file_format not in (None, *FORMATS):
+            raise DataError(f"file_format={self.file_format!r} is not one of {', '.join(FORMATS)}")
         if not self.text_field:
             raise DataError("text_field is empty", hint="name the field that holds the text: --text-field text")
         if self.separator == "":
             raise DataError("separator is empty", hint="leave --separator out if a file is one document")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values; without `file_format` if none is forced, as earlier versions wrote them."""
+        values = asdict(self)
+        if self.file_format is None:
+            del values["file_format"]
+        return values
 
 
 @dataclass(frozen=True)

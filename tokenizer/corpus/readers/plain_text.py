@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from tokenizer.corpus.readers.byte_ranges import seek_offset, split_records
+from tokenizer.corpus.readers.byte_ranges import BYTE_ORDER_MARK, seek_offset, split_records
 from tokenizer.corpus.readers.compressed import read_content
 from tokenizer.corpus.readers.fields import check_text
 from tokenizer.corpus.readers.open_file import escape_url, open_file, read_chunks
@@ -11,7 +11,10 @@ from tokenizer.corpus.readers.rejections import BINARY, EMPTY, NO_FILTER_FIELD, 
 
 
 def read_text_file(part: FilePart, options: ReadOptions) -> Iterator[Document | Rejection]:
-    """Documents of a part, unmodified. A place is the file, with the byte offset if a separator is used."""
+    """Documents of a part, unmodified but for a byte-order mark at the start of the file.
+
+    A place is the file, with the byte offset if a separator is used.
+    """
     name, compressed = escape_url(part.url), part.format != "text"
     separator = None if options.separator is None else options.separator.encode("utf-8")
     with open_file(part) as file:
@@ -26,7 +29,10 @@ def read_text_file(part: FilePart, options: ReadOptions) -> Iterator[Document | 
             chunks, separator, start=part.start, stop=stop, limit=options.max_document_bytes
         ):
             place = f"{name}: byte {offset}"
-            yield too_large(place, options.max_document_bytes) if data is None else parse_text(data, place, options)
+            if data is None:
+                yield too_large(place, options.max_document_bytes)
+            else:
+                yield parse_text(data if offset else data.removeprefix(BYTE_ORDER_MARK), place, options)
 
 
 def parse_text(data: bytes, place: str, options: ReadOptions) -> Document | Rejection:
@@ -52,4 +58,4 @@ def _read_single(chunks: Iterator[bytes], name: str, options: ReadOptions) -> Do
         length += len(chunk)
         if length > options.max_document_bytes:
             return too_large(name, options.max_document_bytes)
-    return parse_text(b"".join(held), name, options)
+    return parse_text(b"".join(held).removeprefix(BYTE_ORDER_MARK), name, options)

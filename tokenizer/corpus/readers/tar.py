@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from fnmatch import fnmatchcase
 
 from pretrain.errors import DataError
+from tokenizer.corpus.readers.byte_ranges import BYTE_ORDER_MARK
 from tokenizer.corpus.readers.compressed import read_content
 from tokenizer.corpus.readers.jsonl import parse_line
 from tokenizer.corpus.readers.open_file import escape_url, open_file
@@ -62,9 +63,11 @@ def _parse_member(name: str, data: bytes, place: str, options: ReadOptions) -> D
         try:
             data = _gunzip(data, options)
         except UnusableError as problem:
-            return Rejection(place, problem.reason, problem.detail)
+            # The other members can be read, so this is one bad document.
+            return Rejection(place, f"{problem.reason} in a member", problem.detail)
         if len(data) > options.max_document_bytes:
             return too_large(place, options.max_document_bytes)
+    data = data.removeprefix(BYTE_ORDER_MARK)
     if name.removesuffix(".gz").endswith(".json"):
         return parse_line(data, place, options)
     return parse_text(data, place, options)

@@ -18,12 +18,11 @@ import re
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, NamedTuple
 
-from tokenizer.corpus.readers.rejections import Rejection
+from tokenizer.corpus.readers.rejections import BROKEN_TAR, Rejection
 
 MAX_MEMBER_BYTES = 64 << 20
 MAX_EXTENDED_BYTES = 64 << 10
 MAX_NAME_BYTES = 4096
-BROKEN_TAR = "broken tar"
 
 _RECORD = 512
 _OCTAL = re.compile(rb" *([0-7]{1,12})[ \0]*")

@@ -156,7 +156,7 @@ class _Rewriter:
 
     def _reject(self, tar: Path, rejection: Rejection) -> None:
         self.log.add(str(tar), rejection)
-        if self.log.bad > self.max_bad_members:
+        if self.log.unusable > self.max_bad_members:
             raise DataError(
                 f"more than max_bad_members={self.max_bad_members} members cannot be used{self.log.summary()}",
                 hint="fetch the tars again, or allow more with --max-bad-members",

@@ -12,6 +12,7 @@ from launch.slurm.checks import find_problems, save_seconds
 from launch.slurm.cluster import Cluster
 from launch.slurm.commands import clean_environment
 from launch.slurm.job_record import JobRecord, LaunchFolder
+from launch.slurm.submit import refuse_beside_job
 from launch.stop import stop_run
 from pretrain.cli.main import cli
 from pretrain.config.load import load_config
@@ -144,6 +145,19 @@ def test_a_second_launch_is_refused_and_names_the_job(
     result = launch(config, site)
     assert isinstance(result.exception, UserError) and f"{record.job_id} is {state}" in str(result.exception)
     assert len(slurm.calls("sbatch")) == 1
+
+
+@pytest.mark.parametrize("command", [["train"], ["launch", "local", "--nproc", "1"]])
+def test_a_local_start_beside_a_queued_job_is_refused(
+    slurm: StandIns, tmp_path: Path, config: str, site: str, command: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch(config, site)
+    result = CliRunner().invoke(cli, [*command, config])
+    assert isinstance(result.exception, UserError) and "is PENDING (Priority)" in str(result.exception)
+    record = LaunchFolder(tmp_path / "run" / "launch").read_record()
+    assert record is not None
+    monkeypatch.setenv("SLURM_JOB_ID", str(record.job_id))
+    refuse_beside_job(tmp_path / "run")
 
 
 @pytest.mark.parametrize("line", [None, "CANCELLED", "COMPLETED", "TIMEOUT"])

@@ -14,12 +14,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pretrain.checkpoint import layout
-from pretrain.checkpoint.pieces import KINDS, PieceIndex, piece_key, write_pieces
+from pretrain.checkpoint.pieces import PieceIndex, piece_key, write_pieces
 from pretrain.checkpoint.rng_state import rng_state
 from pretrain.config.load import config_text
 from pretrain.config.schema import Config
 from pretrain.errors import CheckpointError
 
+KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 STEP = 200
 WEIGHTS = ("rank-00000.safetensors", "rank-00001.safetensors")
 FILES = (

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from pretrain.checkpoint import pieces
 from pretrain.checkpoint.layout import FileEntry
-from pretrain.checkpoint.pieces import KINDS, PieceIndex, piece_key, write_pieces
+from pretrain.checkpoint.pieces import PieceIndex, piece_key, write_pieces
 from pretrain.errors import CheckpointError
 
+KINDS = ("fp32", "exp_avg", "exp_avg_sq")
 NAMES = ("blocks.0.weight", "blocks.10.weight", "embedding/tokens.weight")
 
 

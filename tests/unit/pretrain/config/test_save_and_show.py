@@ -59,7 +59,7 @@ def values_of(kind: Any, rules: Any) -> st.SearchStrategy[Any]:
     if get_origin(kind) is dict and get_args(kind)[1] is float:
         return st.dictionaries(names, st.floats(0, 1e30, allow_subnormal=False), max_size=2)
     if get_origin(kind) is dict:
-        return st.dictionaries(st.sampled_from(["dump_state", "compile", "timers"]), st.booleans(), max_size=2)
+        return st.dictionaries(st.sampled_from(["dump_state", "log_level", "timers"]), st.booleans(), max_size=2)
     if get_origin(kind) is tuple:
         return st.lists(words, max_size=3).map(tuple)
     one = next(arg for arg in get_args(kind) if arg is not type(None))

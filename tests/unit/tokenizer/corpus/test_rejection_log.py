@@ -29,9 +29,9 @@ def test_files_and_reasons_are_counted_apart_and_the_first_is_named() -> None:
 def test_what_says_nothing_bad_has_no_limit() -> None:
     log = log_of(*[("a", EMPTY)] * 5, *[("a", DUPLICATE)] * 5, ("a", "broken"))
     assert log.bad == 1
-    log.check_limit(1)
+    log.check_limits(1, 0)
     with pytest.raises(DataError, match="more than max_bad_documents=0") as caught:
-        log.check_limit(0)
+        log.check_limits(0, 0)
     assert "a:11: broken (why)" in str(caught.value) and "a:1:" not in str(caught.value)
 
 
@@ -39,7 +39,7 @@ def test_the_first_ten_bad_documents_are_named_also_over_several_tasks() -> None
     whole = log_of(*[("a", "broken")] * 7)
     whole.merge(log_of(*[("b", "broken")] * 7))
     with pytest.raises(DataError) as caught:
-        whole.check_limit(13)
+        whole.check_limits(13, 0)
     named = [line.strip() for line in str(caught.value).splitlines() if line.startswith("  - ")]
     assert named == [f"- a:{n}: broken (why)" for n in range(1, 8)] + [f"- b:{n}: broken (why)" for n in range(1, 4)]
     assert whole.bad == 14 and [entry.count for entry in whole] == [7, 7]

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pretrain.errors import DataError
 from tests.support.corpora import lines, read, rejections, texts
-from tokenizer.corpus.listing import format_of
+from tokenizer.corpus.file_names import format_of
 from tokenizer.corpus.readers import CorpusTask, ReadOptions
 from tokenizer.corpus.task_plan import TaskPlan, plan_tasks, refuse_output_inside
 

@@ -177,7 +177,7 @@ def file_output(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (bad_only, "no document of the corpus can be used; left out: 1 text is not a string"),
+        (bad_only, "no document of it can be used; left out: 1 text is not a string"),
         (complete_output, "holds an encoded corpus already"),
         (file_output, "this is a file"),
         (lambda folder: {"workers": 0}, "workers=0"),
@@ -296,7 +296,7 @@ def test_raising_the_limit_goes_on_with_what_is_finished(
     tokenizer: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "bad").mkdir()  # a folder: two files would share a task
-    (tmp_path / "bad/bad.jsonl").write_text('{"text": 1}\n' * 3)
+    (tmp_path / "bad/bad.jsonl").write_text('{"text": 1}\n' * 3 + '{"text": "good"}\n')
     inputs = [corpus, tmp_path / "bad"]  # the larger task comes first
     with pytest.raises(DataError, match="more than max_bad_documents=2"):
         encode_corpus(tokenizer, inputs, tmp_path / "out", workers=1, max_bad_documents=2)

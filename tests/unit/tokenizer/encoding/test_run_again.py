@@ -68,7 +68,7 @@ def test_a_file_of_the_user_that_has_our_name_is_not_lost(tokenizer: Path, corpu
 
 
 def test_problems_of_an_earlier_corpus_go_with_it(tokenizer: Path, corpus: Path, tmp_path: Path) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"text": 1}\n')
+    (tmp_path / "bad.jsonl").write_text('{"text": 1}\n{"text": "good"}\n')
     encode_corpus(tokenizer, [corpus, tmp_path / "bad.jsonl"], tmp_path / "out", workers=1)
     assert (tmp_path / "out" / "problems.jsonl").exists()
     encode_corpus(tokenizer, [corpus], tmp_path / "out", workers=1, overwrite=True)

@@ -131,3 +131,14 @@ def test_a_state_of_another_version_is_refused_with_what_it_lacks(run: Run) -> N
     ) as caught:
         run.find()
     assert "another version wrote it" in str(caught.value.hint)
+
+
+def test_a_resume_says_what_changed_since_the_checkpoint(run: Run) -> None:
+    run.save(4)
+    optimizer = replace(run.prepared.config.optimizer, lr=9e-3)
+    changed = replace(run.prepared, config=replace(run.prepared.config, optimizer=optimizer))
+    same, other = (find_resume_point(data, hashes=False).changes for data in (run.prepared, changed))
+    assert same == ()
+    line, warning = other
+    assert line == "changed since step 4: optimizer.lr: 0.003 → 0.009"
+    assert warning == "warning: the learning rate jumps at step 5: 3.00e-03 → 9.00e-03"

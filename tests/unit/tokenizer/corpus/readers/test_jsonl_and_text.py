@@ -16,7 +16,7 @@ from tokenizer.corpus.task_plan import plan_tasks
 
 def test_a_text_file_is_one_document_and_is_not_changed(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    text = "\ufeffone\r\n\n  two\rthree\u2028 \u0301"
+    text = "one\ufeff\r\n\n  two\rthree\u2028 \u0301"
     path.write_bytes(text.encode())
     assert read(path) == [Document(str(path), text, len(text.encode()))]
 

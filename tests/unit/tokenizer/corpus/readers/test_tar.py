@@ -13,8 +13,7 @@ import webdataset
 from pretrain.errors import DataError
 from tests.support.corpora import read, rejections, texts
 from tests.support.tars import END, header, member, pax
-from tokenizer.corpus.readers.rejections import ORDINARY_REASONS
-from tokenizer.corpus.readers.tar_members import BROKEN_TAR
+from tokenizer.corpus.readers.rejections import BROKEN_TAR, ORDINARY_REASONS
 
 
 def write(folder: Path, *members: tuple[str, bytes]) -> Path:
@@ -58,10 +57,10 @@ BAD: list[tuple[str, bytes, str]] = [
     ("2.txt", b"a\0b", "binary file"),
     ("2.txt", b"x" * 1001, "too large"),
     ("2.txt.gz", gzip.compress(b"x" * 1001), "too large"),
-    ("2.txt.gz", gzip.compress(bytes(500_000)), "decompression bomb"),
-    ("2.txt.gz", gzip.compress(b"text")[:-9], "truncated gzip"),
-    ("2.txt.gz", b"text", "broken gzip"),
-    ("2.txt.gz", gzip.compress(b"text") + b"more", "broken gzip"),
+    ("2.txt.gz", gzip.compress(bytes(500_000)), "decompression bomb in a member"),
+    ("2.txt.gz", gzip.compress(b"text")[:-9], "truncated gzip in a member"),
+    ("2.txt.gz", b"text", "broken gzip in a member"),
+    ("2.txt.gz", gzip.compress(b"text") + b"more", "broken gzip in a member"),
     ("2.json", b'{"text": ', "broken JSON"),
     ("2.json", b'["text"]', "not a JSON object"),
     ("2.json", b'{"body": "text"}', "no text field"),

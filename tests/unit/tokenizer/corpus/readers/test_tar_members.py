@@ -10,8 +10,8 @@ import pytest
 import webdataset
 
 from tests.support.tars import END, GNU, POSIX, files_by_tarfile, header, listing, member, padded, pax, pax_record
-from tokenizer.corpus.readers.rejections import Rejection
-from tokenizer.corpus.readers.tar_members import BROKEN_TAR, MAX_EXTENDED_BYTES, TarMember, parse_pax, read_members
+from tokenizer.corpus.readers.rejections import BROKEN_TAR, Rejection
+from tokenizer.corpus.readers.tar_members import MAX_EXTENDED_BYTES, TarMember, parse_pax, read_members
 
 GOOD = member(b"a.json", b"[1]")
 
