@@ -17,12 +17,8 @@ from launch.slurm.job_record import JobEvent, JobRecord, LaunchFolder
 from launch.slurm.pending_reasons import explain_reason
 from pretrain.config.load import load_saved
 from pretrain.errors import PretrainError, UserError
-<<<<<<< HEAD
 from pretrain.failure import read_failure
-from pretrain.run_folder import RunFolder
-=======
 from pretrain.run_folder import RunFolder, parse_lines
->>>>>>> main
 
 RECENT_STEPS = 20  # averaged for the speed
 TAIL_BYTES = 65_536

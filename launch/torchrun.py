@@ -69,18 +69,13 @@ def _run_once(config: str, overrides: Sequence[str], nproc: int, folder: RunFold
 
     handled = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     previous = {number: signal.signal(number, note) for number in handled}
-<<<<<<< HEAD
-    environment = {**os.environ, "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", _threads(nproc))}
-    command = torchrun_command(config, overrides, nproc, folder)
-    child = subprocess.Popen(command, env=environment, start_new_session=True)
-=======
     environment = {
         **os.environ,
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", _threads(nproc)),
         "PYTHONSAFEPATH": "1",  # a file in the working folder must not take the place of a module
     }
-    child = subprocess.Popen(torchrun_command(config, overrides, nproc), env=environment, start_new_session=True)
->>>>>>> main
+    command = torchrun_command(config, overrides, nproc, folder)
+    child = subprocess.Popen(command, env=environment, start_new_session=True)
     try:
         while True:
             try:

@@ -1,13 +1,9 @@
 """The folder of a run, and its progress.
 
 RUN/config.yaml                the resolved configuration of the last start
-<<<<<<< HEAD
+RUN/configs/attempt-1.yaml     the same of each start
 RUN/status                     running | unfinished (stopped, resumable) | done | failed | crashed
 RUN/failure.json               why the newest start failed or crashed; failure.py
-=======
-RUN/configs/attempt-1.yaml     the same of each start
-RUN/status                     running | unfinished (stopped, resumable) | done | failed
->>>>>>> main
 RUN/metrics.jsonl              one line an optimizer step
 RUN/evaluations.jsonl          one line an evaluation
 RUN/samples.jsonl              with eval.prompts, one line an evaluation: completions of the prompts

@@ -42,11 +42,8 @@ def local(config: Path, nproc: int, max_restarts: int, overrides: tuple[str, ...
     from pretrain.training.startup.preflight import prepare
 
     run_config = load_config(config, overrides).config
-<<<<<<< HEAD
-    click.echo("checking data and checkpoints …")
-=======
     refuse_beside_job(Path(run_config.run.dir))
->>>>>>> main
+    click.echo("checking data and checkpoints …")
     prepare(run_config, nproc)
     click.echo(f"starting {nproc} process{'es' if nproc > 1 else ''} …")
     folder = RunFolder(Path(run_config.run.dir))
@@ -87,11 +84,8 @@ def hosts(config: Path, hostfile: Path, port: int, ssh: str | None, dry_run: boo
     from launch.slurm.submit import refuse_beside_job
     from pretrain.training.startup.preflight import prepare
 
-<<<<<<< HEAD
-    click.echo("checking data and checkpoints …")
-=======
     refuse_beside_job(Path(run_config.run.dir))
->>>>>>> main
+    click.echo("checking data and checkpoints …")
     prepare(run_config, sum(host.slots for host in machines))
     click.echo(f"starting processes on {len(machines)} machines …")
     sys.exit(launch_hosts(commands, machines, run, reach))

@@ -5,13 +5,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
-<<<<<<< HEAD
-from pretrain.run_folder import RunFolder
-from pretrain.storage.files import append_line, publish_file
-=======
 from pretrain.run_folder import RunFolder, parse_lines
-from pretrain.storage.files import publish_file
->>>>>>> main
+from pretrain.storage.files import append_line, publish_file
 
 TENSORBOARD_GROUPS = {
     "loss": "train/loss",

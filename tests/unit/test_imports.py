@@ -83,16 +83,10 @@ TABLE = {
     "pretrain.train": "pretrain.training",
     "pretrain.node_check": "pretrain.health.nodes",
     "launch.slurm": "pretrain.config pretrain.errors pretrain.plan pretrain.storage omegaconf",
-<<<<<<< HEAD
     "launch": """launch.slurm pretrain.config pretrain.errors pretrain.failure pretrain.plan pretrain.run_folder psutil
         torch""",
-    "pretrain.cli.views": """launch pretrain.errors pretrain.report pretrain.shards tokenizer.corpus.readers tokenizer.encoding
-        tokenizer.training click rich""",
-=======
-    "launch": "launch.slurm pretrain.config pretrain.errors pretrain.plan pretrain.run_folder psutil",
     "pretrain.cli.views": """launch pretrain.errors pretrain.report pretrain.shards tokenizer.corpus
         tokenizer.corpus.readers tokenizer.encoding tokenizer.training click rich""",
->>>>>>> main
     "pretrain.cli.quickstart": """launch pretrain.config pretrain.errors pretrain.plan pretrain.report
         pretrain.run_folder pretrain.training rich""",
     "pretrain.cli": """launch launch.slurm pretrain pretrain.checkpoint pretrain.cli.quickstart pretrain.cli.views

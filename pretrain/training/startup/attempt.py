@@ -104,13 +104,8 @@ class Attempt:
         self.remote = open_remote(self.data.config)
         point = find_resume_point(self.data, hashes=True, recover=self._recover)
         self._add_skipped(point)
-<<<<<<< HEAD
-        publish_file(self.folder.config, config_text(self.data.config))
-=======
         for path in (self.folder.config, self.folder.config_of(self.number)):
             publish_file(path, config_text(self.data.config))
-        self.folder.set_status("running")
->>>>>>> main
         return point
 
     def _add_skipped(self, point: ResumePoint) -> None:

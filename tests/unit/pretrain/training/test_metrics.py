@@ -155,7 +155,6 @@ def test_tensorboard_gets_steps_and_evaluations(folder: RunFolder) -> None:
     assert "valid/step" not in board.Tags()["scalars"]
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("file", ["_steps", "_evaluations"])
 def test_a_full_disk_is_one_error_that_names_the_file(folder: RunFolder, file: str) -> None:
     writer = MetricsWriter(folder, resumed_step=0, tensorboard=False)
@@ -164,7 +163,8 @@ def test_a_full_disk_is_one_error_that_names_the_file(folder: RunFolder, file: s
     with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
         (writer.step if file == "_steps" else writer.evaluation)(values(1))
     writer.close()  # the lost line is not reported again: the error above would be buried
-=======
+
+
 @pytest.mark.parametrize(
     "damage", [b'{"step": 3, "lo\n', b"\0" * 64 + b"\n", b"\n", b"[3]\n", b'{"loss": 3}\n', b"\xff\xfe\n"]
 )
@@ -178,4 +178,3 @@ def test_a_damaged_line_is_moved_aside_with_a_note(folder: RunFolder, name: str,
     (note,) = writer.notes
     assert note.startswith(f"{path}: 1 damaged lines left out; {folder.logs}/replaced-001-")
     assert damage in (folder.logs / f"replaced-001-{path.name}").read_bytes()
->>>>>>> main
