@@ -128,4 +128,4 @@ def test_a_file_in_the_working_folder_does_not_take_the_place_of_a_module(
     (tmp_path / "pretrain.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchrun, "torchrun_command", lambda *_: [sys.executable, "-m", "pretrain.train", "--help"])
-    assert launch_local("run.yaml", [], 1, tmp_path / "stop") == 0
+    assert launch_local("run.yaml", [], 1, RunFolder(tmp_path)) == 0
