@@ -42,10 +42,9 @@ def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[
     if problems:
         lines = "\n".join(f"  - {problem}" for problem in problems)
         hint = "start a new run with another run.dir; checkpoint.resume=never guarantees that nothing is resumed"
-        if any(line.startswith(("stages:", "sources:")) for line in changed):
+        if changed and all(line.startswith(("stages:", "sources:")) for line in changed) and _only_more(state, order):
             hint = (
-                f"samples already read cannot change; to change weights or sources from here on, add a stage: "
-                f"data.stages.NAME.start_step={state['step']} data.stages.NAME.weights.SOURCE=…"
+                f"samples already read cannot change; from here on they can: {_as_stage(saved, config, state['step'])}"
             )
         raise CheckpointError(f"checkpoint {folder} does not fit this run; differences:\n{lines}", hint=hint)
     if state["step"] > config.schedule.total_steps:
@@ -53,6 +52,28 @@ def check_fits(folder: Path, state: dict[str, Any], config: Config, order: dict[
             f"schedule.total_steps={config.schedule.total_steps} is below the step of checkpoint {folder}",
             hint=f"schedule.total_steps={state['step']} or more",
         )
+
+
+def _only_more(state: dict[str, Any], order: dict[str, Any]) -> bool:
+    """Whether the run has all sources of the checkpoint, unchanged."""
+    return bool(state["order"].get("sources", {}).items() <= order["sources"].items())
+
+
+def _as_stage(saved: Config, config: Config, step: int) -> str:
+    """Arguments that keep the past of a run and give its sources their new weights from `step` on."""
+    sources, past = config.data.train, saved.data.train
+    before = {name: past[name].weight if name in past else 0.0 for name in sources}
+    return " ".join(
+        [
+            *(
+                f"data.train.{name}.weight={weight:g}"
+                for name, weight in before.items()
+                if weight != sources[name].weight
+            ),
+            f"data.stages.from{step}.start_step={step}",
+            *(f"data.stages.from{step}.weights.{name}={source.weight:g}" for name, source in sources.items()),
+        ]
+    )
 
 
 def load_checkpoint(folder: Path, state: dict[str, Any], engine: "Engine", world: "World") -> Progress:

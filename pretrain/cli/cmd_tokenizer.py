@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ def repeat_option(arguments: list[str], option: str) -> list[str]:
     return expanded
 
 
-class Share(click.ParamType):
+class Share(click.ParamType):  # type: ignore[type-arg, unused-ignore]  # generic in new versions of click only
     """A share between 0 and 1, written `0.005` or `0.5%`."""
 
     name = "share"
@@ -87,6 +88,21 @@ def limit_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 overwrite_option = click.option("--overwrite", is_flag=True, help="Replace the contents of --output.")
+
+
+class PieceCount(click.IntRange):
+    """A number of at least 1; `32k` is refused with the two numbers that it may mean."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a number with a suffix."""
+        found = re.fullmatch(r"(\d+)[kK]i?", str(value))
+        if found is not None:
+            number = int(found[1])
+            self.fail(f"{value!r} is not a plain number: write {1000 * number} or {1024 * number}", param, ctx)
+        return super().convert(value, param, ctx)
 
 
 @click.group()
@@ -187,7 +203,6 @@ def encode(
         EncodeRun(replace(encoding, holdout=holdout or 0.0, part=part), inputs, output / part, overwrite=overwrite)
         for part in (PARTS if holdout else ("",))
     ]
-    _warn_of_losses(model)
     for run in runs:
         if holdout:
             click.echo(f"{run.output}:")
@@ -247,19 +262,6 @@ def _refuse_contradictions(
         raise click.UsageError(
             f"--overwrite with {chosen[0]} would remove the output of other tasks: run --plan --overwrite before"
         )
-
-
-def _warn_of_losses(model: Path) -> None:
-    """Warn if a tokenizer.json does not round-trip all texts: its ids fit its model, but some text is lost."""
-    from tokenizer.models.base import is_tokenizer_json
-
-    if is_tokenizer_json(model):
-        from tokenizer.models.round_trip import round_trip_losses
-        from tokenizer.training.inspect_hf import open_tokenizer_json
-
-        lost = round_trip_losses(open_tokenizer_json(model))
-        if lost:
-            click.echo(f"warning: {model}: some texts do not come back from their ids: {'; '.join(lost)}", err=True)
 
 
 def _pop_read_options(options: dict[str, Any]) -> ReadOptions:

@@ -11,6 +11,7 @@ import click
 
 from pretrain.cli.cmd_tokenizer import (
     ManyInputs,
+    PieceCount,
     format_option,
     limit_options,
     overwrite_option,
@@ -82,9 +83,7 @@ def reading_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.command(cls=ManyValues)
 @sources_option
-@click.option(
-    "--vocab-size", required=True, type=click.IntRange(min=1), help="Number of pieces, special ones included."
-)
+@click.option("--vocab-size", required=True, type=PieceCount(), help="Number of pieces, special ones included.")
 @click.option("--output", required=True, type=click.Path(path_type=Path), metavar="DIR", help="Folder for the model.")
 @click.option("--sample-bytes", default="100MB", show_default=True, metavar="B", help="Text to train on in total.")
 @click.option(
@@ -135,7 +134,7 @@ def train(
     from tokenizer.training.compression_report import make_report, measure_sources
     from tokenizer.training.inspect_sentencepiece import open_model
     from tokenizer.training.record import describe_record
-    from tokenizer.training.train_bpe import train_tokenizer
+    from tokenizer.training.train_bpe import size_warning, train_tokenizer
 
     with sample_progress() as progress:
         training = train_tokenizer(
@@ -155,6 +154,8 @@ def train(
             progress=progress,
         )
     print_rows(training_rows(training))
+    if warning := size_warning(vocab_size, training.record["sample_bytes"]):
+        click.echo(f"warning: {warning}", err=True)
     model = open_model(training.path)
     held_out = {sample.name: sample.held_out for sample in training.samples}
     if not any(held_out.values()):

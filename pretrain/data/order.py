@@ -182,5 +182,17 @@ def differences(expected: Mapping[str, Any], found: Mapping[str, Any]) -> list[s
     """Differences between two descriptions of an order, a line each."""
     names = sorted({*expected, *found})
     return [
-        f"{name}: {expected.get(name)} → {found.get(name)}" for name in names if expected.get(name) != found.get(name)
+        f"{name}: {_shown(expected.get(name))} → {_shown(found.get(name))}"
+        for name in names
+        if expected.get(name) != found.get(name)
     ]
+
+
+def _shown(value: Any) -> Any:
+    """A value of a description for people: contents by the start of their hash, stages by their slots."""
+    if isinstance(value, dict):
+        return ", ".join(f"{name} ({str(content)[:8]}…)" for name, content in value.items())
+    if isinstance(value, list):
+        slots = (", ".join(f"{name} {count}" for name, count in stage["slots"]) for stage in value)
+        return "; ".join(f"from sample {stage['start']}: {mix}" for stage, mix in zip(value, slots, strict=True))
+    return value

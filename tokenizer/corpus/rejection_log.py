@@ -17,6 +17,7 @@ from tokenizer.corpus.readers.rejections import DAMAGED_REASONS, HINTS, ORDINARY
 
 DUPLICATE = "duplicate"
 HELD_OUT, TRAINED_ON = "held out", "trained on"  # in the other part (encoding/holdout.py)
+LOSSY = "lost by the tokenizer"
 SHOWN = 10
 _NOT_BAD = ORDINARY_REASONS | {DUPLICATE, HELD_OUT, TRAINED_ON}
 

@@ -2,7 +2,8 @@
 
 1. Read documents, part by part.                                                             -> corpus/readers/
 2. Leave out documents whose text occurs earlier, or that belong to the other part.          -> deduplicate.py, holdout.py
-3. Encode each: bos + ids + eos, or ids + eos if the tokenizer has no bos.                     -> models/fast.py
+3. Encode each: bos + ids + eos, or ids + eos if the tokenizer has no bos. One whose characters the tokenizer does not have
+   is left out.                                                          -> models/fast.py, models/round_trip.py
 4. Shuffle in windows of about 2^26 ids.                                                          -> shuffle.py
 5. Layout "packed": pack documents into bins.                       -> shards/packing.py, shards/packed_writer.py
 6. Cut the ids into blocks, in shards of this task.                                          -> shards/writer.py
@@ -25,7 +26,7 @@ from pretrain.shards.writer import ShardWriter
 from tokenizer.corpus.readers import CorpusTask, read_part
 from tokenizer.corpus.readers.open_file import escape_url
 from tokenizer.corpus.readers.rejections import Rejection
-from tokenizer.corpus.rejection_log import DUPLICATE
+from tokenizer.corpus.rejection_log import DUPLICATE, LOSSY
 from tokenizer.encoding.deduplicate import TaskDuplicates, load_duplicates
 from tokenizer.encoding.encode_options import Encoding
 from tokenizer.encoding.holdout import left_out
@@ -34,7 +35,7 @@ from tokenizer.encoding.shared_counts import SharedCounts, TaskCounter
 from tokenizer.encoding.shuffle import ShuffleWindow, window_seed
 from tokenizer.encoding.work_folder import WorkFolder, task_name
 from tokenizer.models.base import tokenizer_sha256
-from tokenizer.models.fast import Encode, load_encoder
+from tokenizer.models.fast import TextEncoder, load_encoder
 
 
 @dataclass(frozen=True)
@@ -48,25 +49,25 @@ class EncodeWorker:
     def __call__(self, task: CorpusTask, counts: SharedCounts, row: int) -> Receipt:
         """`encode_task`, without the task's duplicates if the run deduplicates."""
         duplicates = load_duplicates(self.work, task.number) if self.encoding.deduplicate else None
-        encode = _load_encoder(self.encoding.tokenizer, self.encoding.tokenizer_sha256)
+        encoder = _load_encoder(self.encoding.tokenizer, self.encoding.tokenizer_sha256)
         counter = TaskCounter(counts, row, self.max_bad_documents, self.encoding.max_bad_files)
-        return encode_task(task, self.encoding, encode, self.work, counter, duplicates)
+        return encode_task(task, self.encoding, encoder, self.work, counter, duplicates)
 
 
 @lru_cache(maxsize=1)
-def _load_encoder(tokenizer: Path, sha256: str) -> Encode:
+def _load_encoder(tokenizer: Path, sha256: str) -> TextEncoder:
     """Loaded once per process. Raises DataError if the tokenizer changed since the run began."""
     if tokenizer_sha256(tokenizer) != sha256:
         raise DataError(
             f"{tokenizer}: changed while the corpus was encoded", hint="start from the beginning with --overwrite"
         )
-    return load_encoder(tokenizer).encode
+    return load_encoder(tokenizer)
 
 
 def encode_task(
     task: CorpusTask,
     encoding: Encoding,
-    encode: Encode,
+    encoder: TextEncoder,
     work: WorkFolder,
     counter: TaskCounter,
     duplicates: TaskDuplicates | None = None,
@@ -91,7 +92,7 @@ def encode_task(
                 else BinWriter(shard_writer, seq_len=encoding.seq_len, pad_id=encoding.pad_id)
             )
             writer = bins or shard_writer
-            for number, documents in enumerate(_windows(task, encoding, encode, window, counter, duplicates)):
+            for number, documents in enumerate(_windows(task, encoding, encoder, window, counter, duplicates)):
                 for ids, lengths in documents.drain(window_seed(encoding.seed, task.number, number)):
                     writer.add(ids, lengths)
             shards = writer.finish() if counter.written else ()
@@ -116,7 +117,7 @@ def encode_task(
 def _windows(
     task: CorpusTask,
     encoding: Encoding,
-    encode: Encode,
+    encoder: TextEncoder,
     window: ShuffleWindow,
     counter: TaskCounter,
     duplicates: TaskDuplicates | None,
@@ -137,7 +138,10 @@ def _windows(
             if reason := left_out(found.text, encoding.holdout, encoding.part):
                 counter.reject(escape_url(part.url), Rejection(found.place, reason, "by the hash of its text"))
                 continue
-            ids = encode(found.text)
+            ids = encoder.encode(found.text)
+            if encoder.losses is not None and (lost := encoder.losses(found.text, ids.tolist())):
+                counter.reject(escape_url(part.url), Rejection(found.place, LOSSY, lost))
+                continue
             window.add(encoding.bos_id, ids, encoding.eos_id)
             counter.count(found, len(ids) + 1 + (encoding.bos_id >= 0))
             if window.full:

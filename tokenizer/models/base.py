@@ -115,7 +115,9 @@ def read_tokenizer_file(path: Path) -> bytes:
     except FileNotFoundError:
         raise DataError(f"{path}: no such tokenizer", hint=TRAIN_HINT) from None
     except IsADirectoryError:
-        raise DataError(f"{path}: is a folder", hint=f"name the file in it: {path / SENTENCEPIECE_MODEL}") from None
+        found = [path / name for name in (SENTENCEPIECE_MODEL, TOKENIZER_JSON) if (path / name).is_file()]
+        hint = f"name the file in it: {found[0]}" if found else f"it has no {SENTENCEPIECE_MODEL} or {TOKENIZER_JSON}"
+        raise DataError(f"{path}: is a folder", hint=hint) from None
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror}") from None
     if len(data) > LARGEST_BYTES:

@@ -26,6 +26,7 @@ from tokenizer.models.base import Tokenizer, is_tokenizer_json
 from tokenizer.models.hf_json import HFTokenizer
 from tokenizer.models.open_tokenizer import load_tokenizer
 from tokenizer.models.probe_texts import probe_texts
+from tokenizer.models.round_trip import Losses, losses_of
 from tokenizer.models.sentencepiece import (
     BYTE,
     CONTROL,
@@ -67,6 +68,7 @@ class TextEncoder:
     name: str  # for reports
     note: str  # why not a faster encoder; empty if there is none
     encode: Encode  # text without lone surrogates -> int32 [tokens], without bos and eos
+    losses: Losses | None = None  # None: no text loses anything
 
 
 def load_encoder(tokenizer: Path | bytes) -> TextEncoder:
@@ -82,8 +84,9 @@ def load_encoder(tokenizer: Path | bytes) -> TextEncoder:
         assert isinstance(hf, HFTokenizer)
         name = f"tokenizers {version('tokenizers')}"
         if can_split(hf):
-            return TextEncoder(hf, name, "", _encode_in_parts(hf))
-        return TextEncoder(hf, f"{name}, whole texts", "splitting may change its ids", _encode_whole(hf))
+            return TextEncoder(hf, name, "", _encode_in_parts(hf), losses_of(hf))
+        note = "splitting may change its ids"
+        return TextEncoder(hf, f"{name}, whole texts", note, _encode_whole(hf), losses_of(hf))
     model = load_sentencepiece_model(tokenizer)
     proto = proto_of(model)
     if reason := why_not_split(proto):

@@ -1,12 +1,14 @@
 """Information that a text loses between encoding and decoding with a tokenizer.json.
 
-Our SentencePiece models are lossless. Other tokenizers need not be: their ids are still right for their weights, but
-whoever continues training with them must know. Losses are found by encoding probe texts, since any part of the file can
-cause them.
+Our SentencePiece models are lossless. Other tokenizers need not be, and any part of the file can cause it: probe texts show
+whether it can happen, and then each text is decoded. What the file's normalizer alone changes (NFC) is what the weights are
+used to; anything else is lost.
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from tokenizer.models.base import SPACE_MARK
 from tokenizer.models.hf_json import HFTokenizer
 
 # Text: its description in the finding.
@@ -42,6 +44,38 @@ def round_trip_losses(tokenizer: HFTokenizer) -> list[str]:
     if losses and normalizer:
         losses.append(f"its normalizer is {normalizer}")
     return losses
+
+
+Losses = Callable[[str, Sequence[int]], str]  # text and its ids -> what is lost, or ""
+
+
+def losses_of(tokenizer: HFTokenizer) -> Losses | None:
+    """A check of texts for what is lost beyond the normalizer's changes; None if the file loses nothing."""
+    normalizer = tokenizer.backend.normalizer
+
+    def lost(text: str, ids: Sequence[int]) -> str:
+        decoded = tokenizer.decode(ids)
+        normalized = text if normalizer is None else normalizer.normalize_str(text)
+        spaced = normalized.replace(SPACE_MARK, " ")
+        if decoded in (text, text.replace(SPACE_MARK, " "), normalized, spaced, spaced.removeprefix(" ")):
+            return ""
+        start = next((n for n, pair in enumerate(zip(text, decoded, strict=False)) if pair[0] != pair[1]), len(decoded))
+        shown = slice(max(0, start - 8), start + 8)
+        return f"{text[shown]!a} comes back as {decoded[shown]!a}"
+
+    restored = not any(lost(text, tokenizer.encode(text)) for text in PROBES)
+    return None if restored and _has_all_bytes(tokenizer) else lost
+
+
+def _has_all_bytes(tokenizer: HFTokenizer) -> bool:
+    """Whether any character has ids: by its bytes, as tokens of their own."""
+    from tokenizers import pre_tokenizers
+
+    vocabulary = tokenizer.backend.get_vocab()
+    if tokenizer.tokenizer_json["model"].get("byte_fallback") is True:
+        return all(f"<0x{byte:02X}>" in vocabulary for byte in range(256))
+    by_bytes = "ByteLevel" in describe_part(tokenizer.tokenizer_json.get("pre_tokenizer"))
+    return by_bytes and all(character in vocabulary for character in pre_tokenizers.ByteLevel.alphabet())
 
 
 def describe_part(part: Any) -> str:

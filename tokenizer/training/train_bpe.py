@@ -35,6 +35,9 @@ SAMPLE_BYTES = 100_000_000
 HELD_OUT_BYTES = 2_000_000
 CONTROL_SYMBOLS = ("<|im_start|>", "<|im_end|>", *(f"<|reserved_{i}|>" for i in range(6)))
 CHARACTER_COVERAGE = 0.9995
+# Python sources, bytes of sample a piece: share of pieces that occur in held-out text. 125: 18 %, 250: 31 %, 500: 50 %.
+BYTES_PER_PIECE = 400
+SMALLEST_ADVISED = 1_000  # below, the 256 bytes and the characters of the sample leave little for words
 UNKNOWN_MARK = "\u2585"
 
 # Lossless, and exportable with the same ids.
@@ -147,6 +150,15 @@ def train_tokenizer(
     )
     _publish(output, {**record_files(record, samples), MODEL_NAME: model})
     return Training(path, record, samples, sampled - started, trained - sampled, _peak_bytes())
+
+
+def size_warning(vocab_size: int, sample_bytes: int) -> str | None:
+    """Warning of a vocabulary too large for its sample: most pieces are then too rare for a model to learn."""
+    if sample_bytes >= BYTES_PER_PIECE * vocab_size:
+        return None
+    fitting = sample_bytes // BYTES_PER_PIECE
+    smaller = f", or --vocab-size {fitting}" if fitting >= SMALLEST_ADVISED else ""
+    return f"{vocab_size:,} pieces for {sample_bytes / 1e6:,.1f} MB of text: most will be rare; train on more text{smaller}"
 
 
 class Sentences:

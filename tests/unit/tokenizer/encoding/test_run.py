@@ -25,6 +25,7 @@ from tokenizer.encoding.encode_options import EncodeOptions, make_encoding
 from tokenizer.encoding.run import EncodeRun, encode_corpus
 from tokenizer.encoding.shared_counts import EncodeProgress, SharedCounts, TaskCounter
 from tokenizer.models.base import tokenizer_sha256
+from tokenizer.models.fast import TextEncoder
 from tokenizer.models.sentencepiece import load_sentencepiece_model
 
 BLOCK = 64
@@ -119,7 +120,7 @@ def test_a_large_vocabulary_is_stored_in_four_bytes(tokenizer: Path, corpus: Pat
     def encode(text: str) -> np.ndarray:
         return np.array(sp.encode(text), np.int32) + 66_000
 
-    encode_task.encode_task(run.plan.tasks[0], run.encoding, encode, run.work, counter)
+    encode_task.encode_task(run.plan.tasks[0], run.encoding, TextEncoder(sp, "shifted", "", encode), run.work, counter)
     manifest = run.merge()
     assert manifest.dtype == "<u4"
     documents = documents_of(tmp_path / "out", manifest)

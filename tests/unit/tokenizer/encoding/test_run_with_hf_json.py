@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner, Result
-from tokenizers import AddedToken, Tokenizer
+from tokenizers import AddedToken, Tokenizer, decoders, models
 
 from pretrain.cli.main import cli
 from pretrain.config.schema import SourceConfig
@@ -26,6 +26,8 @@ from tokenizer.encoding.run import encode_corpus
 from tokenizer.encoding.shuffle import ShuffleWindow
 from tokenizer.models.base import tokenizer_sha256
 from tokenizer.models.open_tokenizer import load_tokenizer
+from tokenizer.models.round_trip import losses_of
+from tokenizer.training.inspect_hf import open_tokenizer_json
 
 BLOCK = 64
 
@@ -133,13 +135,37 @@ def test_a_document_is_framed_by_what_there_is(bos: int, expected: list[int]) ->
     assert documents == sorted([expected, [7, 8] if bos >= 0 else [8]])
 
 
-def test_encode_says_once_what_is_lost_and_why(kinds: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
-    result = run("encode", "--tokenizer", kinds["qwen"], "--input", corpus, "--output", tmp_path / "a", "--workers", 2)
-    assert result.exit_code == 0
-    assert result.stderr.count("some texts do not come back") == 1
-    assert "as two characters is not restored: 'e\\u0301' becomes '\\xe9'; its normalizer is NFC" in result.stderr
-    result = run("encode", "--tokenizer", kinds["gpt2"], "--input", corpus, "--output", tmp_path / "b", "--workers", 1)
-    assert result.stderr == ""
+@pytest.mark.parametrize("unknown", [None, "?"])
+def test_documents_whose_characters_the_tokenizer_lacks_are_left_out_and_limited(
+    unknown: str | None, tmp_path: Path
+) -> None:
+    vocabulary = {character: token for token, character in enumerate("abcdefghijklmnopqrstuvwxyz ")}
+    codec = Tokenizer(models.BPE({**vocabulary, "?": 27}, [], unk_token=unknown))
+    codec.decoder = decoders.Fuse()
+    codec.add_special_tokens([AddedToken("</s>", special=True)])
+    codec.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    corpus = write_jsonl(tmp_path / "corpus.jsonl", ["plain text", "caf\u00e9 \u2014", "more of it"])
+    paths = ["--tokenizer", tmp_path / "tokenizer.json", "--input", corpus, "--output", tmp_path / "out"]
+    result = run("encode", *paths, "--workers", 1)
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest.skipped == {"lost by the tokenizer": 1}
+    assert (manifest.documents, manifest.text_bytes) == (2, len("plain text" + "more of it"))
+    assert "lost by the tokenizer" in result.stdout and result.stderr == ""
+    assert "'caf\\\\xe9 \\\\u2014' comes back as 'caf" in (tmp_path / "out/problems.jsonl").read_text()
+    with pytest.raises(DataError, match=r"max_bad_documents=0 documents cannot be used\n.*:2.*lost by the tokenizer"):
+        run("encode", *paths, "--workers", 1, "--max-bad-documents", 0, "--overwrite")
+
+
+def test_nothing_is_said_of_losses_where_nothing_is_lost(kinds: dict[str, Path], corpus: Path, tmp_path: Path) -> None:
+    """A normalizer's own changes, which the weights are used to, are no loss."""
+    for name in ("gpt2", "llama2", "qwen"):
+        result = run(
+            "encode", "--tokenizer", kinds[name], "--input", corpus, "--output", tmp_path / name, "--workers", 1
+        )
+        assert (result.exit_code, result.stderr) == (0, "") and "left out" not in result.stdout
+        losses = losses_of(open_tokenizer_json(kinds[name]))
+        assert losses is None  # so that no text has to be decoded
 
 
 @pytest.mark.parametrize(

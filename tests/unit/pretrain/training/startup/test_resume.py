@@ -142,3 +142,14 @@ def test_a_resume_says_what_changed_since_the_checkpoint(run: Run) -> None:
     line, warning = other
     assert line == "changed since step 4: optimizer.lr: 0.003 → 0.009"
     assert warning == "warning: the learning rate jumps at step 5: 3.00e-03 → 9.00e-03"
+
+
+def test_the_hint_for_a_source_that_is_added_works_when_typed(run: Run, tmp_path: Path) -> None:
+    run.save(4)
+    added = (f"data.train.new.path={tmp_path / 'valid'}", "data.train.new.weight=0.5", "data.valid=null")
+    with pytest.raises(CheckpointError, match=r"sources: a \(\w{8}…\) → a") as caught:
+        find_resume_point(open_data(load_config(tmp_path / "config.yaml", added).config), hashes=False)
+    arguments = str(caught.value.hint).rpartition(": ")[2].split()
+    assert "data.train.new.weight=0" in arguments
+    data = open_data(load_config(tmp_path / "config.yaml", (*added, *arguments)).config)
+    assert find_resume_point(data, hashes=False).step == 4
