@@ -16,7 +16,11 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from launch.agent import agent_command
+from launch.torchrun import acknowledgement, say
 from pretrain.errors import UserError
+from pretrain.failure import read_failure
+from pretrain.run_folder import RunFolder
 
 SSH = ("ssh", "-tt", "-o", "BatchMode=yes")  # -tt: with a terminal, killing ssh ends the remote command
 # Environment variables forwarded to the remote processes.
@@ -74,8 +78,9 @@ def host_commands(
     port: int,
     environment: Mapping[str, str],
     folder: Path,
+    logs: Path,
 ) -> list[str]:
-    """One shell command per machine, the head first."""
+    """One shell command per machine, the head first. `logs` gets torchrun's messages."""
     variables = [f"{name}={value}" for name, value in sorted(environment.items()) if _PASSED.fullmatch(name)]
     head = hosts[0].name.rpartition("@")[2]
     commands = []
@@ -83,9 +88,7 @@ def host_commands(
         options = [f"--nnodes={len(hosts)}", f"--node-rank={rank}", f"--nproc-per-node={host.slots}"]
         options += [f"--master-addr={head}", f"--master-port={port}", "--max-restarts=0", "--shutdown-timeout=60"]
         agent = [
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
+            *agent_command(logs / f"torchrun-{rank}.log"),
             *options,
             "--module",
             "--",
@@ -98,12 +101,14 @@ def host_commands(
     return commands
 
 
-def launch_hosts(commands: Sequence[str], hosts: Sequence[Host], stop_file: Path, ssh: Sequence[str] = SSH) -> int:
+def launch_hosts(commands: Sequence[str], hosts: Sequence[Host], folder: RunFolder, ssh: Sequence[str] = SSH) -> int:
     """Run all commands. A signal writes the stop file, a second Ctrl-C ends them. Returns the first non-zero exit code."""
     asked: list[int] = []
+    stop_file, number, ended = folder.stop_file, folder.attempt(), ""
 
     def note(number: int, _frame: FrameType | None) -> None:
         asked.append(number)
+        say(acknowledgement(asked))
 
     handled = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
     previous = {number: signal.signal(number, note) for number in handled}
@@ -117,7 +122,7 @@ def launch_hosts(commands: Sequence[str], hosts: Sequence[Host], stop_file: Path
             codes = [child.poll() for child in children]
             bad = next((index for index, code in enumerate(codes) if code), None)
             if bad is not None:
-                print(f"{hosts[bad].name} exited with {codes[bad]}; stopping the others", file=sys.stderr, flush=True)
+                ended = f"error: {hosts[bad].name} exited with {codes[bad]}; the others were stopped"
                 return int(codes[bad] or 1)
             if None not in codes:
                 return 0
@@ -128,6 +133,9 @@ def launch_hosts(commands: Sequence[str], hosts: Sequence[Host], stop_file: Path
             time.sleep(POLL_SECONDS)
     finally:
         _end(children)
+        if ended:  # last: what the others say on their way out is not the cause
+            failure = read_failure(folder) if folder.attempt() > number else None
+            print(ended if failure is None else f"{ended}: {failure}", file=sys.stderr, flush=True)
         for number, handler in previous.items():
             signal.signal(number, handler)
         if asked:

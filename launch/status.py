@@ -14,8 +14,10 @@ from typing import Any
 from launch.restarts import newest_checkpoint
 from launch.slurm import commands as slurm
 from launch.slurm.job_record import JobEvent, JobRecord, LaunchFolder
+from launch.slurm.pending_reasons import explain_reason
 from pretrain.config.load import load_saved
 from pretrain.errors import PretrainError, UserError
+from pretrain.failure import read_failure
 from pretrain.run_folder import RunFolder, parse_lines
 
 RECENT_STEPS = 20  # averaged for the speed
@@ -44,6 +46,7 @@ class RunStatus:
     metrics_age_s: float | None
     job: dict[str, Any] | None  # id, state, reason, nodes, start, left, restart
     log: list[str]
+    failure: dict[str, Any] | None = None  # of the newest start: failure.py
 
     def to_json(self) -> dict[str, Any]:
         """Plain values for JSON."""
@@ -68,10 +71,13 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
     checkpoint, saved = newest_checkpoint(folder.checkpoints) or (None, None)
     silent = None if not lines else now - folder.metrics.stat().st_mtime
     status = folder.status()
+    failure = None if status in ("done", "unfinished") else read_failure(folder)
+    why = _why(status, job, unknown, record, history, silent, seconds)
+    training = why.startswith("training")
     return RunStatus(
         run=str(run),
         status=status,
-        why=_why(status, job, unknown, record, history, silent, seconds),
+        why=why if failure is None or record is not None else f"{failure.status}: {failure}",
         attempt=folder.attempt(),
         step=step,
         total_steps=total,
@@ -79,12 +85,13 @@ def read_status(run: Path, now: float | None = None) -> RunStatus:
         tokens_per_second=rate,
         model_tflops_per_second=None if flops is None else flops / 1e12,
         mfu=_mfu(flops, record),
-        seconds_left=None if seconds is None or total is None else max(0, total - step) * seconds,
+        seconds_left=None if seconds is None or total is None or not training else max(0, total - step) * seconds,
         checkpoint_step=checkpoint,
         checkpoint_age_s=None if saved is None else now - saved,
         metrics_age_s=silent,
         job=_job_values(job, record, history),
         log=_log_tail(folder, record),
+        failure=None if failure is None else asdict(failure),
     )
 
 
@@ -138,7 +145,10 @@ def _why(
     if job is not None:
         if job.state == "PENDING":
             again = f", after: {last.text}" if last is not None and last.what == "requeue" else ""
-            return f"job {job.job_id} waits in the queue: {job.reason}{again}"
+            return f"job {job.job_id} waits in the queue: {explain_reason(job.reason)}{again}"
+        if job.state == "COMPLETING":
+            end = f": {last.text}" if last is not None and last.what == "end" else ", cancelled or at its end"
+            return f"job {job.job_id} is being cleaned up by SLURM{end}"
         if job.state != "RUNNING":
             return f"job {job.job_id} is {job.state}"
         if status != "running":
@@ -153,11 +163,11 @@ def _why(
     if last is not None and last.what == "end":
         return f"job {last.job_id} ended: {last.text}"
     if record is not None:
-        end = slurm.job_end(record.job_id)
-        return f"job {record.job_id} is gone" + (f": {end}" if end else ", for an unknown reason")
+        found = slurm.job_end(record.job_id)
+        return f"job {record.job_id} is gone" + (f": {found}" if found else ", for an unknown reason")
     if status == "running":
         late = silent_s is not None and silent_s > max(SILENT_S, 10 * (step_s or 0))
-        return "training stopped without recording why: killed, or its machine is down" if late else "training"
+        return "it stopped without recording why: killed, or its machine is down" if late else "training"
     return {None: "not started", "unfinished": "stopped and saved; the same command resumes it"}.get(
         status, str(status)
     )

@@ -2,7 +2,8 @@
 
 RUN/config.yaml                the resolved configuration of the last start
 RUN/configs/attempt-1.yaml     the same of each start
-RUN/status                     running | unfinished (stopped, resumable) | done | failed
+RUN/status                     running | unfinished (stopped, resumable) | done | failed | crashed
+RUN/failure.json               why the newest start failed or crashed; failure.py
 RUN/metrics.jsonl              one line an optimizer step
 RUN/evaluations.jsonl          one line an evaluation
 RUN/samples.jsonl              with eval.prompts, one line an evaluation: completions of the prompts
@@ -28,7 +29,7 @@ from typing import IO, Any, NamedTuple
 from pretrain.errors import UserError
 from pretrain.storage.files import publish_file
 
-STATUSES = ("running", "unfinished", "done", "failed")
+STATUSES = ("running", "unfinished", "done", "failed", "crashed")
 
 
 class SkippedRange(NamedTuple):
@@ -129,6 +130,11 @@ class RunFolder:
     def skipped(self) -> Path:
         """Samples skipped after rollbacks."""
         return self.path / "jumps.json"
+
+    @property
+    def failure(self) -> Path:
+        """Why the newest start failed."""
+        return self.path / "failure.json"
 
     @property
     def heartbeats(self) -> Path:

@@ -22,7 +22,7 @@ TASK = (
 )
 # is_host explicitly: torch guesses the rendezvous host from host names, wrongly on a node with several names.
 AGENT = (
-    'host=0; [ "$SLURM_NODEID" != 0 ] || host=1; exec {python} -m torch.distributed.run --nnodes="$SLURM_NNODES" '
+    'host=0; [ "$SLURM_NODEID" != 0 ] || host=1; exec {python} -m launch.agent {log} --nnodes="$SLURM_NNODES" '
     "--nproc-per-node={local_size} --rdzv-backend=c10d --rdzv-endpoint=$MASTER_ADDR:$MASTER_PORT "
     '--rdzv-id="$SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}}" --rdzv-conf="is_host=$host" --max-restarts=0 '
     '--shutdown-timeout=60 --module -- "$@"'
@@ -62,7 +62,11 @@ def render_train(job: TrainJob, cluster: Cluster) -> str:
     per_node = cluster.processes_per_node
     agents = cluster.launcher == "torchrun"
     python = interpreter(cluster)
-    wrapper = (AGENT if agents else TASK).format(local_size=per_node, python=shlex.quote(python))
+    wrapper = (AGENT if agents else TASK).format(
+        local_size=per_node,
+        python=shlex.quote(python),
+        log=shlex.quote(f"{job.run}/logs/torchrun") + '"-$SLURM_NODEID.log"',
+    )
     train = ["pretrain.train", str(job.config)]
     check = [
         python,

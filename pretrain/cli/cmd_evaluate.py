@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -110,7 +111,8 @@ def evaluate(nproc: int, **options: object) -> None:
 
 
 def run_processes(request: "EvaluationRequest", nproc: int) -> int:
-    """Evaluate with `nproc` processes under torchrun. Returns its exit code."""
+    """Evaluate with `nproc` processes under torchrun. Returns the exit code of the one that failed, or 0."""
+    from launch.agent import agent_command
     from launch.processes import kill_tree
 
     def end(number: int, _frame: FrameType | None) -> NoReturn:
@@ -120,7 +122,7 @@ def run_processes(request: "EvaluationRequest", nproc: int) -> int:
     arguments = [*options, "pretrain.evaluation.worker", request.to_json()]
     # Without it, torchrun warns and sets 1.
     environment = {**os.environ, "OMP_NUM_THREADS": str(request.threads)}
-    command = [sys.executable, "-m", "torch.distributed.run", *arguments]
+    command = [*agent_command(Path(os.devnull)), *arguments]
     # In its own session, so that Ctrl-C reaches only this process: torchrun would print tracebacks of all ranks.
     child = subprocess.Popen(command, env=environment, start_new_session=True)
     previous = signal.signal(signal.SIGTERM, end)

@@ -43,7 +43,9 @@ def local(config: Path, nproc: int, max_restarts: int, overrides: tuple[str, ...
 
     run_config = load_config(config, overrides).config
     refuse_beside_job(Path(run_config.run.dir))
+    click.echo("checking data and checkpoints …")
     prepare(run_config, nproc)
+    click.echo(f"starting {nproc} process{'es' if nproc > 1 else ''} …")
     folder = RunFolder(Path(run_config.run.dir))
     sys.exit(launch_with_restarts(str(config), overrides, nproc, folder, max_restarts))
 
@@ -70,7 +72,10 @@ def hosts(config: Path, hostfile: Path, port: int, ssh: str | None, dry_run: boo
 
     machines = read_hostfile(hostfile)
     run_config = load_config(config, overrides).config
-    commands = host_commands(str(config), overrides, machines, port=port, environment=os.environ, folder=Path.cwd())
+    run = RunFolder(Path(run_config.run.dir))
+    commands = host_commands(
+        str(config), overrides, machines, port=port, environment=os.environ, folder=Path.cwd(), logs=run.logs
+    )
     reach = SSH if ssh is None else tuple(shlex.split(ssh))
     if dry_run:
         for host, command in zip(machines, commands, strict=True):
@@ -80,8 +85,10 @@ def hosts(config: Path, hostfile: Path, port: int, ssh: str | None, dry_run: boo
     from pretrain.training.startup.preflight import prepare
 
     refuse_beside_job(Path(run_config.run.dir))
+    click.echo("checking data and checkpoints …")
     prepare(run_config, sum(host.slots for host in machines))
-    sys.exit(launch_hosts(commands, machines, RunFolder(Path(run_config.run.dir)).stop_file, reach))
+    click.echo(f"starting processes on {len(machines)} machines …")
+    sys.exit(launch_hosts(commands, machines, run, reach))
 
 
 @launch.command()

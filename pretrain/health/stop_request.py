@@ -52,4 +52,8 @@ class StopRequest:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
         self._interrupted |= number == signal.SIGINT
+        if self.reason is None and (os.environ.get("RANK") or "0") == "0":
+            # Not print: the signal may have come within one.
+            again = "; Ctrl-C again ends it at once" if number == signal.SIGINT else ""
+            os.write(2, f"{signal.Signals(number).name}: the run saves and ends after this step{again}\n".encode())
         self.reason = signal.Signals(number).name

@@ -103,6 +103,11 @@ class Watchdog:
         self._timer.finished.add(self._now.phase)
         self._now = CurrentPhase(self._now.progress + 1, phase, step, time.time())
 
+    @property
+    def step(self) -> int:
+        """Step that the main thread reported last."""
+        return self._now.step
+
     def __enter__(self) -> "Watchdog":
         if self.limit_s:
             for thread in self._threads:

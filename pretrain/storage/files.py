@@ -1,6 +1,7 @@
 """Publishing files and folders: under its final name, each is complete or absent, whatever interrupts.
 
     publish_file      a small file, from bytes in memory
+    append_line       a line of a file that grows
     publish_folder    a staging folder whose files are synchronized
     move_into_place   a file that was written and synchronized under a temporary name
 
@@ -14,6 +15,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 
 def sync(path: Path) -> None:
@@ -23,6 +25,23 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Give an OSError of the block the name of its file: that of a write or flush has none."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+def append_line(file: IO[str], line: str) -> None:
+    """Append a line at once, so that a killed process keeps it. Raises OSError."""
+    with naming(file.name):
+        file.write(line + "\n")
+        file.flush()
 
 
 def write_synced(path: Path, data: bytes) -> None:
@@ -42,11 +61,12 @@ def publish_file(path: Path, data: bytes | str, *, durable: bool = True) -> None
     content = data.encode() if isinstance(data, str) else data
     temporary = temporary_name(path)
     try:
-        if durable:
-            write_synced(temporary, content)
-        else:
-            temporary.write_bytes(content)
-        temporary.replace(path)
+        with naming(path):
+            if durable:
+                write_synced(temporary, content)
+            else:
+                temporary.write_bytes(content)
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

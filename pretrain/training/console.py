@@ -1,6 +1,7 @@
 """Console output of training: a progress bar on a terminal, plain lines elsewhere and in logs/train.log."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,9 @@ from rich.text import Text
 from pretrain.config.schema import Config
 from pretrain.plan.counts import count_parameters, plan_batch
 from pretrain.report.numbers import format_count, format_seconds
+from pretrain.storage.files import append_line
+
+TRAINING = "train"
 
 
 def headline(config: Config, world_size: int, device: str, step: int) -> str:
@@ -34,13 +38,22 @@ class ConsoleReporter:
         self._speed = self._seconds_per_step = 0.0
         self._bar: Progress | None = None
         self._task: Any = None
+        self._labelled = False
 
     def start(self, done_steps: int) -> None:
         """Show the progress bar, with `done_steps` done."""
         if self.console.is_terminal:
             self._bar = _make_bar(self.console)
-            self._task = self._bar.add_task("train", total=self._total, completed=done_steps, status="", left="")
+            self._task = self._bar.add_task(TRAINING, total=self._total, completed=done_steps, status="", left="")
             self._bar.start()
+
+    def label(self, text: str | None) -> None:
+        """Label the bar; None for training. Without a bar, the first label of the process is a line."""
+        if self._bar is not None:
+            self._bar.update(self._task, description=text or TRAINING)
+        elif text is not None and not self._labelled:
+            self.console.print(f"{text} …", markup=False, soft_wrap=True)
+        self._labelled = True
 
     def say(self, text: str) -> None:
         """Print a line above the bar, and append it to the log."""
@@ -69,7 +82,8 @@ class ConsoleReporter:
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        self._log.close()
+        with suppress(OSError):  # a line that could not be written has been reported
+            self._log.close()
 
     def _smooth(self, values: dict[str, Any]) -> None:
         """Exponential moving average: one slow step must not double the time left."""
@@ -78,8 +92,7 @@ class ConsoleReporter:
             setattr(self, name, value if fresh else 0.9 * getattr(self, name) + 0.1 * value)
 
     def _write(self, text: str) -> None:
-        self._log.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}\n")
-        self._log.flush()
+        append_line(self._log, f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {text}")
 
 
 class _Steps(ProgressColumn):

@@ -1,11 +1,12 @@
 """Metrics of a run in full precision, on rank 0: metrics.jsonl, evaluations.jsonl, samples.jsonl, audit.jsonl, TensorBoard."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import IO, Any
 
 from pretrain.run_folder import RunFolder, parse_lines
-from pretrain.storage.files import publish_file
+from pretrain.storage.files import append_line, publish_file
 
 TENSORBOARD_GROUPS = {
     "loss": "train/loss",
@@ -78,12 +79,11 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Finish the files."""
-        self._steps.close()
-        self._evaluations.close()
-        if self._audit is not None:
-            self._audit.close()
-        if self._board is not None:
-            self._board.close()
+        for file in (self._steps, self._evaluations, self._audit, self._board):
+            # Lines were flushed one by one: what is left in a buffer has already been reported as lost.
+            with suppress(OSError):
+                if file is not None:
+                    file.close()
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -117,5 +117,4 @@ def _as_markdown(text: str) -> str:
 
 
 def _append(file: IO[str], values: dict[str, Any]) -> None:
-    file.write(json.dumps(values) + "\n")
-    file.flush()
+    append_line(file, json.dumps(values))

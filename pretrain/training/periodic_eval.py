@@ -52,15 +52,16 @@ class PeriodicEval:
         if self.loss_at(step) is not None or not self.data.valid or not settings.every_steps:
             return True  # a resumed run does not repeat a validation
         try:
-            scores = score_sources(
-                self.data.valid,
-                partial(self._held_out_sums, step),
-                max_sequences=settings.max_sequences,
-                micro_batch_size=self.config.batch.micro_batch_size,
-                world=self.world,
-                add=partial(sum_over_ranks, device=self.device),
-                document_mask=self.config.data.document_mask,
-            )
+            with recorder.phase(f"evaluating at step {step}"):
+                scores = score_sources(
+                    self.data.valid,
+                    partial(self._held_out_sums, step),
+                    max_sequences=settings.max_sequences,
+                    micro_batch_size=self.config.batch.micro_batch_size,
+                    world=self.world,
+                    add=partial(sum_over_ranks, device=self.device),
+                    document_mask=self.config.data.document_mask,
+                )
         except _StopAskedError:
             recorder.say(f"validation at step {step} was cut short by a stop request")
             return False
@@ -75,7 +76,8 @@ class PeriodicEval:
             return True
         between = partial(self._between_forwards, step)
         try:
-            made = make_samples(self.engine.logits_fn(), prompts, settings.sample_tokens, between)
+            with recorder.phase(f"sampling at step {step}"):
+                made = make_samples(self.engine.logits_fn(), prompts, settings.sample_tokens, between)
         except _StopAskedError:
             recorder.say(f"samples at step {step} were cut short by a stop request")
             return False

@@ -1,5 +1,7 @@
 """All output of a run in training: metrics, audit, TensorBoard, console and log. On rank 0 only."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from locale import getpreferredencoding
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,17 @@ class Recorder:
         """Show the progress bar."""
         if self._reporter is not None:
             self._reporter.start(step)
+
+    @contextmanager
+    def phase(self, text: str) -> Iterator[None]:
+        """Label the progress bar while something other than steps is done."""
+        if self._reporter is not None:
+            self._reporter.label(text)
+        try:
+            yield
+        finally:
+            if self._reporter is not None:
+                self._reporter.label(None)
 
     def say(self, text: str) -> None:
         """Print a line, and log it."""

@@ -19,7 +19,7 @@ import torch
 from pretrain.checkpoint.async_saver import AsyncSaver
 from pretrain.checkpoint.restore import load_checkpoint
 from pretrain.config.schema import Config
-from pretrain.distributed.collectives import lost_peer, sum_over_ranks
+from pretrain.distributed.collectives import sum_over_ranks
 from pretrain.distributed.engine import Batch, Engine
 from pretrain.distributed.world import World
 from pretrain.errors import TrainingError
@@ -72,13 +72,8 @@ class Trainer:
     def run(self) -> str:
         """Train to the end or to a stop. Returns the final status: `done` or `unfinished`."""
         with self._closing:
-            try:
-                self._open()
-                return self._loop()
-            except Exception as error:
-                if not lost_peer(error):
-                    self.attempt.leave("failed")
-                raise
+            self._open()
+            return self._loop()
 
     def _loop(self) -> str:
         total = self.config.schedule.total_steps
@@ -204,8 +199,12 @@ class Trainer:
 
     def _open(self) -> None:
         """Claim the run, load the point to start from, and open the files that rank 0 writes."""
-        point = self.attempt.begin(self.stop)
-        self.watchdog.attempt = self.attempt.number
+        try:
+            point = self.attempt.begin(self.stop)
+        finally:
+            self.watchdog.attempt = self.attempt.number
+        if self.world.is_main and (origin := point.checkpoint or point.initial_weights) is not None:
+            print(f"loading {origin} …", flush=True)
         self._restore(point)
         self.recorder = Recorder(
             self.folder,

@@ -133,7 +133,8 @@ def test_a_run_that_lost_a_process_has_not_failed(tmp_path: Path, ranks: Iterato
     wait_for_step(tmp_path / "run/metrics.jsonl", 3, first)
     second.kill()
     assert first.wait(60) == 1
-    assert lost_peer(RuntimeError((tmp_path / "0.txt").read_text()))
+    assert lost_peer(RuntimeError((tmp_path / "run/logs/train.log").read_text()))
+    assert (tmp_path / "0.txt").read_text() == ""  # not the cause
     assert (tmp_path / "run/status").read_text() == "running\n"
 
 

@@ -27,6 +27,7 @@ TABLE = {
     "pretrain.config": "pretrain.errors omegaconf yaml",
     "pretrain.run_folder": "pretrain.errors pretrain.storage",
     "pretrain.storage": "pretrain.config pretrain.errors fsspec numpy safetensors torch",
+    "pretrain.failure": "pretrain.errors pretrain.run_folder pretrain.storage",
     "pretrain.report": "pretrain.errors click rich",
     "pretrain.plan": "pretrain.config",
     "pretrain.optim": "pretrain.config pretrain.errors torch",
@@ -76,13 +77,14 @@ TABLE = {
         pretrain.convert.files pretrain.data pretrain.distributed pretrain.errors pretrain.generation
         pretrain.health pretrain.optim pretrain.run_folder pretrain.shards pretrain.storage tokenizer.models numpy""",
     "pretrain.training": """pretrain.checkpoint pretrain.config pretrain.data pretrain.distributed pretrain.errors
-        pretrain.evaluation pretrain.generation pretrain.health pretrain.model pretrain.optim pretrain.plan
-        pretrain.report pretrain.run_folder pretrain.storage pretrain.training.startup tokenizer.models numpy rich
-        torch""",
+        pretrain.evaluation pretrain.failure pretrain.generation pretrain.health pretrain.model pretrain.optim
+        pretrain.plan pretrain.report pretrain.run_folder pretrain.storage pretrain.training.startup tokenizer.models
+        numpy rich torch""",
     "pretrain.train": "pretrain.training",
     "pretrain.node_check": "pretrain.health.nodes",
     "launch.slurm": "pretrain.config pretrain.errors pretrain.plan pretrain.storage omegaconf",
-    "launch": "launch.slurm pretrain.config pretrain.errors pretrain.plan pretrain.run_folder psutil",
+    "launch": """launch.slurm pretrain.config pretrain.errors pretrain.failure pretrain.plan pretrain.run_folder psutil
+        torch""",
     "pretrain.cli.views": """launch pretrain.errors pretrain.report pretrain.shards tokenizer.corpus
         tokenizer.corpus.readers tokenizer.encoding tokenizer.training click rich""",
     "pretrain.cli.quickstart": """launch pretrain.config pretrain.errors pretrain.plan pretrain.report

@@ -12,7 +12,7 @@ from rich.text import Text
 from launch.status import RunStatus, read_status
 from pretrain.report.numbers import format_count, format_seconds
 
-STYLES = {"running": "green", "done": "bold green", "failed": "bold red"}
+STYLES = {"running": "green", "done": "bold green", "failed": "bold red", "crashed": "bold red"}
 EVERY_S = 5.0
 
 
@@ -37,10 +37,12 @@ def rows(status: RunStatus) -> Iterator[tuple[str, str]]:
     total = "?" if status.total_steps is None else f"{status.total_steps:,}"
     loss = "" if status.loss is None else f", loss {status.loss:.4f}"
     yield "step", f"{status.step:,} of {total}{loss}, attempt {status.attempt}"
+    if status.failure is not None and status.failure["hint"]:
+        yield "hint", status.failure["hint"]
     if status.tokens_per_second is not None:
         speed = f"{format_count(status.tokens_per_second)} tokens/s"
         if status.model_tflops_per_second is not None:
-            speed += f", {status.model_tflops_per_second:,.3g} model TFLOP/s"
+            speed += f", {format_flops(status.model_tflops_per_second)}"
         speed += "" if status.mfu is None else f", MFU {status.mfu:.1%}"
         left = "" if status.seconds_left is None else f", {format_seconds(status.seconds_left)} left at this speed"
         yield "speed", speed + left
@@ -48,10 +50,19 @@ def rows(status: RunStatus) -> Iterator[tuple[str, str]]:
         yield "saved", f"step {status.checkpoint_step:,}, {format_seconds(max(0, status.checkpoint_age_s))} ago"
     if status.job is not None:
         job = status.job
-        state = "not in the queue" if job["state"] is None else f"{job['state']} ({job['reason']})"
+        state = "not in the queue" if job["state"] is None else job["state"]
+        state += f" ({job['reason']})" if job.get("reason", "None") not in ("None", "") else ""
         nodes = f" on {job['nodes']}" if job.get("nodes") else ""
         left = f", {job['left']} of its time left" if job.get("state") == "RUNNING" else ""
         yield "job", f"{job['id']} {state}{nodes}, start {job['restart'] + 1}{left}"
+
+
+def format_flops(tflops: float) -> str:
+    """Model FLOP/s with three digits and a unit in which they can be read: 7.58 model GFLOP/s."""
+    for unit, size in (("PFLOP", 1e3), ("TFLOP", 1.0), ("GFLOP", 1e-3)):
+        if tflops >= size:
+            return f"{tflops / size:,.3g} model {unit}/s"
+    return f"{tflops / 1e-6:,.3g} model MFLOP/s"
 
 
 def _parts(status: RunStatus) -> Iterator[Table | Text]:

@@ -93,6 +93,8 @@ class Attempt:
         self.folder.make()
         self._lock = self.folder.claim()
         self.number = self.folder.begin_attempt()
+        self.folder.failure.unlink(missing_ok=True)
+        self.folder.set_status("running")
         self._remove_old_stop_file(stop)
         self.folder.clean()
         for saves in (self.folder.checkpoints, self.folder.weights):
@@ -104,7 +106,6 @@ class Attempt:
         self._add_skipped(point)
         for path in (self.folder.config, self.folder.config_of(self.number)):
             publish_file(path, config_text(self.data.config))
-        self.folder.set_status("running")
         return point
 
     def _add_skipped(self, point: ResumePoint) -> None:

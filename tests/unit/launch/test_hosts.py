@@ -12,6 +12,7 @@ from click.testing import CliRunner
 from launch.hosts import Host, format_hostfile, host_commands, launch_hosts, read_hostfile
 from pretrain.cli.main import cli
 from pretrain.errors import UserError
+from pretrain.run_folder import RunFolder
 from tests.support.repository import ROOT
 from tests.support.runs import make_run
 from tests.support.slurm_stand_ins import StandIns, slurm
@@ -74,14 +75,15 @@ def test_every_machine_is_told_its_number_and_the_head() -> None:
         port=29501,
         environment={"NCCL_DEBUG": "INFO it's", "HOME": "/root", "PYTHONPATH": "/code"},
         folder=Path("/my folder"),
+        logs=Path("/my run/logs"),
     )
     for rank, command in enumerate(commands):
         place, _, rest = command.partition(" && exec ")
         assert place == "cd '/my folder'"
         words = shlex.split(rest)
         assert words[:3] == ["env", "NCCL_DEBUG=INFO it's", "PYTHONPATH=/code"]
-        assert words[3:6] == [sys.executable, "-m", "torch.distributed.run"]
-        options = get_args_parser().parse_args(words[6:])
+        assert words[3:7] == [sys.executable, "-m", "launch.agent", f"/my run/logs/torchrun-{rank}.log"]
+        options = get_args_parser().parse_args(words[7:])
         assert (options.nnodes, options.node_rank, options.nproc_per_node) == ("2", rank, "4")
         assert (options.master_addr, options.master_port, options.rdzv_backend) == ("n1", 29501, "static")
         assert options.training_script_args == ["my run.yaml", "run.seed=3"]
@@ -115,7 +117,7 @@ def test_two_agents_meet_and_train(tmp_path: Path) -> None:
 
 def test_a_machine_that_fails_ends_the_others(tmp_path: Path) -> None:
     commands = [f"touch {tmp_path}/a; exec sleep 100", f"while [ ! -e {tmp_path}/a ]; do sleep 0.1; done; exit 9"]
-    assert launch_hosts(commands, [Host("a", 1), Host("b", 1)], tmp_path / "stop", HERE) == 9
+    assert launch_hosts(commands, [Host("a", 1), Host("b", 1)], RunFolder(tmp_path), HERE) == 9
 
 
 def test_a_signal_becomes_the_stop_file(tmp_path: Path) -> None:
@@ -131,7 +133,7 @@ def test_a_signal_becomes_the_stop_file(tmp_path: Path) -> None:
 
     threading.Thread(target=send).start()
     commands = [f"touch {tmp_path}/ready; {wait}", wait]
-    assert launch_hosts(commands, [Host("a", 1), Host("b", 1)], tmp_path / "stop", HERE) == 0
+    assert launch_hosts(commands, [Host("a", 1), Host("b", 1)], RunFolder(tmp_path), HERE) == 0
     assert not (tmp_path / "stop").exists()
 
 

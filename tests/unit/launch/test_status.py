@@ -12,10 +12,12 @@ from rich.console import Console
 from launch.slurm.job_record import JobRecord, LaunchFolder
 from launch.status import find_runs, read_status, read_tail
 from pretrain.cli.main import cli
-from pretrain.cli.views.run_status import render, watch
+from pretrain.cli.views.run_status import format_flops, render, rows, watch
 from pretrain.config.load import save_config
 from pretrain.config.schema import Config, ScheduleConfig
-from pretrain.errors import UserError
+from pretrain.errors import TrainingError, UserError
+from pretrain.failure import describe_failure, record_failure
+from pretrain.run_folder import RunFolder
 from tests.support.repository import ROOT
 from tests.support.slurm_stand_ins import StandIns, slurm
 
@@ -123,7 +125,8 @@ def test_a_job_that_waits_says_for_what_and_why_it_is_there_again(run: Path, slu
     submitted(run, "1\t5\t0\tstart\t0\tnodes n1", "2\t5\t0\trequeue\t40\tstopped by USR1 and saved")
     slurm.queue("5 PENDING BeginTime")
     status = read_status(run, NOW)
-    assert status.why == "job 5 waits in the queue: BeginTime, after: stopped by USR1 and saved"
+    waits = "BeginTime (SLURM lets a requeued job wait for two minutes)"
+    assert status.why == f"job 5 waits in the queue: {waits}, after: stopped by USR1 and saved"
     assert status.job is not None and status.job["restart"] == 0
 
 
@@ -220,6 +223,48 @@ def test_a_person_sees_it_all(run: Path, slurm: StandIns) -> None:
     ):
         assert text in shown
     assert "step 40, 1:00 ago" in shown and "| line 19" in shown
+
+
+@pytest.mark.parametrize("state", ["done", "failed", "crashed", "unfinished"])
+def test_a_run_that_ended_has_no_time_left(run: Path, state: str) -> None:
+    (run / "status").write_text(state)
+    assert read_status(run, NOW).seconds_left is None
+
+
+def test_the_reason_of_a_failure_is_shown_until_the_next_start(run: Path) -> None:
+    error = TrainingError("step 7: loss is nan", hint="lower optimizer.lr")
+    record_failure(RunFolder(run), describe_failure(error, rank=3, step=7, attempt=2))
+    status = read_status(run, NOW)
+    assert status.why.startswith("failed: step 7: loss is nan (rank 3 on ") and status.failure is not None
+    assert ("hint", "lower optimizer.lr") in [*rows(status)]
+    (run / "attempt").write_text("4\n")
+    (run / "status").write_text("running\n")
+    assert read_status(run, NOW).why == "training"
+
+
+@pytest.mark.parametrize(
+    ("line", "part"),
+    [
+        ("5 PENDING PartitionTimeLimit", "never starts"),
+        ("5 PENDING None", "SLURM has not looked at it yet"),
+        ("5 PENDING ANewCode", "waits in the queue: ANewCode"),
+        ("5 COMPLETING None", "is being cleaned up by SLURM"),
+    ],
+)
+def test_codes_of_slurm_are_put_into_words(line: str, part: str, run: Path, slurm: StandIns) -> None:
+    submitted(run)
+    slurm.queue(line)
+    status = read_status(run, NOW)
+    assert part in status.why
+    assert "None" not in " ".join(text for _, text in rows(status))
+
+
+@pytest.mark.parametrize(
+    ("tflops", "shown"),
+    [(2000, "2 model PFLOP/s"), (2, "2 model TFLOP/s"), (0.00758, "7.58 model GFLOP/s"), (1e-6, "1 model MFLOP/s")],
+)
+def test_a_speed_has_a_unit_in_which_it_can_be_read(tflops: float, shown: str) -> None:
+    assert format_flops(tflops) == shown
 
 
 def test_watching_ends_with_the_run(run: Path) -> None:

@@ -9,6 +9,8 @@ import pytest
 
 from launch import torchrun
 from launch.torchrun import launch_local, torchrun_command
+from pretrain.failure import read_failure
+from pretrain.run_folder import RunFolder
 
 
 def test_torchrun_understands_the_command_and_passes_all_arguments_on() -> None:
@@ -16,9 +18,9 @@ def test_torchrun_understands_the_command_and_passes_all_arguments_on() -> None:
 
     # The last two are options of torchrun's own, and the ambiguous beginning of several.
     overrides = ["run.seed=3", "--max-restarts=9", "--n=2"]
-    command = torchrun_command("conf dir/run.yaml", overrides, 3)
-    assert command[:3] == [sys.executable, "-m", "torch.distributed.run"]
-    options = get_args_parser().parse_args(command[3:])
+    command = torchrun_command("conf dir/run.yaml", overrides, 3, RunFolder(Path("run")))
+    assert command[:4] == [sys.executable, "-m", "launch.agent", "run/logs/torchrun.log"]
+    options = get_args_parser().parse_args(command[4:])
     assert (options.nnodes, options.nproc_per_node, options.standalone, options.module) == ("1", "3", True, True)
     assert options.max_restarts == 0
     assert options.training_script == "pretrain.train"
@@ -28,7 +30,7 @@ def test_torchrun_understands_the_command_and_passes_all_arguments_on() -> None:
 def run_child(monkeypatch: pytest.MonkeyPatch, program: str, stop_file: Path) -> int:
     monkeypatch.setattr(torchrun, "torchrun_command", lambda *_: [sys.executable, "-c", program])
     monkeypatch.setattr(torchrun, "POLL_SECONDS", 0.02)
-    return launch_local("run.yaml", [], 2, stop_file)
+    return launch_local("run.yaml", [], 2, RunFolder(stop_file.parent))
 
 
 @pytest.mark.parametrize("code", [0, 1, 3])
@@ -59,7 +61,9 @@ def test_a_signal_becomes_the_stop_file_and_does_not_reach_the_child(
     assert not stop_file.exists()
 
 
-def test_a_second_ctrl_c_ends_the_child_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_second_ctrl_c_ends_the_child_at_once_and_both_are_answered(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     ready, first = tmp_path / "ready", tmp_path / "stop"
     program = f"import pathlib, time\npathlib.Path({str(ready)!r}).touch()\ntime.sleep(60)"
 
@@ -73,6 +77,22 @@ def test_a_second_ctrl_c_ends_the_child_at_once(monkeypatch: pytest.MonkeyPatch,
 
     threading.Thread(target=send).start()
     assert run_child(monkeypatch, program, first) == -signal.SIGKILL
+    said = capfd.readouterr().err.splitlines()
+    assert said[0] == "SIGINT: the run saves and ends after this step; Ctrl-C again kills it"
+    assert said[1].startswith("killed; the same command resumes")
+
+
+def test_a_run_whose_processes_were_killed_has_a_reason(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Killed processes cannot record one themselves."""
+    folder = RunFolder(tmp_path)
+    folder.make()
+    program = (
+        f"import pathlib\nrun = pathlib.Path({str(tmp_path)!r})\n(run / 'attempt').write_text('1')\n"
+        "(run / 'status').write_text('running')\nraise SystemExit(137)"
+    )
+    assert run_child(monkeypatch, program, folder.stop_file) == 137
+    found = read_failure(folder)
+    assert folder.status() == "crashed" and found is not None and found.reason == "a process ended with code 137"
 
 
 def test_an_old_stop_file_does_not_stop_a_new_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -108,4 +128,4 @@ def test_a_file_in_the_working_folder_does_not_take_the_place_of_a_module(
     (tmp_path / "pretrain.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(torchrun, "torchrun_command", lambda *_: [sys.executable, "-m", "pretrain.train", "--help"])
-    assert launch_local("run.yaml", [], 1, tmp_path / "stop") == 0
+    assert launch_local("run.yaml", [], 1, RunFolder(tmp_path)) == 0

@@ -119,8 +119,8 @@ def test_torchrun_understands_the_command_of_an_agent(tmp_path: Path) -> None:
         check=True,
     )
     arguments = done.stdout.splitlines()
-    assert arguments[:2] == ["-m", "torch.distributed.run"]
-    options = get_args_parser().parse_args(arguments[2:])
+    assert arguments[:3] == ["-m", "launch.agent", "/runs/a/logs/torchrun-1.log"]
+    options = get_args_parser().parse_args(arguments[3:])
     assert (options.nnodes, options.nproc_per_node, options.rdzv_endpoint) == ("2", "4", "n1:12000")
     assert (options.rdzv_backend, options.rdzv_id, options.rdzv_conf) == ("c10d", "7.0", "is_host=0")
     assert (options.max_restarts, options.module, options.training_script) == (0, True, "pretrain.train")

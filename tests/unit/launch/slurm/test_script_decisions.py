@@ -2,11 +2,13 @@
 
 import subprocess
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from launch.slurm.cluster import Cluster, RequeueConfig
+from pretrain.failure import describe_failure, failure_text, publish_once
 from tests.support.batch_job import BatchJob
 
 
@@ -44,7 +46,55 @@ def test_a_failed_training_ends_with_the_code_of_the_process_that_failed_first(j
 def test_a_crash_after_a_checkpoint_is_tried_again(job: BatchJob, code: int) -> None:
     ended, shown = job.go(f"begin; save 00000010; exit {code}")
     assert (ended, job.requeued) == (0, True), shown
-    assert job.last == ["requeue", "10", f"a process ended with {code}"]
+    assert job.last == ["requeue", "10", f"a process ended with {code}: see {job.run}/logs/77-0"]
+
+
+def failing(job: BatchJob, reason: str, attempt: int = 1, bad_node: str | None = None) -> str:
+    """A line that writes RUN/failure.json as a training process does."""
+    failure = replace(
+        describe_failure(RuntimeError("x"), rank=0, step=1, attempt=attempt), reason=reason, bad_node=bad_node
+    )
+    publish_once(job.run / "a-failure", failure_text(failure))
+    return 'mv "$RUN/a-failure" "$RUN/failure.json"'
+
+
+def test_the_last_line_of_a_failed_job_is_the_reason(job: BatchJob) -> None:
+    failure = failing(job, 'loss is "nan" at C:\\x, é')
+    code, shown = job.go(f'begin; {failure}; echo failed >"$RUN/status"; exit 3')
+    assert (code, job.requeued) == (3, False)
+    assert job.last[2] == 'the training failed, and a restart would fail again: loss is "nan" at C:\\x, é'
+    assert shown.splitlines()[-1].endswith('loss is "nan" at C:\\x, é')
+
+
+def test_a_reason_of_an_earlier_start_is_not_repeated(job: BatchJob) -> None:
+    job.go(f"begin; begin; {failing(job, 'old')}; save 00000010; exit 1")
+    assert "old" not in job.last[2]
+
+
+def test_bad_input_is_explained_by_the_rank_that_said_so(job: BatchJob) -> None:
+    message = 'mkdir -p "$RUN/logs/77-0"; echo "error: no shards" >"$RUN/logs/77-0/rank-0000.log"; exit 2'
+    assert job.go(message)[0] == 2
+    assert job.last[2] == "invalid input: error: no shards"
+
+
+def test_the_node_of_a_crash_is_avoided_by_the_next_start_and_the_crash_is_tried_again(job: BatchJob) -> None:
+    failure = failing(job, "CUDA error", bad_node="n2")
+    job.go(f'begin; {failure}; save 00000010; echo crashed >"$RUN/status"; exit 1')
+    assert job.requeued and job.last == ["requeue", "10", "a process ended with 1: CUDA error"]
+    assert "update JobId=77 ExcNodeList=n2" in (job.run / "scontrol.txt").read_text()
+
+
+def test_ranks_that_said_nothing_leave_no_file(job: BatchJob) -> None:
+    job.go('begin; touch "$RUN/logs/77-0/rank-0001.log"; echo line >"$RUN/logs/77-0/rank-0000.log"; exit 1')
+    assert [path.name for path in (job.run / "logs" / "77-0").glob("rank-*")] == ["rank-0000.log"]
+
+
+def test_a_file_system_without_locks_is_not_an_earlier_start(job: BatchJob) -> None:
+    (job.run / ".lock").touch()
+    (job.commands / "flock").write_text("#!/bin/sh\nexit 71\n")
+    (job.commands / "flock").chmod(0o755)
+    _, shown = job.go("begin; exit 1", restart=1)
+    assert "no file locks on this file system" in shown and "earlier start" not in shown
 
 
 def test_bad_input_is_not_tried_again(job: BatchJob) -> None:

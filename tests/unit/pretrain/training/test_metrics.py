@@ -155,6 +155,16 @@ def test_tensorboard_gets_steps_and_evaluations(folder: RunFolder) -> None:
     assert "valid/step" not in board.Tags()["scalars"]
 
 
+@pytest.mark.parametrize("file", ["_steps", "_evaluations"])
+def test_a_full_disk_is_one_error_that_names_the_file(folder: RunFolder, file: str) -> None:
+    writer = MetricsWriter(folder, resumed_step=0, tensorboard=False)
+    getattr(writer, file).close()
+    setattr(writer, file, open("/dev/full", "a"))  # noqa: PTH123, SIM115
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        (writer.step if file == "_steps" else writer.evaluation)(values(1))
+    writer.close()  # the lost line is not reported again: the error above would be buried
+
+
 @pytest.mark.parametrize(
     "damage", [b'{"step": 3, "lo\n', b"\0" * 64 + b"\n", b"\n", b"[3]\n", b'{"loss": 3}\n', b"\xff\xfe\n"]
 )
