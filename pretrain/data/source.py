@@ -174,6 +174,8 @@ def open_sources(configs: Mapping[str, SourceConfig], seq_len: int, store: Store
     for name in sorted(configs):
         with together.check():
             found.append(Source(name, configs[name], seq_len, store))
+        if "://" in configs[name].path:
+            together.raise_all()  # at once: a store that is down would be waited for once for each source
     together.raise_all()
     return found
 

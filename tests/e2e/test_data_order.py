@@ -100,7 +100,7 @@ def test_weights_may_change_from_here_on_but_not_what_has_been_read(config: Path
     refused = pretrain("train", config, run, *STAGE, *plain)
     assert refused.returncode == 2
     assert "does not fit this run" in refused.stderr
-    assert f"data.stages.NAME.start_step={step}" in refused.stderr
+    assert f"data.stages.from{step}.start_step={step} " in refused.stderr
     train(
         config, 1, run, "schedule.total_steps=30", f"data.stages.new.start_step={step}", "data.stages.new.weights.c=1"
     )

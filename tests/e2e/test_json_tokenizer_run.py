@@ -9,7 +9,7 @@ import yaml
 
 from pretrain.checkpoint.checkpoint_reader import CheckpointReader, open_checkpoint
 from pretrain.config import load_config
-from pretrain.errors import DataError
+from pretrain.errors import ConfigError, DataError
 from pretrain.shards.manifest_file import read_manifest
 from pretrain.training.startup.preflight import open_data
 from tests.support.encoded import TEXTS, write_jsonl
@@ -82,7 +82,7 @@ def test_a_source_of_more_tokens_than_rows_is_refused_and_of_fewer_is_not(tmp_pa
     opened(tmp_path, "model.vocab_size=500")
     opened(tmp_path, "model.vocab_size=128")
     with pytest.raises(
-        DataError, match=r"vocabulary of 128, and model.vocab_size is only 127\n.*vocab_size=128, or more"
+        ConfigError, match=r"vocabulary of 128, and model.vocab_size is only 127\n.*vocab_size=128, or more"
     ):
         opened(tmp_path, "model.vocab_size=127")
 

@@ -176,7 +176,7 @@ def test_a_restart_of_the_controller_goes_unnoticed(cluster: Cluster, launch: La
 
 
 def test_a_run_has_one_job_at_a_time(cluster: Cluster, launch: Launch) -> None:
-    """Whether it waits or runs; and outside SLURM the lock of the run folder still holds."""
+    """Whether it waits or runs; a start outside SLURM is refused as well."""
     run = launch()
     cluster.run("scontrol", "update", "NodeName=ALL", "State=DRAIN", "Reason=test")
     run.submit("schedule.total_steps=100000")
@@ -192,7 +192,7 @@ def test_a_run_has_one_job_at_a_time(cluster: Cluster, launch: Launch) -> None:
     assert status["why"] == f"training, as job {run.job}" and status["status"] == "running"
     assert status["step"] >= 3 and status["total_steps"] == 100_000
     beside = run.pretrain("launch", "local", run.config, "--nproc", "1", f"run.dir={run.run}", check=False)
-    assert beside.returncode == 2 and "is in use by" in beside.stderr
+    assert beside.returncode == 2 and f"{run.job} is RUNNING" in beside.stderr
     run.pretrain("stop", run.run)
     cluster.wait_for_state(run.job, "COMPLETED")
     assert run.word == "unfinished" and run.attempt == 1
