@@ -199,7 +199,7 @@ def measure(world: World, config: Config, place: Path, rounds: int) -> None:
 
 
 def stall(bench: Bench, seconds: Seconds, rounds: int) -> None:
-    """What training waits for, against a plain copy of the same bytes to memory that has been used before."""
+    """Wait of training for a save, against a plain copy of the same bytes to memory that has been used before."""
     into = [torch.zeros_like(tensor) for tensor in bench.tensors]
     for _ in range(2 * rounds):
         seconds.setdefault("stall: one copy", []).append(bench.timed(lambda: bench.copy(into)))
@@ -227,7 +227,7 @@ def slowdown(bench: Bench, training: dict[str, list[float]], rounds: int) -> Non
 
 
 def write_behind(folder: Path, snapshot: Snapshot) -> None:
-    """What the trainer's thread does."""
+    """Write as the trainer's thread does."""
     lower_priority()
     write_snapshot(folder, snapshot)
 

@@ -107,7 +107,7 @@ def measure(path: Path, texts: list[str], rounds: int) -> tuple[dict[str, list[f
 
 
 def memory(path: Path, kind: str) -> str:
-    """What encoding some 64 MB takes in a process of its own: a row of a table."""
+    """Time and memory of encoding some 64 MB in a process of its own: a row of a table."""
     generator = random.Random(0)
     makers: dict[str, Callable[[], list[str]]] = {
         "code": lambda: code_texts(64_000_000),

@@ -37,7 +37,7 @@ def _arrow_stream(folder: Path, state: dict[str, Any] | None) -> Any:
 
 
 def arrow_state(folder: Path, batch: int, start: int) -> dict[str, Any]:
-    """What a checkpoint at batch `start` would hold."""
+    """Content of a checkpoint at batch `start`."""
     stream = _arrow_stream(folder, None)
     for _ in zip(range(start * batch), stream, strict=False):
         pass
@@ -69,7 +69,7 @@ def energon(folder: Path, batch: int, *, workers: int = 0, state: Any = None) ->
 
 
 def energon_state(folder: Path, batch: int, start: int) -> Any:
-    """What a checkpoint at batch `start` would hold."""
+    """Content of a checkpoint at batch `start`."""
     loader = _energon_loader(folder, batch, 0)
     for _ in zip(range(start), loader, strict=False):
         pass

@@ -1,4 +1,4 @@
-"""What must not depend on the size of a corpus, shown at 10^13 tokens: opening, the first batch, reading and planning."""
+"""Costs that must not depend on the size of a corpus, shown at 10^13 tokens: opening, the first batch, reading and planning."""
 
 import dataclasses
 import resource

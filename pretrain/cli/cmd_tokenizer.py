@@ -63,23 +63,12 @@ text_field_option = click.option(
 
 def limit_options(command: Callable[..., None]) -> Callable[..., None]:
     """Limits on documents and files that cannot be used."""
-    for option in (
-        click.option(
-            "--max-bad-files",
-            default=0,
-            show_default=True,
-            type=click.IntRange(min=0),
-            help="Stop above this many files that end early or cannot be read.",
-        ),
-        click.option(
-            "--max-bad-documents",
-            default=100,
-            show_default=True,
-            type=click.IntRange(min=0),
-            help="Stop above this many unusable documents.",
-        ),
+    for name, default, unusable in (
+        ("--max-bad-files", 0, "files that end early or cannot be read"),
+        ("--max-bad-documents", 100, "unusable documents"),
     ):
-        command = option(command)
+        limit: dict[str, Any] = {"type": click.IntRange(min=0), "help": f"Stop above this many {unusable}."}
+        command = click.option(name, default=default, show_default=True, **limit)(command)
     return command
 
 

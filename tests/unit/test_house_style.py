@@ -39,7 +39,7 @@ def test_a_docstring_leads_with_the_noun_or_the_verb() -> None:
     """Not with a clause: "Initial weights", not "What a run begins with"; "Checks that …", not "That …"."""
     found = [
         f"{place(path, line)}: {text.splitlines()[0]}"
-        for path in PRODUCT
+        for path in [*PRODUCT, *(path for path in OTHERS if path.is_relative_to(ROOT / "benchmarks"))]
         for line, text in docstrings(path)
         if re.match(r"(What|That)\b", text)
     ]
